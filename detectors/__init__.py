@@ -1,0 +1,1 @@
+"""Anomaly detectors for product images: backbones, heads, data, metrics. Knows nothing of Optuna or MLflow."""

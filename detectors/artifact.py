@@ -1,0 +1,184 @@
+"""A fitted detector on disk: ``detector.json`` + ``detector.safetensors``. Self-contained, no pickle, no network to load.
+
+The folder holds the backbone's weights too, so that a detector scores the same images alike wherever it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from detectors.backbones import WeightsIdentity, check_strides, empty_backbone
+from detectors.base import Detector
+from detectors.catalog import head_class
+from detectors.data.images import RESIZE_RULE, resize_image
+from detectors.data.samples import file_sha256
+from detectors.errors import InputError
+from detectors.evaluation import Threshold
+from detectors.files import new_folder, write_json
+from detectors.weights import BackboneSpec
+
+FORMAT = 1
+DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
+MAX_DESCRIPTION_BYTES = 16 * 2**20
+BACKBONE_PREFIX, HEAD_PREFIX = "backbone.", "head."
+
+
+class _Weights(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    tag: str
+    sha256: str
+    origin: str
+
+
+class _Description(BaseModel):
+    """What ``detector.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    detector: str
+    settings: dict[str, bool | int | float | str]
+    backbone: str
+    strides: list[int] = Field(min_length=1)
+    weights: _Weights
+    image_size: tuple[int, int] = Field(strict=False)
+    resize_rule: str
+    smoothing_sigma: float
+    threshold: dict[str, Any] | None
+    normal_scores: list[float]
+    provenance: dict[str, Any]
+    tensors_sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A detector with what is known about where it comes from."""
+
+    detector: Detector
+    normal_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Ascending image scores of held-out normals: where a new score stands among them."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Study, trial, data digest, versions: JSON-able."""
+
+    def resize(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """uint8 [H, W, 3] of any size -> uint8 [1, 3, h, w] as the detector wants it."""
+        return torch.from_numpy(resize_image(rgb, self.detector.image_size)).permute(2, 0, 1)[None].contiguous()
+
+
+def save_artifact(artifact: Artifact, folder: Path) -> Path:
+    """Write a fitted detector; replaces a former one at the same place in one step.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    detector = artifact.detector
+    with new_folder(folder) as temporary:
+        save_file(stored_tensors(detector), temporary / TENSORS)
+        description = _Description(
+            format=FORMAT,
+            detector=detector.head.name,
+            settings=detector.head.settings,
+            backbone=str(detector.backbone.spec),
+            strides=list(detector.backbone.strides),
+            weights=_Weights(**detector.backbone.identity.to_json()),
+            image_size=detector.image_size,
+            resize_rule=RESIZE_RULE,
+            smoothing_sigma=detector.smoothing_sigma,
+            threshold=detector.threshold.to_json() if detector.threshold else None,
+            normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
+            provenance=dict(artifact.provenance),
+            tensors_sha256=file_sha256(temporary / TENSORS),
+        )
+        write_json(temporary / DESCRIPTION, description.model_dump(mode="json"))
+    return folder
+
+
+def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifact:
+    """Read a detector back; its scores are those of the detector that was saved.
+
+    Raises:
+        InputError: no artifact there, a newer format, or files that were changed or damaged.
+    """
+    description = _read_description(folder)
+    tensors = _read_tensors(folder / TENSORS, description.tensors_sha256)
+    spec = BackboneSpec.parse(description.backbone)
+    check_strides(description.backbone, description.strides)
+    backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
+    head = head_class(description.detector)(**description.settings)
+    try:
+        backbone.load_state_dict(_with_prefix(tensors, BACKBONE_PREFIX))
+        head.import_tensors(_with_prefix(tensors, HEAD_PREFIX))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{folder}: tensors do not fit the description ({str(error).splitlines()[0]})") from error
+    detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
+    detector.finish_fit()
+    detector.threshold = Threshold.from_json(description.threshold) if description.threshold else None
+    return Artifact(
+        detector=detector.to(device),
+        normal_scores=np.asarray(description.normal_scores),
+        provenance=description.provenance,
+    )
+
+
+def stored_tensors(detector: Detector) -> dict[str, Tensor]:
+    """Everything an artifact stores of a detector, by name, on the CPU."""
+    named = {f"{BACKBONE_PREFIX}{name}": value for name, value in detector.backbone.state_dict().items()}
+    named |= {f"{HEAD_PREFIX}{name}": value for name, value in detector.head.export_tensors().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+
+def model_size_mb(detector: Detector) -> float:
+    """Size of the artifact's tensors, in MB (10^6 bytes)."""
+    parts = (*detector.backbone.state_dict().values(), *detector.head.export_tensors().values())
+    return sum(value.numel() * value.element_size() for value in parts) / 1e6
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder looks like a saved detector."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def _read_description(folder: Path) -> _Description:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise InputError(f"{folder}: no detector here ({DESCRIPTION} is missing)")
+    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise InputError(f"{path}: too large to be a detector's description")
+    try:
+        raw = json.loads(path.read_bytes())
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise InputError(f"{path}: written by a newer version (format {raw['format']}); update anomaly-studies")
+        description = _Description.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if description.resize_rule != RESIZE_RULE:
+        raise InputError(f"{path}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}")
+    return description
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        if file_sha256(path) != sha256:
+            raise InputError(f"{path}: changed since the detector was saved (sha256 differs); restore or refit it")
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not readable ({error})") from error
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,209 @@
+"""Feature pyramids from timm, asked for by stride.
+
+Notation: B images, C channels, H x W input pixels, h x w feature positions (h = H / stride).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from detectors.data.samples import file_sha256
+from detectors.errors import InputError
+from detectors.weights import (
+    BackboneSpec,
+    WeightsSource,
+    pretrained_cfg,
+    read_weights,
+    require_weights,
+    tensors_sha256,
+    weights_file,
+)
+
+# timm warns about the classifier's tensors, which a feature pyramid has no use for.
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
+
+EXTRACTION_BATCH = 4
+"""Images per forward pass on a CPU: small batches stay in the cache and are fastest per image."""
+
+
+@dataclass(frozen=True)
+class WeightsIdentity:
+    """Which weights a backbone carries; part of every feature key, trial record and artifact."""
+
+    name: str
+    tag: str
+    """timm's weights tag, e.g. ``a1_in1k``, or ``random:<seed>``."""
+    sha256: str
+    """Of the weights file, or of the tensors where they are random."""
+    origin: str
+
+    def to_json(self) -> dict[str, str]:
+        """Plain dictionary."""
+        return asdict(self)
+
+    @property
+    def short(self) -> str:
+        """Name, tag and the first 12 digits of the hash, for tables and keys."""
+        return f"{self.name}.{self.tag}-{self.sha256[:12]}"
+
+
+class Backbone(nn.Module):
+    """A timm model cut to the strides asked for, with its own input normalisation.
+
+    ``forward`` takes uint8 [B, 3, H, W] (RGB, 0-255) and returns ``{stride: float32 [B, C, h, w]}``.
+    Always in eval mode: batch statistics would make an image's features depend on its batch.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, *, spec: BackboneSpec, strides: Sequence[int], identity: WeightsIdentity
+    ) -> None:
+        super().__init__()
+        cfg = pretrained_cfg(spec)
+        self.spec = spec
+        self.identity = identity
+        self.strides = tuple(strides)
+        # channels_last halves the time of depthwise convolutions on a CPU and costs nothing elsewhere.
+        self.model = model.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", 255 * torch.tensor(cfg.get("mean", (0.485, 0.456, 0.406))).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(cfg.get("std", (0.229, 0.224, 0.225))).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in eval mode whatever `mode` says."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """uint8 [B, 3, H, W] -> {stride: float32 [B, C, h, w]}, strides ascending."""
+        normalised = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return dict(zip(self.strides, self.model(normalised), strict=True))
+
+
+def channels_by_stride(name: str) -> dict[int, int]:
+    """Channels that a backbone offers at each stride of 4 and more, e.g. ``{4: 64, 8: 128, 16: 256, 32: 512}``.
+
+    Raises:
+        InputError: unknown backbone, or one that gives no feature pyramid.
+    """
+    return {stride: channels for stride, (_, channels) in _pyramid(BackboneSpec.parse(name).architecture).items()}
+
+
+@lru_cache(maxsize=64)
+def _pyramid(architecture: str) -> dict[int, tuple[int, int]]:
+    """{stride: (index among timm's features, channels)}; where a stride occurs twice, the deepest counts."""
+    try:
+        # The meta device builds the layers without memory or random numbers.
+        with torch.device("meta"):
+            info: Any = timm.create_model(architecture, pretrained=False, features_only=True).feature_info
+    except (RuntimeError, AssertionError, AttributeError, TypeError, NotImplementedError, ValueError) as error:
+        raise InputError(f"backbone {architecture!r} gives no feature pyramid; choose a convolutional one") from error
+    layers = enumerate(zip(info.reduction(), info.channels(), strict=True))
+    return {int(stride): (index, int(channels)) for index, (stride, channels) in layers if stride >= 4}
+
+
+def check_strides(name: str, strides: Sequence[int]) -> None:
+    """Raise `InputError` unless the backbone offers every stride; they must ascend and be distinct."""
+    offered = channels_by_stride(name)
+    if not strides or list(strides) != sorted(set(strides)):
+        raise InputError(f"layers {list(strides)}: give distinct strides in ascending order, e.g. [8, 16]")
+    if missing := [stride for stride in strides if stride not in offered]:
+        raise InputError(f"backbone {name} has no layer of stride {missing[0]}; it offers {sorted(offered)}")
+
+
+def build_backbone(
+    name: str, strides: Sequence[int], *, weights_dir: Path | None = None, allow_network: bool = False
+) -> Backbone:
+    """Make a backbone with its weights, on the CPU.
+
+    Args:
+        name: as `BackboneSpec.parse` reads it.
+        strides: ascending, each one that the backbone offers.
+
+    Raises:
+        InputError: unknown name, stride not offered, weights not found or not fitting.
+    """
+    spec = BackboneSpec.parse(name)
+    check_strides(name, strides)
+    source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if spec.random_seed is not None:
+        state, identity = _random_weights(spec)
+    else:
+        read, sha256 = read_weights(source)
+        state, identity = _fitting(read, source), _file_identity(source, sha256)
+    return Backbone(_create(spec, strides, state=state), spec=spec, strides=strides, identity=identity)
+
+
+def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> Backbone:
+    """The layers alone, for a saved detector whose artifact brings the tensors."""
+    return Backbone(_create(spec, strides), spec=spec, strides=strides, identity=identity)
+
+
+def weights_identity(name: str, *, weights_dir: Path | None = None, allow_network: bool = False) -> WeightsIdentity:
+    """Identity of the weights that `build_backbone` would load. Raises `InputError` as it does."""
+    spec = BackboneSpec.parse(name)
+    source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if spec.random_seed is not None:
+        return _random_weights(spec)[1]
+    return _file_identity(source, file_sha256(weights_file(source)))
+
+
+def _file_identity(source: WeightsSource, sha256: str) -> WeightsIdentity:
+    tag = str(pretrained_cfg(source.spec).get("tag") or "unknown")
+    return WeightsIdentity(source.spec.name, tag, sha256, source.origin)
+
+
+def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tensor] | None = None) -> nn.Module:
+    pyramid = _pyramid(spec.architecture)
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}} if state is not None else {}
+    try:
+        model = timm.create_model(
+            spec.architecture,
+            pretrained=state is not None,
+            features_only=True,
+            out_indices=[pyramid[stride][0] for stride in strides],
+            **options,
+        )
+    except RuntimeError as error:
+        raise InputError(f"weights do not fit backbone {spec}: {str(error).splitlines()[0]}") from error
+    return _without_unused_stages(model)
+
+
+def _without_unused_stages(model: nn.Module) -> nn.Module:
+    """Drop the stages behind the last one asked for, which EfficientNet and MobileNetV3 would compute and throw away."""
+    stages = getattr(model, "_stage_out_idx", None)
+    blocks = getattr(model, "blocks", None)
+    if stages and isinstance(blocks, nn.Sequential) and getattr(model, "feature_hooks", 0) is None:
+        model.blocks = blocks[: max(stages)]
+    return model
+
+
+def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdentity]:
+    """All stages are drawn, whatever strides are asked for, so that the weights do not depend on these."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.random_seed or 0)
+        state = timm.create_model(spec.architecture, pretrained=False).state_dict()
+    return state, WeightsIdentity(spec.name, f"random:{spec.random_seed}", tensors_sha256(state), "random")
+
+
+def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tensor]:
+    """Rename the bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
+    if source.origin != "bundled":
+        return state
+    with torch.device("meta"):
+        wanted = timm.create_model(source.spec.name, pretrained=False).state_dict()
+    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in wanted.values()]:
+        raise InputError(
+            f"{source.path}: not the EfficientNet-Lite0 checkpoint this version knows; reinstall the package"
+        )
+    return dict(zip(wanted, state.values(), strict=True))

@@ -1,0 +1,203 @@
+"""The contract of every detector: parameters, fit context, head, prediction, detector.
+
+Notation: B images, h x w positions of the finest stride, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from detectors.anomaly_map import AnomalyMap, image_scores
+from detectors.backbones import EXTRACTION_BATCH, Backbone
+from detectors.data.images import Size
+from detectors.errors import InputError, NumericalError
+from detectors.evaluation import Threshold
+from detectors.features import Features
+
+ParameterValue = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting of a detector that a study may fix or search."""
+
+    name: str
+    kind: Literal["int", "float"]
+    default: int | float
+    doc: str
+    low: float
+    """Smallest allowed value."""
+    high: float = float("inf")
+    """Largest allowed value."""
+
+    def check(self, value: Any) -> int | float:
+        """The value in its own type. Raises `InputError` naming the parameter, the value and what would be valid."""
+        wanted = "a whole number" if self.kind == "int" else "a number"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (self.kind == "int" and value != int(value))
+        ):
+            raise InputError(f"{self.name}: {value!r} is not {wanted}")
+        if not self.low <= value <= self.high:
+            allowed = f"at least {self.low:g}" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"
+            raise InputError(f"{self.name}: {value:g} is out of range; it must be {allowed}")
+        return int(value) if self.kind == "int" else float(value)
+
+
+SMOOTHING_SIGMA = Parameter(
+    "smoothing_sigma", "float", 4.0, "Gaussian smoothing of the anomaly map, in pixels of the resized image", 0.0, 64.0
+)
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a fit may know about its surroundings."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    """For everything that may differ between trials (initial weights, batches)."""
+    structural_seed: int = 0
+    """For what trials share (channel permutation, projection, coreset start)."""
+    report: Callable[[int, float], None] = lambda step, value: None
+    """Called with (step, value) as training goes on."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked between steps; True ends the fit early."""
+    checkpoint_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of B images; raw scores, never clamped or squashed. Higher is more anomalous."""
+
+    scores: Tensor
+    """float32 [B]"""
+    maps: Tensor
+    """float32 [B, H, W]"""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Head(nn.Module, ABC):
+    """A model of normal features.
+
+    A subclass has a `name`, its `searchable` parameters, and takes these as keyword arguments. After `fit`, its tensors are
+    buffers or parameters, so that ``state_dict`` holds all that was learned. An image's score never depends on the other
+    images of its batch.
+    """
+
+    name: ClassVar[str]
+    searchable: ClassVar[tuple[Parameter, ...]]
+
+    @classmethod
+    def upper_bounds(cls, channels: Mapping[int, int]) -> dict[str, int]:
+        """Largest sensible values that depend on the backbone's channels at the chosen strides, {stride: C}."""
+        return {}
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, ParameterValue]:
+        """The constructor's keyword arguments, JSON-able."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Size:
+        """(h, w) of the patch scores; known after `fit`."""
+
+    @abstractmethod
+    def fit(self, features: Features, context: FitContext) -> Self:
+        """Learn from the normals' features.
+
+        Raises:
+            NumericalError: features or the fitted model are not finite.
+        """
+
+    @abstractmethod
+    def score(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Patch scores [B, h, w] and, where the head has its own rule for them, image scores [B]."""
+
+    def export_tensors(self) -> dict[str, Tensor]:
+        """What an artifact stores of the fitted head."""
+        return dict(self.state_dict())
+
+    def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `export_tensors` gave. Raises `KeyError` or `ValueError` for tensors that are not ours."""
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
+
+
+class Detector(nn.Module):
+    """Backbone + head + anomaly map, with the threshold above which an image counts as defective.
+
+    ``forward`` takes uint8 [B, 3, H, W] images of `image_size` and returns a `Prediction`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Head, *, image_size: Size, smoothing_sigma: float = SMOOTHING_SIGMA.default
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.image_size, self.smoothing_sigma = image_size, smoothing_sigma
+        self.threshold: Threshold | None = None
+        self.anomaly_map: AnomalyMap | None = None
+        self.eval()
+
+    def fit(self, images: Tensor, context: FitContext | None = None) -> Detector:
+        """Fit to normal images, uint8 [N, 3, H, W]. Raises `InputError` for images of another size, `NumericalError`."""
+        return self.fit_features(self.extract(images), context or FitContext())
+
+    def fit_features(self, features: Features, context: FitContext) -> Detector:
+        """Fit to features that are there already. Raises `NumericalError`."""
+        features.check_finite()
+        self.head.fit(features, context)
+        self.finish_fit()
+        return self
+
+    def finish_fit(self) -> None:
+        """Make what follows from a fitted head: the anomaly map for its grid."""
+        self.anomaly_map = AnomalyMap(self.head.grid, self.image_size, smoothing_sigma=self.smoothing_sigma)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Features:
+        """Features of uint8 [N, 3, H, W] images, computed in small batches."""
+        check_images(images, self.image_size)
+        parts = [self.backbone(batch) for batch in images.split(EXTRACTION_BATCH)]
+        pyramid = {stride: torch.cat([part[stride] for part in parts]) for stride in self.backbone.strides}
+        return Features.from_pyramid(pyramid, self.image_size)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Prediction:
+        """uint8 [B, 3, H, W] -> Prediction. Raises `InputError` for images of another size or type."""
+        check_images(images, self.image_size)
+        return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
+
+    @torch.inference_mode()
+    def score_features(self, features: Features) -> Prediction:
+        """Prediction from features that are there already. Raises `NumericalError` where a score is not finite."""
+        if self.anomaly_map is None:
+            raise RuntimeError("the detector is not fitted yet")
+        patch_scores, scores = self.head.score(features)
+        maps = self.anomaly_map(patch_scores)
+        scores = image_scores(maps) if scores is None else scores
+        if not bool(torch.isfinite(scores).all()):
+            first = int((~torch.isfinite(scores)).nonzero()[0])
+            raise NumericalError(f"the score of image {first} is not finite; check the image and the detector")
+        return Prediction(scores=scores, maps=maps)
+
+
+def check_images(images: Tensor, image_size: Size) -> None:
+    """Raise `InputError` unless `images` is uint8 [B, 3, H, W] of the size that the detector was built for."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (3, *image_size):
+        raise InputError(
+            f"images must be uint8 [B, 3, {image_size[0]}, {image_size[1]}], "
+            f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; resize them first"
+        )

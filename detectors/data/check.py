@@ -1,0 +1,251 @@
+"""Check of a data set before hours are spent on it: every bad file and every trap, in one report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.data.folder import GOOD_FOLDERS, MASK_FOLDERS
+from detectors.data.images import open_image, read_mask, to_rgb
+from detectors.data.mvtec import MASK_MARK, direct_images, list_images, subfolders
+from detectors.data.samples import Dataset, ImageSet, Sample
+from detectors.data.splits import make_splits
+from detectors.errors import InputError
+
+Severity = Literal["error", "warning"]
+MIN_NORMALS = 20
+"""Fewer good training images than this are reported."""
+INVERTED_SHARE = 0.9
+"""A mask that covers more of its picture than this is probably inverted."""
+DARK_16_BIT = 32
+"""A 16-bit picture whose brightest 8-bit level is below this holds 12-bit values or less, and reads as nearly black."""
+MAX_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend (``error``: a study would fail or its figures mislead) or to know about (``warning``)."""
+
+    severity: Severity
+    subject: str
+    """Key of the picture, path of the mask within the data set, or the category."""
+    message: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds and what is wrong with it."""
+
+    dataset: str
+    category: str
+    root: str
+    counts: dict[str, dict[str, int]]
+    """Pictures per part (``train``, ``test``) and type."""
+    masks: int
+    """Defective pictures that have a mask."""
+    sizes: dict[str, int]
+    """Readable pictures per ``<width> x <height>``, most frequent first."""
+    modes: dict[str, int]
+    """Readable pictures per mode (PIL's: ``L``, ``RGB``, ``I;16`` ...), most frequent first."""
+    problems: tuple[Problem, ...]
+    """Errors first."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings may be left."""
+        return not self.errors
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values, with ``ok``."""
+        return {"ok": self.ok, **asdict(self), "problems": [asdict(problem) for problem in self.problems]}
+
+
+@dataclass
+class _Finding:
+    """What reading one picture and its mask told."""
+
+    size: str | None = None
+    mode: str | None = None
+    content: str | None = None
+    """sha256 of the decoded pixels: a copy is found whatever its format and metadata."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check_dataset(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+    """Read every picture and mask and report all that is wrong; a bad file never ends the check.
+
+    `progress` is called in the caller's thread with the pictures done and their total.
+    """
+    samples = [*dataset.train, *dataset.test]
+    findings = _inspect_all(samples, progress)
+    problems = [problem for finding in findings for problem in finding.problems]
+    problems += _duplicates(dataset, [finding.content for finding in findings])
+    problems += _missing_masks(dataset)
+    problems += _unused_masks(dataset)
+    sizes = _histogram(finding.size for finding in findings)
+    problems += _set_problems(dataset, sizes)
+    return CheckReport(
+        dataset=dataset.name,
+        category=dataset.category,
+        root=str(dataset.root),
+        counts={part: ImageSet(part, members).counts for part, members in _parts(dataset).items()},
+        masks=sum(sample.mask_file is not None for sample in dataset.test if sample.label),
+        sizes=sizes,
+        modes=_histogram(finding.mode for finding in findings),
+        problems=tuple(sorted(problems, key=lambda problem: problem.severity != "error")),
+    )
+
+
+def _parts(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
+    return {"train": dataset.train, "test": dataset.test}
+
+
+def _inspect_all(samples: list[Sample], progress: Callable[[int, int], None] | None) -> list[_Finding]:
+    findings: list[_Finding] = []
+    # A few threads: PIL decodes without Python's lock, but each holds a whole picture in memory.
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        for finding in pool.map(_inspect, samples):
+            findings.append(finding)
+            if progress is not None:
+                progress(len(findings), len(samples))
+    return findings
+
+
+def _inspect(sample: Sample) -> _Finding:
+    """Read one picture and its mask."""
+    finding = _Finding()
+    try:
+        image = open_image(sample.file)
+        rgb = to_rgb(image)
+    except (InputError, OSError) as error:
+        finding.problems.append(Problem("error", sample.key, _without_path(error, sample.file)))
+        return finding
+    finding.size = f"{image.width} x {image.height}"
+    finding.mode = image.mode
+    finding.content = hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).hexdigest()
+    if (rgb == rgb[0, 0]).all():
+        finding.problems.append(Problem("warning", sample.key, "all of one colour; is the camera's picture missing?"))
+    elif image.mode.startswith("I") and rgb.max() < DARK_16_BIT:
+        message = "16-bit, but only its lowest bits are used, so it reads as nearly black; stretch it to the full range"
+        finding.problems.append(Problem("warning", sample.key, message))
+    if sample.mask_file is not None:
+        finding.problems.extend(_mask_problems(sample.key, sample.mask_file, rgb))
+    return finding
+
+
+def _mask_problems(key: str, mask_file: Path, rgb: NDArray[np.uint8]) -> Iterator[Problem]:
+    try:
+        share = read_mask(mask_file, (rgb.shape[0], rgb.shape[1])).mean()
+    except (InputError, OSError) as error:
+        yield Problem("error", key, f"mask {mask_file.name}: {_without_path(error, mask_file)}")
+        return
+    if share == 0:
+        yield Problem("error", key, f"mask {mask_file.name} marks nothing, yet the picture counts as defective")
+    elif share > INVERTED_SHARE:
+        yield Problem("warning", key, f"mask {mask_file.name} marks {share:.0%} of the picture; is it inverted?")
+
+
+def _without_path(error: Exception, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _duplicates(dataset: Dataset, contents: list[str | None]) -> Iterator[Problem]:
+    """Pictures with the same pixels, a line for each set of them."""
+    samples = [("train", sample) for sample in dataset.train] + [("test", sample) for sample in dataset.test]
+    copies: defaultdict[str, list[tuple[str, Sample]]] = defaultdict(list)
+    for part_and_sample, content in zip(samples, contents, strict=True):
+        if content is not None:
+            copies[content].append(part_and_sample)
+    for group in copies.values():
+        if len(group) < 2:
+            continue
+        *others, (_, last) = group
+        names = ", ".join(sample.key for _, sample in others[:3])
+        same = f"the same picture as {names}" + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        if len({part for part, _ in group}) > 1:
+            yield Problem("error", last.key, f"{same}: what was trained on cannot be tested on; remove one")
+        elif len({sample.label for _, sample in group}) > 1:
+            yield Problem("error", last.key, f"{same}, once good and once defective; remove one")
+        else:
+            yield Problem("warning", last.key, same)
+
+
+def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
+    for defect_type in dataset.defect_types:
+        members = [sample for sample in dataset.test if sample.defect_type == defect_type]
+        missing = [sample for sample in members if sample.mask_file is None and sample.recipe is None]
+        if len(missing) == len(members):
+            yield Problem("warning", defect_type, f"none of its {len(members)} pictures has a mask: no pixel metrics")
+        else:
+            for sample in missing:
+                yield Problem("warning", sample.key, "has no mask: no pixel metrics for the whole set")
+
+
+def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
+    """Masks that belong to no picture, and marks in masks of good pictures."""
+    used = {sample.mask_file for sample in dataset.test} | {sample.file for sample in (*dataset.train, *dataset.test)}
+    try:
+        candidates = [path for path in _mask_files(dataset) if path not in used]
+    except InputError as error:
+        yield Problem("error", dataset.category, str(error))
+        return
+    for path in candidates:
+        subject = path.relative_to(dataset.root).as_posix()
+        if path.parent.name.casefold() not in GOOD_FOLDERS:
+            yield Problem(
+                "warning", subject, "a mask that no picture uses; is the picture missing, or named otherwise?"
+            )
+            continue
+        try:
+            image = open_image(path)
+            marked = read_mask(path, (image.height, image.width)).any()
+        except (InputError, OSError) as error:
+            yield Problem("warning", subject, _without_path(error, path))
+            continue
+        if marked:
+            yield Problem("warning", subject, "marks a defect in a good picture; it is not used")
+
+
+def _mask_files(dataset: Dataset) -> Iterator[Path]:
+    for folder in subfolders(dataset.root):
+        if folder.name.casefold() in MASK_FOLDERS:
+            yield from list_images(folder)
+    for parent in sorted({sample.file.parent for sample in (*dataset.train, *dataset.test)}):
+        yield from (path for path in direct_images(parent) if path.stem.endswith(MASK_MARK))
+
+
+def _set_problems(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Problem]:
+    if len(sizes) > 1:
+        most = ", ".join(f"{size} ({count})" for size, count in list(sizes.items())[:3])
+        message = f"pictures of {len(sizes)} sizes, most often {most}; all are stretched to the study's image size"
+        yield Problem("warning", dataset.category, message)
+    normals = len(dataset.train)
+    if normals < MIN_NORMALS:
+        message = f"only {normals} good training images; {MIN_NORMALS} or more show what is normal better"
+        yield Problem("warning", dataset.category, message)
+    try:
+        make_splits(dataset, protocol="holdout", image_size=(256, 256))
+    except InputError as error:
+        reason = str(error).removeprefix(f"{dataset.category}: ")
+        yield Problem("warning", dataset.category, f"protocol holdout is not possible: {reason}")
+
+
+def _histogram(values: Iterable[str | None]) -> dict[str, int]:
+    return dict(Counter(value for value in values if value is not None).most_common())

@@ -1,0 +1,109 @@
+"""Reader of a person's own pictures: ``good/`` and, where there are any, a folder per defect type with its masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectors.data.images import IMAGE_SUFFIXES
+from detectors.data.mvtec import (
+    MaskIndex,
+    by_key,
+    categories,
+    direct_images,
+    divide_masks,
+    has_mvtec_layout,
+    index_masks,
+    labelled,
+    list_images,
+    read_category,
+    require_folder,
+    subfolders,
+)
+from detectors.data.samples import Dataset, Sample
+from detectors.data.splits import stable_order
+from detectors.errors import InputError
+
+GOOD_FOLDERS = ("good", "ok", "normal")
+"""Names, in any case, of a folder of pictures without defects."""
+MASK_FOLDERS = ("masks", "mask", "ground_truth")
+"""Names, in any case, of a folder of masks; never a type of defect."""
+
+
+def read_folder(root: Path, *, category: str | None = None) -> Dataset:
+    """Read a folder of pictures in the first of these layouts that fits:
+
+    1. MVTec AD's: ``train/good``, ``test/<type>``, ``ground_truth/<type>``;
+    2. ``good/`` (or ``ok``, ``normal``) and any other folders, each a type of defect, at any depth. A mask is
+       ``masks/<type>/<stem>.*`` (or ``mask``, ``ground_truth``; with ``_mask`` after the stem if you like; without
+       ``<type>`` where there is only one) or lies beside its picture as ``<stem>_mask.*``;
+    3. pictures directly in the folder: all are good.
+
+    Where there are defects, a fifth of the good pictures (at least two, at most half; chosen by `stable_order`) joins
+    them in the test set; without defects all pictures are for training.
+
+    Raises:
+        InputError: no such folder, no or only one good picture, defects without good pictures.
+    """
+    root = root.expanduser()
+    require_folder(root, way_out="name the folder that holds your pictures")
+    category = category or root.resolve().name or "images"
+    if has_mvtec_layout(root):
+        return read_category(root, category=category, name="folder")
+    good, defective = _find_samples(root)
+    if len(good) < 2:
+        raise InputError(f"{root}: one good picture is not enough to learn from; add more")
+    if not defective:
+        return Dataset(name="folder", category=category, root=root, train=by_key(good))
+    order = stable_order(good)
+    n_test = min(max(2, len(order) // 5), len(order) // 2)
+    return Dataset(
+        name="folder",
+        category=category,
+        root=root,
+        train=by_key(order[n_test:]),
+        test=by_key([*order[:n_test], *defective]),
+    )
+
+
+def _find_samples(root: Path) -> tuple[list[Sample], list[Sample]]:
+    """Good and defective samples of layout 2 or 3."""
+    folders = [folder for folder in subfolders(root) if folder.name.casefold() not in MASK_FOLDERS]
+    good_folders = [folder for folder in folders if folder.name.casefold() in GOOD_FOLDERS]
+    types = [folder for folder in folders if folder not in good_folders and list_images(folder)]
+    good = [sample for folder in good_folders for sample in labelled(root, folder)]
+    if not good and (types or good_folders):
+        raise _no_good_folder(root, types)
+    if not good:
+        pictures, _ = divide_masks(direct_images(root))
+        good = [Sample(key=picture.name, file=picture) for picture in pictures]
+    if not good:
+        raise InputError(f"{root}: no pictures in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    defective: list[Sample] = []
+    for folder in types:
+        masks = _masks_of(root, folder.name, only_type=len(types) == 1)
+        defective.extend(labelled(root, folder, defect_type=folder.name, masks=masks))
+    return good, defective
+
+
+def _masks_of(root: Path, defect_type: str, *, only_type: bool) -> list[MaskIndex]:
+    found = []
+    for folder in subfolders(root):
+        if folder.name.casefold() not in MASK_FOLDERS:
+            continue
+        if (folder / defect_type).is_dir():
+            found.append(index_masks(folder / defect_type))
+        elif only_type:
+            found.append(index_masks(folder, direct_images(folder)))
+    return found
+
+
+def _no_good_folder(root: Path, types: list[Path]) -> InputError:
+    products = categories(root)
+    if products:
+        choice = ", ".join(str(root / name) for name in products)
+        return InputError(f"{root}: a folder of products, not of pictures; name one product: {choice}")
+    there = f", only {', '.join(folder.name for folder in types)}" if types else ""
+    return InputError(
+        f"{root}: no good pictures{there}; put pictures without defects into {root / GOOD_FOLDERS[0]} "
+        f"({' and '.join(GOOD_FOLDERS[1:])} will do as names too)"
+    )

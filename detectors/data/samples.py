@@ -1,0 +1,142 @@
+"""Samples, data sets and image sets: what every reader hands to the splits, and every split to the detectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.data.images import Size, read_image, read_mask, resize_image, resize_mask
+from detectors.data.synthetic_defects import DefectRecipe, apply_defect
+from detectors.errors import InputError
+
+GOOD = "good"
+"""The type of pictures without a defect."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture: where it lies and what is known about it."""
+
+    key: str
+    """Path within the data set with forward slashes, e.g. ``test/scratch_head/001.png``; unique in its data set."""
+    file: Path
+    defect_type: str = GOOD
+    mask_file: Path | None = None
+    recipe: DefectRecipe | None = None
+    """A synthetic defect that is painted into the good picture when it is loaded."""
+
+    @property
+    def label(self) -> int:
+        """0 good, 1 defective."""
+        return int(self.defect_type != GOOD)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a reader found: normals to train on and, where there are any, pictures with known labels."""
+
+    name: str
+    """Data set, e.g. ``mvtec``; with `category` it names the MLflow experiment."""
+    category: str
+    root: Path
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...] = ()
+
+    @property
+    def defect_types(self) -> tuple[str, ...]:
+        """Types of defects among the labelled pictures, sorted, without ``good``."""
+        return tuple(sorted({sample.defect_type for sample in self.test} - {GOOD}))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """An ordered set of samples at one size; the unit that is stored, fitted on, scored and digested."""
+
+    name: str
+    """``train``, ``validation`` or ``test``."""
+    samples: tuple[Sample, ...]
+    image_size: Size = field(default=(256, 256))
+    """Height and width, in pixels, that pictures and masks are resized to."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) over keys, file contents, masks and synthetic recipes; free of paths, times and sizes."""
+        total = hashlib.sha256()
+        for sample in self.samples:
+            parts = [sample.key, sample.defect_type, file_sha256(sample.file)]
+            parts.append(file_sha256(sample.mask_file) if sample.mask_file else "-")
+            parts.append(sample.recipe.identity if sample.recipe else "-")
+            total.update("\0".join(parts).encode() + b"\n")
+        return total.hexdigest()
+
+    @cached_property
+    def labels(self) -> NDArray[np.int8]:
+        """[N], 0 good, 1 defective."""
+        return np.array([sample.label for sample in self.samples], dtype=np.int8)
+
+    @property
+    def defect_types(self) -> tuple[str, ...]:
+        """[N] type of each sample, ``good`` included."""
+        return tuple(sample.defect_type for sample in self.samples)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures per type, ``good`` first."""
+        found = Counter(self.defect_types)
+        return {kind: found[kind] for kind in sorted(found, key=lambda kind: (kind != GOOD, kind))}
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every defective sample has a mask, so that pixel metrics are defined."""
+        defective = [sample for sample in self.samples if sample.label]
+        return bool(defective) and all(sample.mask_file or sample.recipe for sample in defective)
+
+    def load(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Picture [h, w, 3] and mask [h, w] (None where unknown) of one sample, resized.
+
+        Raises:
+            InputError: the picture or its mask cannot be read, or their sizes differ.
+        """
+        sample = self.samples[index]
+        rgb = read_image(sample.file)
+        mask: NDArray[np.bool_] | None = None
+        if sample.recipe is not None:
+            rgb, mask = apply_defect(rgb, sample.recipe)
+        elif sample.mask_file is not None:
+            mask = read_mask(sample.mask_file, rgb.shape[:2])
+        elif not sample.label:
+            mask = np.zeros(rgb.shape[:2], dtype=bool)
+        return resize_image(rgb, self.image_size), None if mask is None else resize_mask(mask, self.image_size)
+
+    def images(self, indices: Sequence[int] | None = None) -> Tensor:
+        """uint8 [B, 3, h, w] of the samples at `indices` (all by default)."""
+        chosen = range(len(self)) if indices is None else indices
+        stacked = np.stack([self.load(index)[0] for index in chosen])
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+    def masks(self) -> NDArray[np.bool_] | None:
+        """bool [N, h, w], or None where a defective sample has no mask."""
+        if not self.has_masks:
+            return None
+        return np.stack([mask for _, mask in map(self.load, range(len(self))) if mask is not None])
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content, hex. Raises `InputError` where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

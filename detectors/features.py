@@ -1,0 +1,72 @@
+"""Backbone features of a set of images, position-major.
+
+Notation: N images, C channels, P = h * w positions of one stride.
+
+A head that models each position by itself (PaDiM) then reads one contiguous block per position, and a subset of channels
+is a subset of its rows: no transposition of the whole set for every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detectors.data.images import Size
+from detectors.errors import NumericalError
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N images at several strides; may be memory-mapped, so never write into them."""
+
+    maps: Mapping[int, Tensor]
+    """{stride: float32 [P, C, N]}"""
+    grids: Mapping[int, Size]
+    """{stride: (h, w)} with P = h * w, row by row."""
+    image_size: Size
+    """Height and width, in pixels, of the images they were computed from."""
+
+    @classmethod
+    def from_pyramid(cls, pyramid: Mapping[int, Tensor], image_size: Size) -> Features:
+        """From a backbone's output, {stride: [B, C, h, w]}."""
+        return cls(
+            maps={stride: values.flatten(2).permute(2, 1, 0).contiguous() for stride, values in pyramid.items()},
+            grids={stride: (values.shape[2], values.shape[3]) for stride, values in pyramid.items()},
+            image_size=image_size,
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return next(iter(self.maps.values())).shape[2]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides in ascending order."""
+        return tuple(sorted(self.maps))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie."""
+        return next(iter(self.maps.values())).device
+
+    def select(self, strides: Sequence[int]) -> Features:
+        """The same images with some of the strides only. Raises `KeyError` for a stride that is not there."""
+        return Features(
+            maps={stride: self.maps[stride] for stride in strides},
+            grids={stride: self.grids[stride] for stride in strides},
+            image_size=self.image_size,
+        )
+
+    def check_finite(self) -> None:
+        """Raise `NumericalError` that names the stride and the first image with NaN or infinite features."""
+        for stride, values in self.maps.items():
+            # One sum per image: NaN and infinity survive it, and it reads the map once.
+            sums = values.sum(dim=(0, 1), dtype=torch.float64)
+            if not bool(torch.isfinite(sums).all()):
+                first = int((~torch.isfinite(sums)).nonzero()[0])
+                raise NumericalError(
+                    f"features of stride {stride} are not finite from image {first} on; check weights and data"
+                )

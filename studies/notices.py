@@ -1,0 +1,64 @@
+"""What a driver tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from studies.jobs import Job, Stage
+from studies.view import TrialView
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The study is there."""
+
+    name: str
+    new: bool
+    counted: int
+    """Trials that count already."""
+    budget: int
+    parent_run_id: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job was handed to a worker."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A worker is at a new stage."""
+
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Retried:
+    """A trial goes on with another attempt."""
+
+    number: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial has ended."""
+
+    trial: TrialView
+    counted: int
+    best: TrialView | None
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line for the person."""
+
+    text: str
+
+
+Notice = Opened | Started | Progressed | Retried | Finished | Said
+Listener = Callable[[Notice], None]

@@ -1,0 +1,185 @@
+"""A study that is ready to run: the file, the pictures, the backbones, and what identifies it when it is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detectors.backbones import WeightsIdentity, weights_identity
+from detectors.data.samples import Dataset
+from detectors.data.splits import Splits
+from detectors.errors import InputError
+from detectors.weights import BackboneSpec, available_backbones, find_weights, weights_folder
+from studies import datasets
+from studies.config import StudyConfig
+from studies.home import Home
+from studies.space import SearchSpace
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, done, in all)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run here, as opposed to what it is."""
+
+    device: str = "auto"
+    jobs: int = 1
+    offline: bool = False
+    weights_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a driver needs to know."""
+
+    config: StudyConfig
+    home: Home
+    options: Options
+    device: torch.device
+    dataset: Dataset
+    splits: Splits
+    backbones: dict[str, WeightsIdentity]
+    """Of the file, those whose weights are there."""
+    dropped: tuple[str, ...]
+    """Of the file, those without weights on this machine (``--offline``)."""
+    warnings: tuple[str, ...] = ()
+    space: SearchSpace = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "space", SearchSpace(self.config, backbones=list(self.backbones)))
+
+    @property
+    def experiment(self) -> str:
+        """MLflow experiment: ``<dataset>/<category>``."""
+        return f"{self.dataset.name}/{self.dataset.category}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed study must agree on, part by part, JSON-able."""
+        search = {
+            name: dimension.model_dump(mode="json", exclude_none=True) for name, dimension in self.config.search.items()
+        }
+        return {
+            "detector": self.config.detector,
+            "protocol": self.splits.protocol,
+            "data": {image_set.name: image_set.digest for image_set in self.splits.sets},
+            "image_size": list(self.config.data.size),
+            "search": search,
+            "fixed": dict(self.config.fixed),
+            "objectives": dict(self.config.objectives),
+            "seed": self.config.sampler.seed,
+        }
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU. Raises `InputError` for a device this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: give auto, cpu or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise InputError(f"device {name!r}: give auto, cpu or cuda:N")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return torch.device("cuda", device.index or 0)
+
+
+def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Progress | None = None) -> Plan:
+    """Read the data, divide it, find the weights; everything that can be wrong with a study is told here.
+
+    Raises:
+        InputError: data missing or damaged, no backbone available, impossible space or device.
+    """
+
+    def step(name: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(name, done, total)
+
+    device = choose_device(options.device)
+    dataset = datasets.open_dataset(config.data, home, progress=step("rendering pictures"))
+    splits = datasets.split(dataset, config)
+    warnings = datasets.check_pictures(dataset, splits, home, progress=step("checking pictures"))
+    _check_objectives(config, splits)
+    backbones, dropped = _find_backbones(config, options)
+    return Plan(
+        config=config,
+        home=home,
+        options=options,
+        device=device,
+        dataset=dataset,
+        splits=splits,
+        backbones=backbones,
+        dropped=tuple(dropped),
+        warnings=tuple(warnings),
+    )
+
+
+def _check_objectives(config: StudyConfig, splits: Splits) -> None:
+    """Raise `InputError` where an objective cannot be computed on these pictures."""
+    scored = splits.validation or splits.test
+    for metric in config.objectives:
+        if metric.startswith("pixel_") and not scored.has_masks:
+            raise InputError(
+                f"objective {metric} needs a mask for every defective picture of {scored.name}; "
+                "add masks (`study data check` lists those missing) or take image_auroc"
+            )
+
+
+def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:
+    """Identities of those with weights; offline, the names of the others, else these are an error."""
+    weights_folder(options.weights_dir)
+    found: dict[str, WeightsIdentity] = {}
+    dropped: list[str] = []
+    for name in config.backbones:
+        spec = BackboneSpec.parse(name)
+        if find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline) is None:
+            dropped.append(name)
+            continue
+        found[name] = weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
+    if not found:
+        available = available_backbones(weights_dir=options.weights_dir)
+        raise InputError(
+            f"none of the study's backbones ({', '.join(config.backbones)}) has weights on this machine; "
+            f"available: {', '.join(available) or 'none'}; put weights into --weights-dir, "
+            f"leave out --offline, or add NAME@random"
+        )
+    return found, dropped
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """sha256 (hex) of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """In words, where two identities differ."""
+    found = []
+    for key in sorted({*stored, *wanted}):
+        before, now = stored.get(key), wanted.get(key)
+        if before == now:
+            continue
+        if key == "data" and isinstance(before, dict) and isinstance(now, dict):
+            changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+            found.append(f"the pictures of {', '.join(changed)}")
+        elif isinstance(before, dict) and isinstance(now, dict):
+            changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+            found += [f"{key}.{name} (was {_shown(before.get(name))}, now {_shown(now.get(name))})" for name in changed]
+        else:
+            found.append(f"{key} (was {_shown(before)}, now {_shown(now)})")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else json.dumps(value)

@@ -1,0 +1,89 @@
+"""The pictures of a trial: ROC and precision-recall curve, heat maps with the worst mistakes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from detectors.base import Prediction
+from detectors.data.samples import ImageSet
+from detectors.metrics import UndefinedMetricError, auroc, average_precision, pr_curve_points, roc_curve_points
+from detectors.pictures import outline, overlay, save_png, side_by_side
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+"""Of the Okabe-Ito palette, which colour-blind people can tell apart."""
+
+
+def write_curves(scores: NDArray[np.float32], labels: NDArray[np.int8], folder: Path, *, title: str) -> None:
+    """``roc.png`` and ``pr.png``; nothing where one class is missing."""
+    try:
+        roc, pr = roc_curve_points(scores, labels, limit=500), pr_curve_points(scores, labels, limit=500)
+        area, precision = auroc(scores, labels), average_precision(scores, labels)
+    except UndefinedMetricError:
+        return
+    _curve(
+        roc,
+        folder / "roc.png",
+        ("false alarm rate", "detection rate"),
+        f"{title}: AUROC {area:.3f}",
+        BLUE,
+        diagonal=True,
+    )
+    _curve(pr, folder / "pr.png", ("recall", "precision"), f"{title}: average precision {precision:.3f}", ORANGE)
+
+
+def _curve(
+    points: tuple[NDArray[np.float64], NDArray[np.float64]],
+    path: Path,
+    axis_names: tuple[str, str],
+    title: str,
+    colour: str,
+    *,
+    diagonal: bool = False,
+) -> None:
+    figure = Figure(figsize=(4, 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*points, color=colour, linewidth=2)
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def write_heat_maps(prediction: Prediction, image_set: ImageSet, folder: Path, *, most: int) -> list[Path]:
+    """Picture with the mask's outline beside its heat map, the worst mistakes first.
+
+    Half of them are missed defects (lowest scores among the defective), then false alarms, then the surest hit.
+    """
+    scores, labels = prediction.scores.numpy(), image_set.labels
+    maps = prediction.maps.numpy()
+    normal_maps = maps[labels == 0] if (labels == 0).any() else maps
+    low, high = float(np.median(normal_maps)), float(max(np.quantile(maps, 0.999), normal_maps.max()))
+    written = []
+    for rank, (index, verdict) in enumerate(worst_first(scores, labels, most), start=1):
+        rgb, mask = image_set.load(index)
+        marked = outline(rgb, mask) if mask is not None and mask.any() else rgb
+        sheet = side_by_side(marked, overlay(rgb, maps[index], low=low, high=high))
+        name = image_set.samples[index].key.replace("/", "-").replace("#", "-").rpartition(".")[0] or f"image-{index}"
+        written.append(save_png(sheet, folder / f"{rank:02d}-{verdict}-{name}.png"))
+    return written
+
+
+def worst_first(scores: NDArray[np.float32], labels: NDArray[np.int8], most: int) -> list[tuple[int, str]]:
+    """Indices and what each shows: ``miss`` (lowest-scored defective), ``false-alarm`` (highest-scored good), ``hit``."""
+    order = np.argsort(scores, kind="stable")
+    defective = [int(i) for i in order if labels[i]]
+    good = [int(i) for i in order[::-1] if not labels[i]]
+    misses = max(1, most // 2)
+    chosen = [(index, "miss") for index in defective[:misses]]
+    chosen += [(index, "false-alarm") for index in good[: max(1, most // 3)]]
+    hits = [index for index in reversed(defective) if index not in {i for i, _ in chosen}]
+    chosen += [(index, "hit") for index in hits]
+    return chosen[:most]

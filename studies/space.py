@@ -1,0 +1,176 @@
+"""Search space -> suggestions -> the full parameters of one trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from detectors import catalog
+from detectors.backbones import channels_by_stride
+from detectors.errors import InputError
+from studies.config import DEFAULT_LAYERS, Dimension, StudyConfig
+
+Params = dict[str, Any]
+"""The full setting of one trial: backbone, layers (strides) and every parameter of the detector. JSON-able."""
+
+
+class SearchSpace:
+    """The study file's search over the backbones that this study was created with.
+
+    Choices that only some backbones can take (layers they do not offer) and bounds that follow from earlier choices (channels)
+    are resolved while suggesting, so that every suggestion can be run.
+    """
+
+    def __init__(self, config: StudyConfig, *, backbones: Sequence[str]) -> None:
+        """Args: `backbones`: those of the file whose weights are there.
+
+        Raises:
+            InputError: the search is left with no backbone, or one of them offers none of the layer choices.
+        """
+        self.config, self.backbones = config, tuple(backbones)
+        self._head = catalog.head_class(config.detector)
+        self._channels = {name: channels_by_stride(name) for name in backbones}
+        searched = config.search.get("backbone")
+        if searched is not None and not self._available(searched):
+            raise InputError(
+                "no backbone of search.backbone has weights on this machine; `study weights list` shows them"
+            )
+        for name in self._channels:
+            if not self._layer_choices(name):
+                offered = sorted(self._channels[name])
+                raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
+
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+        """Draw a full setting; what `trial` already holds stays.
+
+        Args:
+            overrides: values outside the search, e.g. a baseline's; they win over ``fixed``.
+        """
+        given = {**self._defaults(), **self.config.fixed, **(overrides or {})}
+        params: Params = {}
+        search = self.config.search
+        params["backbone"] = self._suggest_choice(trial, "backbone", given, self._available(search.get("backbone")))
+        params["layers"] = self._suggest_layers(trial, params["backbone"], given)
+        channels = {stride: self._channels[params["backbone"]][stride] for stride in params["layers"]}
+        bounds = self._head.upper_bounds(channels)
+        for name, parameter in catalog.parameters(self.config.detector).items():
+            dimension = search.get(name)
+            if dimension is None:
+                value = parameter.check(given[name])
+                params[name] = min(value, bounds[name]) if name in bounds and name not in (overrides or {}) else value
+            else:
+                params[name] = parameter.check(suggest_value(trial, name, dimension, upper_bound=bounds.get(name)))
+        return params
+
+    def strides(self, backbone: str) -> list[int]:
+        """Every stride that some trial with this backbone may ask for."""
+        baselines = [layers for base in self.config.baselines if isinstance(layers := base.get("layers"), list)]
+        asked = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
+        return sorted(asked & set(self._channels[backbone]))
+
+    def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split a person's setting into what Optuna is to fix and what overrides the file.
+
+        Raises:
+            InputError: a value that backbone and layers do not allow.
+        """
+        searched: dict[str, Any] = {}
+        overrides: dict[str, Any] = {}
+        for name, value in baseline.items():
+            dimension = self.config.search.get(name)
+            if dimension is None:
+                overrides[name] = value
+            elif name == "layers":
+                named = str(baseline.get("backbone", self.config.fixed.get("backbone")))
+                searched[self._layers_name(named)] = encode(value)
+            else:
+                searched[name] = encode(value) if dimension.choices is not None else value
+        if (backbone := baseline.get("backbone")) and (layers := baseline.get("layers")):
+            offered = self._channels[str(backbone)]
+            bounds = self._head.upper_bounds({stride: offered[stride] for stride in layers if stride in offered})
+            for name, bound in bounds.items():
+                if (value := baseline.get(name)) is not None and value > bound:
+                    raise InputError(
+                        f"baseline {dict(baseline)}: {name} is at most {bound} with this backbone and these layers"
+                    )
+        return searched, overrides
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Rows (parameter, values) for a person."""
+        return [
+            (name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.config.detector))
+        ]
+
+    def _describe(self, name: str) -> str:
+        dimension = self.config.search.get(name)
+        if dimension is None:
+            fixed = {**self._defaults(), **self.config.fixed}.get(name)
+            return f"{encode(fixed)} (fixed)" if fixed is not None else "by baseline"
+        return ", ".join(self._available(dimension)) if name == "backbone" else describe_dimension(dimension)
+
+    def _defaults(self) -> dict[str, Any]:
+        known = catalog.parameters(self.config.detector).values()
+        return {"layers": DEFAULT_LAYERS, **{parameter.name: parameter.default for parameter in known}}
+
+    def _available(self, dimension: Dimension | None) -> list[str]:
+        return [str(choice) for choice in (dimension.choices or []) if choice in self._channels] if dimension else []
+
+    def _suggest_choice(self, trial: optuna.Trial, name: str, given: Mapping[str, Any], choices: list[str]) -> str:
+        return str(trial.suggest_categorical(name, choices)) if choices else str(given[name])
+
+    def _suggest_layers(self, trial: optuna.Trial, backbone: str, given: Mapping[str, Any]) -> list[int]:
+        if "layers" not in self.config.search:
+            return list(given["layers"])
+        choices = [encode(choice) for choice in self._layer_choices(backbone)]
+        return decode_layers(str(trial.suggest_categorical(self._layers_name(backbone), choices)))
+
+    def _layer_choices(self, backbone: str) -> list[list[int]]:
+        dimension = self.config.search.get("layers")
+        every: Sequence[Any] = (
+            dimension.choices or [] if dimension else [self.config.fixed.get("layers", DEFAULT_LAYERS)]
+        )
+        return [list(choice) for choice in every if set(choice) <= set(self._channels[backbone])]
+
+    def _layers_name(self, backbone: str) -> str:
+        """Optuna wants the same choices under one name: a backbone that offers fewer layers gets a name of its own."""
+        dimension = self.config.search["layers"]
+        return "layers" if len(self._layer_choices(backbone)) == len(dimension.choices or []) else f"layers@{backbone}"
+
+
+def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper_bound: int | None = None) -> Any:
+    """One value of a dimension; a range is cut at `upper_bound`, and where it lies above that, the bound is the value."""
+    if dimension.choices is not None:
+        return trial.suggest_categorical(name, [encode(choice) for choice in dimension.choices])
+    low, high = dimension.bounds
+    if upper_bound is not None:
+        low, high = min(low, upper_bound), min(high, upper_bound)
+    if dimension.int is not None:
+        return trial.suggest_int(name, int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
+    return trial.suggest_float(name, low, high, log=dimension.log, step=dimension.step)
+
+
+def encode(choice: Any) -> Any:
+    """A choice as Optuna stores it: lists of strides become ``8+16``."""
+    return "+".join(str(stride) for stride in choice) if isinstance(choice, list) else choice
+
+
+def decode_layers(text: str) -> list[int]:
+    """``8+16`` -> [8, 16]."""
+    return [int(stride) for stride in text.split("+")]
+
+
+def canonical(params: Mapping[str, Any]) -> str:
+    """One text for one setting, whatever the order of its keys."""
+    return json.dumps(params, sort_keys=True)
+
+
+def describe_dimension(dimension: Dimension) -> str:
+    """``50 .. 550 (log)`` or ``8+16, 4+8+16``."""
+    if dimension.choices is not None:
+        return ", ".join(str(encode(choice)) for choice in dimension.choices)
+    low, high = dimension.bounds
+    scale = " (log)" if dimension.log else f" (step {dimension.step:g})" if dimension.step else ""
+    return f"{low:g} .. {high:g}{scale}"

@@ -1,0 +1,166 @@
+"""The Optuna storage: which studies there are, and what identifies each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from detectors.errors import InputError
+from detectors.files import file_lock
+from studies.home import Home, prepare_sqlite, sqlite_file
+from studies.plan import Plan, differences
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Direction = Literal["maximize", "minimize"]
+HEADER = "header"
+GENERATION = "#"
+"""``padim_screw#2`` is the study that ``--fresh`` started beside ``padim_screw``."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a study was created with; written once."""
+
+    uid: str
+    name: str
+    """Name in the study file."""
+    created: float
+    """Seconds since the epoch."""
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    backbones: dict[str, dict[str, str]]
+    """Weights identity of each backbone that may be tried."""
+    dropped: list[str]
+    experiment: str
+    dataset: str
+    counts: dict[str, dict[str, int]]
+    splits_digest: str
+
+
+def open_storage(home: Home) -> RDBStorage:
+    """The Optuna storage, its tables made where they are missing. Raises `InputError` where it cannot be opened."""
+    url = home.storage_url
+    prepare_sqlite(url)
+    options = {"connect_args": {"timeout": 60}} if sqlite_file(url) else {"pool_pre_ping": True}
+    try:
+        with file_lock(home.locks / "optuna-migration.lock"):
+            return RDBStorage(url, engine_kwargs=options)
+    except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"Optuna storage {_without_password(url)}: {first}; check STUDY_STORAGE") from error
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """Optuna names of all studies, generations included."""
+    return sorted(optuna.get_all_study_names(storage=storage))
+
+
+def latest(storage: RDBStorage, name: str) -> str | None:
+    """The Optuna name of a study's last generation, None where there is none."""
+    found = [known for known in study_names(storage) if known.partition(GENERATION)[0] == name]
+    return max(found, key=_generation, default=None)
+
+
+def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
+    """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
+    names = study_names(storage)
+    found = name if GENERATION in name and name in names else latest(storage, name)
+    if found is None:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"no study {name!r} was run here; {hint}there are: {', '.join(names) or 'none yet'}")
+    study = optuna.load_study(study_name=found, storage=storage)
+    header = read_header(study)
+    if header is None:
+        raise InputError(f"study {found!r} was stopped while it was created; run it again")
+    return study, header
+
+
+def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[optuna.Study, Header, bool]:
+    """The study that a plan belongs to.
+
+    Returns:
+        Study, header, and whether it is new.
+
+    Raises:
+        InputError: it was created with another identity, or with weights that are not here any more.
+    """
+    known = latest(storage, plan.config.name)
+    if known is None:
+        known = plan.config.name
+    elif fresh:
+        known = f"{plan.config.name}{GENERATION}{_generation(known) + 1}"
+    study = _create(storage, known, list(plan.config.objectives.values()))
+    header = read_header(study)
+    if header is None:
+        header = _new_header(plan)
+        study.set_user_attr(HEADER, asdict(header))
+        return study, header, True
+    changed = differences(header.identity, plan.identity)
+    if changed:
+        raise InputError(
+            f"study {known!r} was created differently: {'; '.join(changed)}. "
+            "Undo the change to go on with it, or start a new one beside it with --fresh"
+        )
+    for name, identity in header.backbones.items():
+        here = plan.backbones.get(name)
+        if here is None:
+            raise InputError(
+                f"study {known!r} uses backbone {name}, whose weights are not on this machine any more; --fresh"
+            )
+        if here.sha256 != identity["sha256"]:
+            raise InputError(
+                f"study {known!r} was created with other weights of {name} "
+                f"({identity['sha256'][:12]}, now {here.sha256[:12]}); restore them, or --fresh"
+            )
+    return study, header, False
+
+
+def read_header(study: optuna.Study) -> Header | None:
+    """A study's header, None where it was stopped before that was written."""
+    stored = study.user_attrs.get(HEADER)
+    return Header(**stored) if stored else None
+
+
+def _new_header(plan: Plan) -> Header:
+    return Header(
+        uid=uuid.uuid4().hex[:12],
+        name=plan.config.name,
+        created=time.time(),
+        identity=json.loads(json.dumps(plan.identity)),
+        config=plan.config.to_json() | {"protocol": plan.splits.protocol},
+        backbones={name: identity.to_json() for name, identity in plan.backbones.items()},
+        dropped=list(plan.dropped),
+        experiment=plan.experiment,
+        dataset=str(plan.dataset.root),
+        counts=plan.splits.counts,
+        splits_digest=plan.splits.digest,
+    )
+
+
+def _create(storage: RDBStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
+    try:
+        return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+    except (DuplicatedStudyError, ValueError) as error:
+        raise InputError(f"study {name!r}: {error}") from error
+
+
+def _generation(name: str) -> int:
+    number = name.partition(GENERATION)[2]
+    return int(number) if number.isdigit() else 1
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(?<=:)[^:@/]+(?=@)", "***", url)

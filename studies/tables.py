@@ -1,0 +1,208 @@
+"""Tables for the terminal, and the same content as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from studies.driver import Outcome
+from studies.plan import Plan
+from studies.space import encode
+from studies.summary import headline
+from studies.view import StudyView, TrialView
+
+METRIC_COLUMNS = ("image_auroc", "pixel_auroc", "pixel_aupro")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not break tables into pieces where the output is a file or a pipe."""
+    drawn = Console(stderr=stderr)
+    return drawn if drawn.is_terminal else Console(stderr=stderr, width=200)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
+    """Numbers to the right, words to the left, everything shown whole."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(shown(value)) for value in row))
+    return drawn
+
+
+def shown(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 0.1 or abs(value) >= 100 else f"{value:.3f}"
+    return str(encode(value))
+
+
+def plan_tables(plan: Plan) -> Iterator[Table]:
+    """What ``--dry-run`` shows."""
+    config = plan.config
+    budget = ", ".join(f"{name} {value:g}" for name, value in config.budget.model_dump(exclude_none=True).items())
+    yield table(
+        ("study", config.name),
+        [
+            ("detector", config.detector),
+            ("experiment", plan.experiment),
+            ("pictures", str(plan.dataset.root)),
+            ("image size", "x".join(map(str, config.data.size))),
+            ("protocol", plan.splits.protocol),
+            ("objectives", ", ".join(f"{way} {name}" for name, way in config.objectives.items())),
+            ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
+            ("budget", budget),
+            ("sampler", f"{config.sampler.name}, seed {config.sampler.seed}"),
+            ("device", str(plan.device)),
+            ("baselines", str(len(config.baselines))),
+        ],
+    )
+    yield table(("parameter", "values"), plan.space.describe(), title="search space")
+    yield table(
+        ("backbone", "weights from", "tag", "sha256"),
+        [(name, found.origin, found.tag, found.sha256[:12]) for name, found in plan.backbones.items()],
+        title="backbones",
+    )
+    kinds = list(dict.fromkeys(kind for types in plan.splits.counts.values() for kind in types))
+    rows = [
+        (name, *(types.get(kind, 0) for kind in kinds), sum(types.values()))
+        for name, types in plan.splits.counts.items()
+    ]
+    yield table(("set", *kinds, "all"), rows, title="pictures")
+
+
+def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Table:
+    """All trials of a study, the selected one marked; parameters that never vary stand in the title."""
+    trials = view.trials() if trials is None else trials
+    prefix = "test" if view.config.protocol == "paper" else "val"
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    varied = [name for name in names if len({str(trial.params.get(name)) for trial in trials}) > 1]
+    same = [f"{name} {shown(trials[0].params[name])}" for name in names if name not in varied]
+    rows = [
+        (
+            f"{'*' if trial.selected else ' '}{trial.number}",
+            "infeasible" if trial.feasible is False else trial.state.lower(),
+            *(trial.metrics.get(f"{prefix}/{metric}") for metric in METRIC_COLUMNS),
+            trial.metrics.get("fps"),
+            trial.seconds,
+            *(trial.params.get(name) for name in varied),
+        )
+        for trial in trials
+    ]
+    heads = (metric.replace("_", "\n") for metric in METRIC_COLUMNS)
+    short = (name.replace("_", "\n", 1) for name in varied)
+    title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")
+    return table(("trial", "state", *heads, "fps", "seconds", *short), rows, title=title)
+
+
+def trial_json(trial: TrialView) -> dict[str, Any]:
+    """A trial for scripts."""
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "selected": trial.selected,
+        "feasible": trial.feasible,
+        "params": trial.params,
+        "values": list(trial.frozen.values or []),
+        "metrics": trial.metrics,
+        "test_metrics": trial.final.metrics if trial.final else {},
+        "failure": trial.failure,
+        "seconds": trial.seconds,
+        "folder": str(trial.folder),
+        "detector": str(trial.detector) if trial.detector else None,
+    }
+
+
+def study_json(view: StudyView) -> dict[str, Any]:
+    """A study for scripts."""
+    header = view.header
+    return {
+        "name": view.study.study_name,
+        "uid": header.uid,
+        "experiment": header.experiment,
+        "identity": header.identity,
+        "counts": header.counts,
+        "backbones": header.backbones,
+        "dropped": header.dropped,
+        "config": view.config.to_json(),
+        "trials": [trial_json(trial) for trial in view.trials()],
+        "ledger": [line.model_dump() for line in view.ledger()],
+    }
+
+
+def outcome_json(outcome: Outcome) -> str:
+    """What ``study run --json`` prints."""
+    data = study_json(outcome.view) | {
+        "reason": outcome.reason,
+        "selected": outcome.selected.number if outcome.selected else None,
+        "parent_run_id": outcome.parent_run_id,
+    }
+    return json.dumps(data, indent=1)
+
+
+def study_parts(view: StudyView) -> Iterator[RenderableType]:
+    """What ``study show`` prints."""
+    header = view.header
+    sets = ", ".join(f"{name} {sum(types.values())}" for name, types in header.counts.items())
+    yield Text.assemble(
+        (view.study.study_name, "bold"),
+        f": {view.config.detector} on {header.experiment}, protocol {view.config.protocol} ({sets})",
+    )
+    if header.dropped:
+        yield Text(f"left out, no weights when it was created: {', '.join(header.dropped)}", "yellow")
+    yield trial_table(view)
+    failed = [trial for trial in view.trials() if trial.state == "FAIL"]
+    for trial in failed[-3:]:
+        yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
+    yield from selected_parts(view)
+
+
+def selected_parts(view: StudyView) -> Iterator[RenderableType]:
+    """The selected trial and its honest figure."""
+    selected = view.selected()
+    if selected is None:
+        yield Text("no trial is selected yet")
+        return
+    setting = ", ".join(f"{name} {shown(value)}" for name, value in selected.params.items())
+    yield Text(f"selected: trial {selected.number}: {setting}")
+    prefix = "test" if view.config.protocol == "paper" else "val"
+    if prefix == "val" and (told := headline(selected.metrics, "val")):
+        yield Text(f"  on validation, which chose it: {told}")
+    metrics = selected.final.metrics if selected.final and prefix == "val" else selected.metrics
+    if told := headline(metrics, "test"):
+        where = "on test, which the search never saw" if prefix == "val" else "on the whole test set (protocol paper)"
+        yield Text(f"  {where}: {told}", "bold green")
+        rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
+        yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2))
+    if "rendered/" in view.header.experiment:
+        yield Text("  the pictures were rendered: a demonstration, not a result", "yellow")
+    yield Text(f"  scorings on test so far: {len(view.ledger())}")
+
+
+def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
+    """What ``study run`` prints at the end."""
+    view = outcome.view
+    yield from study_parts(view)
+    selected = outcome.selected
+    if selected is None:
+        return
+    pictures = sorted((selected.final_folder / "artifacts" / "heatmaps").glob("*.png"))
+    pictures = pictures or sorted((selected.folder / "artifacts" / "heatmaps").glob("*.png"))
+    if pictures:
+        yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
+    if selected.detector:
+        yield Text.assemble("detector: ", (str(selected.detector), "cyan"))
+    yield Text.assemble("trials in MLflow: ", (f"mlflow ui --backend-store-uri {view.home.tracking_uri}", "cyan"))
+    yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))

@@ -1,0 +1,267 @@
+"""A study as it stands: trials with their outcome, the selected one, and the records that MLflow shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.config import COST_METRICS, StudyConfig
+from studies.home import Home
+from studies.jobs import ARTIFACTS, DETECTOR, LOG_FILE, TrialResult, read_result
+from studies.ledger import LedgerLine, read_ledger
+from studies.space import encode
+from studies.storage import Header
+from tracking.records import DatasetRecord, StudyRecord, StudyState, TrialRecord
+from tracking.records import TrialState as RecordState
+
+JOB, OUTCOME, OVERRIDES, DISCARDED, ORIGIN = "job", "outcome", "overrides", "discarded", "origin"
+"""Attributes of an Optuna trial: what was submitted, what came of it, a baseline's values outside the search, why it does
+not count, and where its configuration comes from."""
+STATES: dict[TrialState, RecordState] = {
+    TrialState.RUNNING: "RUNNING",
+    TrialState.WAITING: "RUNNING",
+    TrialState.COMPLETE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAIL",
+}
+INTERRUPTED = "interrupted"
+MISSED_BY_FAR = 1e9
+"""Finite, for TPE models the violations."""
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """One trial that counts as a trial (a discarded duplicate does not)."""
+
+    frozen: FrozenTrial
+    folder: Path
+    final_folder: Path
+    config: StudyConfig
+    selected: bool = False
+
+    @property
+    def number(self) -> int:
+        """Optuna's number."""
+        return self.frozen.number
+
+    @property
+    def state(self) -> RecordState:
+        """``RUNNING``, ``COMPLETE``, ``PRUNED`` or ``FAIL``."""
+        return STATES[self.frozen.state]
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """Attempt and parameters of what was submitted; empty before that."""
+        return dict(self.frozen.user_attrs.get(JOB, {}))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The full setting."""
+        return dict(self.job.get("params", {}))
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """Metrics, times, failure."""
+        return dict(self.frozen.user_attrs.get(OUTCOME, {}))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All figures of the search; those on test are in `final`."""
+        return dict(self.outcome.get("metrics", {}))
+
+    @property
+    def failure(self) -> str:
+        """``<kind>: <message>`` or empty."""
+        return str(self.outcome.get("failure", ""))
+
+    @property
+    def feasible(self) -> bool | None:
+        """Whether all constraints are met; None where the trial did not complete."""
+        return is_feasible(self.config, self.metrics) if self.state == "COMPLETE" else None
+
+    @property
+    def value(self) -> float | None:
+        """First objective."""
+        return self.frozen.values[0] if self.frozen.values else None
+
+    @cached_property
+    def final(self) -> TrialResult | None:
+        """Result of the refit that was scored on test, where there was one."""
+        return read_result(self.final_folder)
+
+    @property
+    def detector(self) -> Path | None:
+        """Folder of the saved detector."""
+        folder = self.final_folder / DETECTOR
+        return folder if folder.is_dir() else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of the finished trial."""
+        outcome = self.outcome
+        return outcome["finished"] - outcome["started"] if "finished" in outcome else None
+
+
+class StudyView:
+    """Reads one study from storage and folders; writes nothing."""
+
+    def __init__(self, study: optuna.Study, header: Header, home: Home) -> None:
+        self.study, self.header, self.home = study, header, home
+        self.config = StudyConfig.model_validate(header.config)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the study's trials."""
+        return self.home.study_folder(self.header.uid)
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's worker leaves its result."""
+        return self.folder / f"{number:05d}"
+
+    def final_folder(self, number: int) -> Path:
+        """Where the refit of a selected trial is left."""
+        return self.folder / "final" / f"{number:05d}"
+
+    def trials(self) -> list[TrialView]:
+        """All trials but discarded and waiting ones, by number; the selected one is marked."""
+        frozen = [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs
+        ]
+        best = select(self.config, frozen)
+        return [self.view(trial, selected=best is not None and trial.number == best.number) for trial in frozen]
+
+    def view(self, trial: FrozenTrial, *, selected: bool = False) -> TrialView:
+        """One trial."""
+        return TrialView(
+            trial, self.trial_folder(trial.number), self.final_folder(trial.number), self.config, selected=selected
+        )
+
+    def selected(self) -> TrialView | None:
+        """The trial that a person would deploy."""
+        return next((trial for trial in self.trials() if trial.selected), None)
+
+    def ledger(self) -> list[LedgerLine]:
+        """Every scoring of this study on test."""
+        return read_ledger(self.home.ledger(self.header.uid))
+
+    def study_record(self, *, state: StudyState, note: str = "", finished_ms: int | None = None) -> StudyRecord:
+        """The parent run."""
+        header, config = self.header, self.config
+        digests: Mapping[str, str] = header.identity["data"]
+        return StudyRecord(
+            uid=header.uid,
+            name=self.study.study_name,
+            experiment=header.experiment,
+            started_ms=int(header.created * 1000),
+            state=state,
+            finished_ms=finished_ms,
+            note=note,
+            params={
+                "detector": config.detector,
+                "protocol": config.protocol,
+                "dataset": config.data.dataset,
+                "category": str(header.experiment.partition("/")[2]),
+                "image_size": "x".join(str(side) for side in config.data.size),
+                "sampler": config.sampler.name,
+                "seed": str(config.sampler.seed),
+                "objectives": ", ".join(f"{name} ({way})" for name, way in config.objectives.items()),
+                "backbones": ", ".join(header.backbones),
+            },
+            tags={
+                "study.detector": config.detector,
+                "study.protocol": config.protocol,
+                "study.data": header.experiment,
+            },
+            datasets=tuple(
+                DatasetRecord(header.experiment, name, digest, header.dataset, header.counts[name])
+                for name, digest in digests.items()
+            ),
+            artifacts=self.folder / "summary",
+        )
+
+    def trial_record(self, trial: TrialView) -> TrialRecord:
+        """A child run."""
+        outcome = trial.outcome
+        started = outcome.get("started") or _seconds(trial.frozen.datetime_start) or self.header.created
+        finished = outcome.get("finished") or _seconds(trial.frozen.datetime_complete)
+        params = {name: str(encode(value)) for name, value in trial.params.items()}
+        weights = self.header.backbones.get(str(trial.params.get("backbone")))
+        if weights:
+            params["weights"] = f"{weights['name']}.{weights['tag']} ({weights['origin']}) {weights['sha256'][:16]}"
+        metrics, artifacts = trial.metrics, {"": trial.folder / ARTIFACTS}
+        final = trial.final if trial.state == "COMPLETE" else None
+        if final is not None:
+            metrics |= final.metrics
+            artifacts["test"] = trial.final_folder / ARTIFACTS
+        return TrialRecord(
+            number=trial.number,
+            attempt=int(trial.job.get("attempt", 1)),
+            state=trial.state,
+            run_name=f"{self.study.study_name} {trial.number:03d}",
+            started_ms=int(started * 1000),
+            finished_ms=int(finished * 1000) if finished else None,
+            params=params,
+            metrics=metrics,
+            steps=tuple(
+                (step, value, int((finished or started) * 1000))
+                for step, value in sorted(trial.frozen.intermediate_values.items())
+            ),
+            failure=trial.failure,
+            feasible=trial.feasible,
+            tags={
+                "study.selected": str(trial.selected).lower(),
+                "trial.origin": str(trial.frozen.user_attrs.get(ORIGIN, "search")),
+                **{name: outcome["environment"][name] for name in ("host", "device") if "environment" in outcome},
+            },
+            artifacts=artifacts,
+            log=trial.folder / LOG_FILE,
+        )
+
+
+def metric_of(config: StudyConfig, objective: str) -> str:
+    """The name under which a trial's result holds an objective or constraint."""
+    if objective in COST_METRICS:
+        return objective
+    return f"{'test' if config.protocol == 'paper' else 'val'}/{objective}"
+
+
+def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+    """By how much each constraint is missed; met where 0 or less. A metric that is not there is missed by far."""
+    found = {}
+    for name, condition in config.constraints.items():
+        limit = float(condition.strip()[2:])
+        value = metrics.get(metric_of(config, name))
+        if value is None:
+            found[name] = MISSED_BY_FAR
+        else:
+            found[name] = limit - value if condition.strip().startswith(">=") else value - limit
+    return found
+
+
+def is_feasible(config: StudyConfig, metrics: Mapping[str, float]) -> bool:
+    """Whether all constraints are met."""
+    return all(missed <= 0 for missed in violations(config, metrics).values())
+
+
+def select(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The feasible trial with the best first objective; ties go to the higher fps, then to the earlier one."""
+    sign = 1 if config.direction == "maximize" else -1
+    candidates = [
+        (sign * trial.values[0], metrics.get("fps", 0.0), -trial.number, trial)
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and is_feasible(config, metrics := trial.user_attrs.get(OUTCOME, {}).get("metrics", {}))
+    ]
+    return max(candidates, key=lambda candidate: candidate[:3], default=(0, 0, 0, None))[3]
+
+
+def _seconds(moment: Any) -> float | None:
+    return moment.timestamp() if moment is not None else None

@@ -1,0 +1,417 @@
+"""Readers: MVTec AD's layout and a person's own folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectors.data.folder import read_folder
+from detectors.data.mvtec import categories, read_mvtec
+from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
+from detectors.errors import InputError
+
+
+def picture(path: Path, level: int | None = None) -> Path:
+    """A 12 x 16 picture whose gray level depends on its path, so that no two are alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if level is None:
+        level = sum(str(path).encode()) % 251
+    pixels = np.full((12, 16), level, dtype=np.uint8)
+    pixels[:3, :3] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pictures(folder: Path, count: int, suffix: str = ".png") -> list[Path]:
+    return [picture(folder / f"{index:03}{suffix}") for index in range(count)]
+
+
+def make_category(root: Path, *, defect: str = "scratch") -> Path:
+    pictures(root / "train" / "good", 5)
+    pictures(root / "test" / "good", 3)
+    for path in pictures(root / "test" / defect, 4):
+        picture(root / "ground_truth" / defect / f"{path.stem}_mask.png")
+    return root
+
+
+def keys(samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.key for sample in samples]
+
+
+def types(dataset: Dataset) -> dict[str, int]:
+    return ImageSet("test", dataset.test).counts
+
+
+def message(error: pytest.ExceptionInfo[InputError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# --- MVTec AD's layout
+
+
+def test_mvtec_layout(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    dataset = read_mvtec(tmp_path, "bottle")
+    assert (dataset.name, dataset.category, dataset.root) == ("mvtec", "bottle", root)
+    assert keys(dataset.train) == [f"train/good/{index:03}.png" for index in range(5)]
+    assert types(dataset) == {GOOD: 3, "scratch": 4}
+    assert dataset.defect_types == ("scratch",)
+    assert all(sample.file == root / sample.key for sample in (*dataset.train, *dataset.test))
+    masks = {sample.key: sample.mask_file for sample in dataset.test}
+    assert masks["test/good/000.png"] is None
+    assert masks["test/scratch/002.png"] == root / "ground_truth" / "scratch" / "002_mask.png"
+
+
+def test_order_is_that_of_the_keys_whatever_the_file_system_says(tmp_path, monkeypatch):
+    make_category(tmp_path / "bottle")
+    expected = read_mvtec(tmp_path, "bottle")
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(iterdir(self), reverse=True)))
+    shuffled = read_mvtec(tmp_path, "bottle")
+    assert shuffled == expected
+    assert keys(shuffled.test) == sorted(keys(shuffled.test))
+
+
+def test_any_format_and_any_case_of_suffix(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    picture(root / "train" / "good" / "a.JPG")
+    picture(root / "test" / "scratch" / "b.bmp")
+    mask = picture(root / "ground_truth" / "scratch" / "b_mask.tiff")
+    dataset = read_mvtec(tmp_path, "bottle")
+    assert "train/good/a.JPG" in keys(dataset.train)
+    assert {sample.key: sample.mask_file for sample in dataset.test}["test/scratch/b.bmp"] == mask
+
+
+def test_mask_named_like_its_picture(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    picture(root / "test" / "dent" / "img.2024.png")
+    mask = picture(root / "ground_truth" / "dent" / "img.2024.bmp")
+    picture(root / "test" / "dent" / "no_mask_here.png")
+    masks = {sample.key: sample.mask_file for sample in read_mvtec(tmp_path, "bottle").test}
+    assert masks["test/dent/img.2024.png"] == mask
+    assert masks["test/dent/no_mask_here.png"] is None
+
+
+def test_marked_mask_wins_over_the_plain_name(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    picture(root / "ground_truth" / "scratch" / "000.png")
+    masks = {sample.key: sample.mask_file for sample in read_mvtec(tmp_path, "bottle").test}
+    assert masks["test/scratch/000.png"] == root / "ground_truth" / "scratch" / "000_mask.png"
+
+
+def test_hidden_files_and_others_are_not_pictures(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    for name in ("Thumbs.db", ".DS_Store", "readme.txt", "._000.png"):
+        (root / "train" / "good" / name).write_bytes(b"x")
+    (root / "test" / ".cache").mkdir()
+    picture(root / "test" / ".cache" / "000.png")
+    (root / "test" / "notes.txt").write_text("x")
+    dataset = read_mvtec(tmp_path, "bottle")
+    assert len(dataset.train) == 5
+    assert types(dataset) == {GOOD: 3, "scratch": 4}
+
+
+def test_category_folder_as_root(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    assert read_mvtec(root, "bottle") == read_mvtec(tmp_path, "bottle")
+    with pytest.raises(InputError, match=r"no category 'cable'.*bottle"):
+        read_mvtec(root, "cable")
+
+
+def test_categories(tmp_path):
+    for name in ("screw", "bottle"):
+        make_category(tmp_path / name)
+    (tmp_path / "zip files").mkdir()
+    (tmp_path / "license.txt").write_text("x")
+    assert categories(tmp_path) == ["bottle", "screw"]
+    assert categories(tmp_path / "screw") == ["screw"]
+
+
+def test_category_without_test_pictures(tmp_path):
+    pictures(tmp_path / "bottle" / "train" / "good", 3)
+    dataset = read_mvtec(tmp_path, "bottle")
+    assert dataset.test == ()
+    assert len(dataset.train) == 3
+
+
+def test_links_to_other_places_are_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    pictures(elsewhere, 3)
+    good = tmp_path / "data" / "bottle" / "train" / "good"
+    good.mkdir(parents=True)
+    (good / "batch").symlink_to(elsewhere)
+    (good / "loop").symlink_to(good)
+    (good / "one.png").symlink_to(elsewhere / "000.png")
+    (good / "gone.png").symlink_to(elsewhere / "gone.png")
+    dataset = read_mvtec(tmp_path / "data", "bottle")
+    expected = ["batch/000.png", "batch/001.png", "batch/002.png", "gone.png", "one.png"]
+    assert keys(dataset.train) == [f"train/good/{name}" for name in expected]
+
+
+def test_missing_root_names_the_ways_out(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_mvtec(tmp_path / "nowhere", "screw")
+    text = message(error)
+    for part in (str(tmp_path / "nowhere"), "study data fetch mvtec", "--demo", "MVTEC_AD_ROOT"):
+        assert part in text
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("x")])
+def test_root_without_categories(tmp_path, make):
+    make(tmp_path / "root")
+    with pytest.raises(InputError, match="study data fetch mvtec") as error:
+        read_mvtec(tmp_path / "root", "screw")
+    assert str(tmp_path / "root") in message(error)
+
+
+def test_another_data_set_is_not_told_to_fetch_mvtec(tmp_path):
+    with pytest.raises(InputError, match=r"data\.root") as error:
+        read_mvtec(tmp_path / "nowhere", "macaroni1", name="visa")
+    assert "mvtec" not in message(error)
+
+
+def test_missing_category_lists_those_there_and_guesses(tmp_path):
+    for name in ("screw", "bottle", "metal_nut"):
+        make_category(tmp_path / name)
+    with pytest.raises(InputError, match=r"no category 'Scrw'; did you mean screw\?") as error:
+        read_mvtec(tmp_path, "Scrw")
+    assert "There are: bottle, metal_nut, screw" in message(error)
+    with pytest.raises(InputError, match="no category 'zzz'") as error:
+        read_mvtec(tmp_path, "zzz")
+    assert "did you mean" not in message(error)
+
+
+@pytest.mark.parametrize("category", ["", ".", "..", "../other", "a/b", "a\\b", "/etc", "a\0b"])
+def test_category_must_be_a_name(tmp_path, category):
+    make_category(tmp_path / "bottle")
+    with pytest.raises(InputError, match="is not a folder name"):
+        read_mvtec(tmp_path, category)
+
+
+@pytest.mark.parametrize("make_empty", [True, False])
+def test_category_without_good_training_images(tmp_path, make_empty):
+    pictures(tmp_path / "bottle" / "test" / "good", 3)
+    if make_empty:
+        (tmp_path / "bottle" / "train" / "good").mkdir(parents=True)
+    with pytest.raises(InputError, match="no good training images") as error:
+        read_mvtec(tmp_path, "bottle")
+    assert str(tmp_path / "bottle" / "train" / "good") in message(error)
+
+
+def test_file_name_that_is_not_unicode(tmp_path):
+    make_category(tmp_path / "bottle")
+    name = os.fsencode(tmp_path / "bottle" / "train" / "good") + b"/\xff.png"
+    try:
+        Path(os.fsdecode(name)).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    with pytest.raises(InputError, match="not valid Unicode") as error:
+        read_mvtec(tmp_path, "bottle")
+    json.dumps(message(error)).encode()
+
+
+# --- a person's own folder
+
+
+def test_flat_folder_is_all_good(tmp_path):
+    root = tmp_path / "widgets"
+    pictures(root, 6, ".jpg")
+    (root / "notes.txt").write_text("x")
+    dataset = read_folder(root)
+    assert (dataset.name, dataset.category, dataset.root) == ("folder", "widgets", root)
+    assert keys(dataset.train) == [f"{index:03}.jpg" for index in range(6)]
+    assert dataset.test == ()
+
+
+@pytest.mark.parametrize("name", ["good", "Good", "OK", "normal"])
+def test_only_a_good_folder(tmp_path, name):
+    pictures(tmp_path / name, 6)
+    dataset = read_folder(tmp_path, category="widget")
+    assert dataset.category == "widget"
+    assert keys(dataset.train) == [f"{name}/{index:03}.png" for index in range(6)]
+    assert dataset.test == ()
+
+
+def test_folder_with_types_of_defects(tmp_path):
+    pictures(tmp_path / "good", 20)
+    pictures(tmp_path / "scratch" / "monday", 2)
+    pictures(tmp_path / "scratch" / "tuesday", 2)
+    pictures(tmp_path / "bad", 3)
+    (tmp_path / "empty").mkdir()
+    dataset = read_folder(tmp_path)
+    assert types(dataset) == {GOOD: 4, "bad": 3, "scratch": 4}
+    assert len(dataset.train) == 16
+    assert "scratch/monday/000.png" in keys(dataset.test)
+    assert len(set(keys(dataset.train)) | set(keys(dataset.test))) == 27
+
+
+@pytest.mark.parametrize(("good", "in_test"), [(2, 1), (3, 1), (4, 2), (7, 2), (10, 2), (15, 3), (100, 20)])
+def test_a_fifth_of_the_good_pictures_is_for_the_test(tmp_path, good, in_test):
+    pictures(tmp_path / "good", good)
+    pictures(tmp_path / "bad", 1)
+    dataset = read_folder(tmp_path)
+    assert types(dataset) == {GOOD: in_test, "bad": 1}
+    assert len(dataset.train) == good - in_test
+
+
+def test_division_does_not_depend_on_the_place(tmp_path):
+    for place in ("a", "b/c"):
+        pictures(tmp_path / place / "good", 30)
+        pictures(tmp_path / place / "bad", 2)
+    first, second = read_folder(tmp_path / "a"), read_folder(tmp_path / "b" / "c")
+    assert keys(first.train) == keys(second.train)
+    assert keys(first.test) == keys(second.test)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "masks/scratch/001.png",
+        "masks/scratch/001_mask.bmp",
+        "Mask/scratch/001.tif",
+        "ground_truth/scratch/001_mask.png",
+        "masks/001.png",
+        "scratch/001_mask.png",
+    ],
+)
+def test_masks_of_own_pictures(tmp_path, mask):
+    pictures(tmp_path / "good", 5)
+    pictures(tmp_path / "scratch", 3)
+    path = picture(tmp_path / mask)
+    dataset = read_folder(tmp_path)
+    assert types(dataset) == {GOOD: 2, "scratch": 3}
+    found = {sample.key: sample.mask_file for sample in dataset.test if sample.label}
+    assert found == {"scratch/000.png": None, "scratch/001.png": path, "scratch/002.png": None}
+
+
+def test_masks_in_nested_folders_match_by_path(tmp_path):
+    pictures(tmp_path / "good", 5)
+    for day in ("monday", "tuesday"):
+        pictures(tmp_path / "scratch" / day, 1)
+        picture(tmp_path / "masks" / "scratch" / day / "000.png")
+    dataset = read_folder(tmp_path)
+    found = {sample.key: sample.mask_file for sample in dataset.test if sample.label}
+    assert found == {
+        f"scratch/{day}/000.png": tmp_path / "masks" / "scratch" / day / "000.png" for day in ("monday", "tuesday")
+    }
+
+
+def test_flat_masks_are_not_guessed_among_several_types(tmp_path):
+    pictures(tmp_path / "good", 5)
+    pictures(tmp_path / "scratch", 1)
+    pictures(tmp_path / "dent", 1)
+    picture(tmp_path / "masks" / "000.png")
+    assert all(sample.mask_file is None for sample in read_folder(tmp_path).test)
+
+
+def test_pictures_of_masks_are_pictures(tmp_path):
+    # The mark alone does not make a mask: the product may be one.
+    picture(tmp_path / "good" / "_mask.png")
+    picture(tmp_path / "good" / "face_mask.png")
+    picture(tmp_path / "good" / "gas_mask.png")
+    assert keys(read_folder(tmp_path).train) == ["good/_mask.png", "good/face_mask.png", "good/gas_mask.png"]
+
+
+def test_mask_without_its_picture_is_no_sample_among_other_masks(tmp_path):
+    pictures(tmp_path / "good", 5)
+    pictures(tmp_path / "scratch", 2)
+    for stem in ("000", "001", "007"):
+        picture(tmp_path / "scratch" / f"{stem}_mask.png")
+    assert types(read_folder(tmp_path)) == {GOOD: 2, "scratch": 2}
+
+
+def test_mvtec_layout_in_an_own_folder(tmp_path):
+    root = make_category(tmp_path / "bottle")
+    dataset, official = read_folder(root), read_mvtec(tmp_path, "bottle")
+    assert (dataset.name, dataset.category) == ("folder", "bottle")
+    assert (dataset.train, dataset.test) == (official.train, official.test)
+    assert read_folder(root, category="line 3").category == "line 3"
+
+
+def test_relative_folder_has_a_name(tmp_path, monkeypatch):
+    pictures(tmp_path / "widgets", 2)
+    monkeypatch.chdir(tmp_path / "widgets")
+    assert read_folder(Path()).category == "widgets"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], "no pictures in it"),
+        (["notes.txt"], "no pictures in it"),
+        (["a.png"], "one good picture is not enough"),
+        (["good/a.png", "bad/a.png"], "one good picture is not enough"),
+        (["scratch/a.png", "dent/a.png"], r"no good pictures, only dent, scratch; put .*good"),
+        (["a.png", "b.png", "scratch/a.png"], r"no good pictures, only scratch; put .*good"),
+        (["good/notes.txt", "scratch/a.png"], r"no good pictures, only scratch; put .*good"),
+        (["good/notes.txt"], r"no good pictures; put .*good"),
+        (["masks/a.png"], "no pictures in it"),
+        (["screw/train/good/a.png", "nut/train/good/a.png"], r"name one product: .*nut, .*screw"),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path, files, expected):
+    for name in files:
+        if name.endswith(".png"):
+            picture(tmp_path / name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+    with pytest.raises(InputError, match=expected) as error:
+        read_folder(tmp_path)
+    assert str(tmp_path) in message(error)
+
+
+def test_missing_folder_and_file_instead_of_a_folder(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        read_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="a file, not a folder"):
+        read_folder(picture(tmp_path / "a.png"))
+
+
+# --- real images
+
+
+@pytest.mark.real_images
+@pytest.mark.parametrize(
+    ("place", "category", "train", "test"),
+    [
+        (
+            "MVTecAD",
+            "screw",
+            320,
+            {
+                GOOD: 41,
+                "manipulated_front": 24,
+                "scratch_head": 24,
+                "scratch_neck": 25,
+                "thread_side": 23,
+                "thread_top": 23,
+            },
+        ),
+        ("VisA", "macaroni1", 160, {GOOD: 40, "anomaly": 40}),
+        ("carpet_tiles", "carpet", 160, {GOOD: 40, "hole": 40}),
+    ],
+)
+def test_real_categories(real_data, place, category, train, test):
+    assert category in categories(real_data / place)
+    dataset = read_mvtec(real_data / place, category)
+    assert len(dataset.train) == train
+    assert types(dataset) == test
+    assert all((sample.mask_file is not None) == bool(sample.label) for sample in dataset.test)
+
+
+@pytest.mark.real_images
+def test_real_masks_load_with_their_pictures(real_data):
+    dataset = read_mvtec(real_data / "MVTecAD", "screw")
+    defective = ImageSet("test", tuple(sample for sample in dataset.test if sample.label)[::10])
+    masks = defective.masks()
+    assert masks is not None
+    assert masks.any(axis=(1, 2)).all()
+    assert masks.mean() < 0.05

@@ -1,0 +1,306 @@
+"""Split protocols: deterministic, disjoint, and refused where they cannot be honest."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detectors.data.mvtec import read_mvtec
+from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
+from detectors.data.splits import MIN_SYNTHETIC_NORMALS, Splits, make_splits, stable_order
+from detectors.data.synthetic_defects import DEFECT_KINDS
+from detectors.errors import InputError
+
+SIZE = (32, 48)
+
+
+def samples(folder: str, kind: str, count: int) -> list[Sample]:
+    """Samples without files: dividing them reads nothing."""
+    keys = [f"{folder}/{kind}/{index:03}.png" for index in range(count)]
+    return [Sample(key=key, file=Path("data") / key, defect_type=kind) for key in keys]
+
+
+def make_dataset(train: int = 30, **test: int) -> Dataset:
+    labelled = [sample for kind, count in test.items() for sample in samples("test", kind, count)]
+    return Dataset(
+        name="folder",
+        category="widget",
+        root=Path("data"),
+        train=tuple(samples("train", GOOD, train)),
+        test=tuple(labelled),
+    )
+
+
+def keys(image_set: ImageSet | None) -> list[str]:
+    assert image_set is not None
+    return [sample.key for sample in image_set.samples]
+
+
+# --- holdout
+
+
+def test_holdout_is_even_and_odd_ranks_within_each_type():
+    dataset = make_dataset(good=7, dent=4, scratch=5)
+    splits = make_splits(dataset, protocol="holdout", image_size=SIZE)
+    assert splits.counts == {
+        "train": {GOOD: 30},
+        "validation": {GOOD: 4, "dent": 2, "scratch": 3},
+        "test": {GOOD: 3, "dent": 2, "scratch": 2},
+    }
+    for kind, count in {"good": 7, "dent": 4, "scratch": 5}.items():
+        names = [f"{index:03}.png" for index in range(count)]
+        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{kind}/{name}".encode()).hexdigest())
+        prefix = f"test/{kind}/"
+        assert [key for key in keys(splits.validation) if key.startswith(prefix)] == sorted(
+            prefix + name for name in ranked[0::2]
+        )
+        assert [key for key in keys(splits.test) if key.startswith(prefix)] == sorted(
+            prefix + name for name in ranked[1::2]
+        )
+
+
+def test_holdout_does_not_depend_on_order_seed_or_place():
+    dataset = make_dataset(good=9, dent=9)
+    expected = make_splits(dataset, protocol="holdout", image_size=SIZE)
+    shuffled = list(dataset.test)
+    random.Random(1).shuffle(shuffled)
+    moved = [replace(sample, file=Path("elsewhere") / sample.key) for sample in shuffled]
+    other = make_splits(replace(dataset, test=tuple(moved)), protocol="holdout", image_size=SIZE, seed=5)
+    assert keys(other.validation) == keys(expected.validation)
+    assert keys(other.test) == keys(expected.test)
+
+
+@pytest.mark.parametrize(
+    ("test", "lacking", "part"),
+    [
+        ({}, "labelled", "validation"),
+        ({"good": 4}, "defective", "validation"),
+        ({"dent": 4}, "good", "validation"),
+        ({"good": 4, "dent": 1}, "defective", "test"),
+        ({"good": 4, "dent": 1, "scratch": 1}, "defective", "test"),
+        ({"good": 1, "dent": 4}, "good", "test"),
+    ],
+)
+def test_holdout_is_refused_without_both_labels_in_both_parts(test, lacking, part):
+    with pytest.raises(
+        InputError, match=f"widget: no {lacking} pictures are left for {part}.*protocol synthetic"
+    ) as error:
+        make_splits(make_dataset(**test), protocol="holdout", image_size=SIZE)
+    assert "\n" not in str(error.value)
+
+
+def test_ties_in_the_order_are_broken_by_the_key():
+    twins = [
+        Sample(key=f"scratch/{day}/000.png", file=Path(day), defect_type="scratch") for day in ("tuesday", "monday")
+    ]
+    assert [sample.key for sample in stable_order(twins)] == ["scratch/monday/000.png", "scratch/tuesday/000.png"]
+
+
+# --- paper
+
+
+def test_paper_scores_everything_and_searches_nothing():
+    dataset = make_dataset(good=3, dent=4)
+    splits = make_splits(dataset, protocol="paper", image_size=SIZE)
+    assert splits.validation is None
+    assert splits.counts == {"train": {GOOD: 30}, "test": {GOOD: 3, "dent": 4}}
+    assert set(splits.test.samples) == set(dataset.test)
+    with pytest.raises(InputError, match="protocol paper has no validation set"):
+        splits.search_sets  # noqa: B018
+
+
+@pytest.mark.parametrize("test", [{}, {"good": 3}, {"dent": 3}])
+def test_paper_is_refused_where_nothing_can_be_ranked(test):
+    with pytest.raises(InputError, match="are left for test"):
+        make_splits(make_dataset(**test), protocol="paper", image_size=SIZE)
+
+
+# --- synthetic
+
+
+def test_synthetic_holds_out_a_fifth_and_paints_every_second():
+    dataset = make_dataset(train=103, good=5, dent=5)
+    splits = make_splits(dataset, protocol="synthetic", image_size=SIZE)
+    assert len(splits.train) == 83
+    assert splits.counts["train"] == {GOOD: 83}
+    for part in (splits.validation, splits.test):
+        assert part is not None
+        assert len(part) == 10
+        assert part.labels.sum() == 5
+        kinds = Counter(kind for kind in part.defect_types if kind != GOOD)
+        assert kinds == {"synthetic_cutpaste": 2, "synthetic_scar": 2, "synthetic_perlin": 1}
+        for sample in part.samples:
+            assert sample.mask_file is None
+            if sample.label:
+                assert sample.recipe is not None
+                assert sample.defect_type == f"synthetic_{sample.recipe.kind}"
+                assert sample.key.endswith(f"#{sample.recipe.kind}")
+            else:
+                assert sample.recipe is None
+    labelled = {sample.file for sample in dataset.test}
+    assert not labelled & {sample.file for part in splits.sets for sample in part.samples}
+
+
+def test_synthetic_seed_changes_the_defects_only():
+    dataset = make_dataset(train=60)
+    first, again, other = (make_splits(dataset, protocol="synthetic", image_size=SIZE, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    for name in ("train", "validation", "test"):
+        assert keys(getattr(first, name)) == keys(getattr(other, name))
+    recipes = [
+        {sample.key: sample.recipe for sample in splits.test.samples if sample.recipe} for splits in (first, other)
+    ]
+    assert recipes[0].keys() == recipes[1].keys()
+    assert all(recipes[0][key] != recipes[1][key] for key in recipes[0])
+    assert len({recipe.seed for recipe in recipes[0].values()}) == len(recipes[0])
+
+
+def test_synthetic_needs_enough_normals():
+    smallest = make_splits(make_dataset(train=MIN_SYNTHETIC_NORMALS), protocol="synthetic", image_size=SIZE)
+    assert [len(part) for part in smallest.sets] == [6, 2, 2]
+    assert [int(part.labels.sum()) for part in smallest.sets] == [0, 1, 1]
+    with pytest.raises(InputError, match="at least 10 good training images, there are 9"):
+        make_splits(make_dataset(train=MIN_SYNTHETIC_NORMALS - 1), protocol="synthetic", image_size=SIZE)
+
+
+def test_synthetic_pictures_load_with_exact_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    for index in range(12):
+        path = tmp_path / "widget" / "train" / "good" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.asarray(Image.fromarray(base).resize((96, 64))).astype(int) + rng.integers(-3, 4, (64, 96, 3))
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(path)
+    splits = make_splits(read_mvtec(tmp_path, "widget"), protocol="synthetic", image_size=SIZE)
+    _, validation = splits.search_sets
+    assert validation.has_masks
+    masks = validation.masks()
+    assert masks is not None
+    assert masks.shape == (len(validation), *SIZE)
+    assert masks.any(axis=(1, 2)).tolist() == validation.labels.astype(bool).tolist()
+    assert tuple(validation.images().shape) == (len(validation), 3, *SIZE)
+
+
+# --- all protocols
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    protocol=st.sampled_from(["holdout", "paper", "synthetic"]),
+    train=st.integers(10, 60),
+    good=st.integers(2, 12),
+    dent=st.integers(2, 12),
+    scratch=st.integers(1, 12),
+)
+def test_parts_are_disjoint_and_lose_nothing(protocol, train, good, dent, scratch):
+    dataset = make_dataset(train=train, good=good, dent=dent, scratch=scratch)
+    splits = make_splits(dataset, protocol=protocol, image_size=SIZE)
+    files = [sample.file for part in splits.sets for sample in part.samples]
+    assert len(files) == len(set(files))
+    used = dataset.train if protocol == "synthetic" else (*dataset.train, *dataset.test)
+    assert set(files) == {sample.file for sample in used}
+    assert not splits.train.labels.any()
+    for part in splits.sets:
+        assert part.image_size == SIZE
+        assert keys(part) == sorted(keys(part))
+    for part in splits.sets[1:]:
+        assert 0 < part.labels.sum() < len(part)
+
+
+def test_parts_that_share_a_picture_are_impossible():
+    normals = tuple(samples("train", GOOD, 3))
+    train = ImageSet("train", normals)
+    with pytest.raises(ValueError, match=r"is in train and in test"):
+        Splits(protocol="paper", train=train, validation=None, test=ImageSet("test", normals[2:]))
+    painted = replace(normals[0], key="train/good/000.png#scar")
+    with pytest.raises(ValueError, match=r"is in train and in test"):
+        Splits(protocol="paper", train=train, validation=None, test=ImageSet("test", (painted,)))
+
+
+def test_unknown_protocol_and_impossible_size():
+    with pytest.raises(InputError, match="'kfold' is unknown; choose one of holdout, paper, synthetic"):
+        make_splits(make_dataset(good=2, dent=2), protocol="kfold", image_size=SIZE)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 1 pixel"):
+        make_splits(make_dataset(good=2, dent=2), protocol="paper", image_size=(0, 32))
+
+
+def test_digest_follows_protocol_content_and_seed_not_the_place(tmp_path):
+    def build(place: Path) -> Dataset:
+        for index, kind in enumerate(["train/good"] * 12 + ["test/good"] * 4 + ["test/dent"] * 4):
+            path = place / "widget" / kind / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (16, 16), index).save(path)
+        return read_mvtec(place, "widget")
+
+    def digest(dataset: Dataset, protocol, seed: int = 0) -> str:
+        return make_splits(dataset, protocol=protocol, image_size=SIZE, seed=seed).digest
+
+    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    assert digest(first, "holdout") == digest(second, "holdout")
+    assert digest(first, "holdout", seed=1) == digest(first, "holdout")
+    digests = [
+        digest(first, "holdout"),
+        digest(first, "paper"),
+        digest(first, "synthetic"),
+        digest(first, "synthetic", 1),
+    ]
+    assert len(set(digests)) == 4
+    paper = make_splits(first, protocol="paper", image_size=SIZE)
+    assert replace(paper, protocol="holdout").digest != paper.digest
+    Image.new("L", (16, 16), 200).save(second.test[0].file)
+    assert digest(second, "holdout") != digest(first, "holdout")
+
+
+# --- real images
+
+
+@pytest.mark.real_images
+def test_holdout_of_the_real_screws(real_data):
+    dataset = read_mvtec(real_data / "MVTecAD", "screw")
+    splits = make_splits(dataset, protocol="holdout", image_size=(256, 256))
+    train, validation = splits.search_sets
+    assert train.counts == {GOOD: 320}
+    assert validation.counts == {
+        GOOD: 21,
+        "manipulated_front": 12,
+        "scratch_head": 12,
+        "scratch_neck": 13,
+        "thread_side": 12,
+        "thread_top": 12,
+    }
+    assert len(splits.test) == 160 - len(validation)
+    contents = [
+        {hashlib.sha256(sample.file.read_bytes()).hexdigest() for sample in part.samples} for part in splits.sets
+    ]
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 480
+    assert len(splits.digest) == 64
+
+
+@pytest.mark.real_images
+@pytest.mark.parametrize(("place", "category"), [("VisA", "macaroni1"), ("carpet_tiles", "carpet")])
+def test_holdout_halves_the_other_real_sets(real_data, place, category):
+    splits = make_splits(read_mvtec(real_data / place, category), protocol="holdout", image_size=(256, 256))
+    assert [len(part) for part in splits.sets] == [160, 40, 40]
+    assert all(part.labels.sum() == 20 for part in splits.sets[1:])
+
+
+@pytest.mark.real_images
+def test_synthetic_defects_on_the_real_screws(real_data):
+    dataset = read_mvtec(real_data / "MVTecAD", "screw")
+    splits = make_splits(dataset, protocol="synthetic", image_size=(128, 128))
+    assert [len(part) for part in splits.sets] == [256, 32, 32]
+    assert {kind.removeprefix("synthetic_") for kind in splits.test.defect_types} == {GOOD, *DEFECT_KINDS}
+    index = int(np.argmax(splits.test.labels))
+    rgb, mask = splits.test.load(index)
+    assert rgb.shape == (128, 128, 3)
+    assert mask is not None
+    assert 0 < mask.mean() < 0.5

@@ -1,0 +1,326 @@
+"""A study in MLflow: one parent run, one child run per trial. A projection: it can be lost and made again.
+
+Everything here may be repeated: runs are found by their tags before they are made, metrics carry the time of the trial's end
+so that MLflow stores a repeated point once, and `trial.synced`, written last, holds the digest of what was written.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from detectors.errors import InputError
+from detectors.files import file_lock
+from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
+
+for noisy in ("alembic", "mlflow.store.db.utils"):
+    # A new database is migrated through some eighty steps, each with a line.
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+
+PAGE = 1000
+MAX_PARAM_LENGTH = 6000
+LOG_TAIL_BYTES = 20_000
+
+
+class Projection:
+    """Writes one study into one MLflow store. Used by the driver alone: the single writer."""
+
+    def __init__(
+        self, tracking_uri: str, *, artifact_root: Path | None = None, lock_folder: Path | None = None
+    ) -> None:
+        """Args:
+            artifact_root: where a local store keeps artifacts; None lets the server decide.
+            lock_folder: where a local store's first migration is guarded against other processes.
+
+        Raises:
+            InputError: the store cannot be reached or opened.
+        """
+        self.tracking_uri, self._artifact_root = tracking_uri, artifact_root
+        with _told_plainly(tracking_uri):
+            _check_reachable(tracking_uri)
+            with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
+                self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+                self._client.search_experiments(max_results=1)
+        self._study: StudyRecord | None = None
+        self._experiment_id = ""
+        self._parent = ""
+        self._children: dict[int, Run] = {}
+
+    @property
+    def parent_run_id(self) -> str:
+        """Run id of the opened study."""
+        return self._parent
+
+    def run_id(self, number: int) -> str | None:
+        """Run id of a trial that was projected."""
+        run = self._children.get(number)
+        return run.info.run_id if run else None
+
+    def open(self, study: StudyRecord) -> str:
+        """Find or make the parent run, and learn which children there are. Returns the parent's run id.
+
+        Raises:
+            InputError: the store cannot be reached, or the experiment was deleted in MLflow.
+        """
+        with _told_plainly(self.tracking_uri):
+            self._study = study
+            self._experiment_id = self._find_experiment(study.experiment)
+            runs = list(self._runs(study.uid))
+            parents = [run for run in runs if run.data.tags.get("study.role") == "study"]
+            self._children = {
+                int(run.data.tags["trial.number"]): run for run in runs if run.data.tags.get("study.role") == "trial"
+            }
+            if parents:
+                self._parent = parents[0].info.run_id
+                if parents[0].info.lifecycle_stage == "deleted":
+                    self._client.restore_run(self._parent)
+            else:
+                self._parent = self._client.create_run(
+                    self._experiment_id,
+                    start_time=study.started_ms,
+                    run_name=study.name,
+                    tags={**self._common_tags(), "study.role": "study"},
+                ).info.run_id
+            self.write_study(study)
+        return self._parent
+
+    def write_study(self, study: StudyRecord) -> None:
+        """Bring the parent run to what the record says."""
+        with _told_plainly(self.tracking_uri):
+            self._study = study
+            tags = {
+                **self._common_tags(),
+                "study.role": "study",
+                "study.state": study.state,
+                "mlflow.note.content": study.note,
+            }
+            self._write(self._parent, params=study.params, tags=tags)
+            if study.datasets:
+                self._client.log_inputs(self._parent, [_dataset_input(dataset) for dataset in study.datasets])
+            if study.artifacts and study.artifacts.is_dir():
+                self._client.log_artifacts(self._parent, str(study.artifacts))
+            if study.state == "RUNNING":
+                self._client.update_run(self._parent, status="RUNNING")
+            else:
+                self._client.set_terminated(self._parent, status=study.state, end_time=study.finished_ms)
+
+    def write_trial(self, trial: TrialRecord) -> str:
+        """Bring a trial's child run to what the record says; nothing where it is there already. Returns its run id.
+
+        A child that a person deleted in MLflow stays deleted.
+        """
+        with _told_plainly(self.tracking_uri):
+            digest = self._digest(trial)
+            run = self._children.get(trial.number)
+            if run is not None and (
+                run.data.tags.get("trial.synced") == digest or run.info.lifecycle_stage == "deleted"
+            ):
+                return str(run.info.run_id)
+            tags = self._trial_tags(trial)
+            if run is None:
+                run = self._client.create_run(
+                    self._experiment_id, start_time=trial.started_ms, run_name=trial.run_name, tags=tags
+                )
+            self._fill(run.info.run_id, trial, tags)
+            if trial.state != "RUNNING":
+                status = "KILLED" if trial.failure == "interrupted" else RUN_STATUS[trial.state]
+                self._client.set_terminated(run.info.run_id, status=status, end_time=trial.finished_ms)
+            elif run.info.status != "RUNNING":
+                self._client.update_run(run.info.run_id, status="RUNNING")
+            self._client.set_tag(run.info.run_id, "trial.synced", digest)
+            self._children[trial.number] = self._client.get_run(run.info.run_id)
+            return str(run.info.run_id)
+
+    def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
+        """Params, metrics, data and files of one trial."""
+        end = trial.finished_ms or trial.started_ms
+        metrics = [Metric(name, value, end, 0) for name, value in trial.metrics.items()]
+        metrics += [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
+        self._write(run_id, params=trial.params, metrics=metrics, tags=tags)
+        if trial.state == "RUNNING":
+            return
+        study = self._require_study()
+        if trial.state == "COMPLETE" and study.datasets:
+            seen = [dataset for dataset in study.datasets if f"{dataset.context}/" in _sets_seen(trial)]
+            self._client.log_inputs(run_id, [_dataset_input(dataset) for dataset in seen])
+        for place, folder in trial.artifacts.items():
+            if folder.is_dir():
+                self._client.log_artifacts(run_id, str(folder), artifact_path=place or None)
+        if trial.state == "FAIL" and trial.log and trial.log.is_file():
+            self._client.log_text(run_id, log_tail(trial.log), "log_tail.txt")
+
+    def _trial_tags(self, trial: TrialRecord) -> dict[str, str]:
+        study = self._require_study()
+        feasible = {} if trial.feasible is None else {"trial.feasible": str(trial.feasible).lower()}
+        return {
+            **self._common_tags(),
+            **trial.tags,
+            **feasible,
+            "study.role": "trial",
+            "mlflow.parentRunId": self._parent,
+            "trial.key": f"{study.uid}/{trial.number}",
+            "trial.number": str(trial.number),
+            "trial.attempt": str(trial.attempt),
+            "trial.state": trial.state,
+            "trial.failure": trial.failure,
+        }
+
+    def _common_tags(self) -> dict[str, str]:
+        study = self._require_study()
+        return {**origin_tags(), **study.tags, "study.uid": study.uid, "study.name": study.name}
+
+    def _write(
+        self, run_id: str, *, params: Mapping[str, str], tags: Mapping[str, str], metrics: Iterable[Metric] = ()
+    ) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=list(metrics),
+            params=[Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+
+    def _digest(self, trial: TrialRecord) -> str:
+        """Of all that `write_trial` would write: files by name and size."""
+        files = [path for folder in trial.artifacts.values() for path in sorted(folder.rglob("*")) if path.is_file()]
+        listing = [[path.name, path.stat().st_size] for path in files]
+        content = {name: value for name, value in asdict(trial).items() if name not in ("artifacts", "log")} | {
+            "files": listing,
+            "parent": self._parent,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _runs(self, uid: str) -> Iterator[Run]:
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                filter_string=f"tags.`study.uid` = '{uid}'",
+                run_view_type=ViewType.ALL,
+                max_results=PAGE,
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _find_experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            location = (self._artifact_root / name).as_uri() if self._artifact_root else None
+            return str(self._client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            raise InputError(
+                f"the MLflow experiment {name!r} was deleted; bring it back with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+            )
+        return str(found.experiment_id)
+
+    def _require_study(self) -> StudyRecord:
+        if self._study is None:
+            raise RuntimeError("open a study first")
+        return self._study
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _sets_seen(trial: TrialRecord) -> set[str]:
+    """Which image sets a trial's metrics speak of, and `train`, which every trial saw."""
+    prefixes = {"train/"}
+    prefixes |= {"validation/" for name in trial.metrics if name.startswith("val/")}
+    return prefixes | {"test/" for name in trial.metrics if name.startswith("test/")}
+
+
+def _dataset_input(dataset: DatasetRecord) -> DatasetInput:
+    entity = Dataset(
+        name=dataset.name,
+        digest=dataset.digest[:32],
+        source_type="local",
+        source=json.dumps({"uri": dataset.source}),
+        profile=json.dumps(dataset.counts),
+    )
+    return DatasetInput(entity, tags=[InputTag("mlflow.data.context", dataset.context)])
+
+
+@lru_cache(maxsize=1)
+def origin_tags() -> dict[str, str]:
+    """Who and what made a run: the client sets none of these itself."""
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "study",
+        "mlflow.source.type": "LOCAL",
+        "host": platform.node(),
+    }
+    checkout = Path(__file__).parents[1]
+    if (checkout / ".git").exists():
+        commit = _git(checkout, "rev-parse", "HEAD")
+        if commit:
+            tags["mlflow.source.git.commit"] = commit
+            tags["git.dirty"] = str(bool(_git(checkout, "status", "--porcelain"))).lower()
+    return tags
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def _check_reachable(uri: str) -> None:
+    """Ask a server's port at once: MLflow itself would retry for minutes before it said anything."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"MLflow server {uri} cannot be reached ({error}); start it, or unset MLFLOW_TRACKING_URI to use the local store"
+        ) from error
+
+
+@contextmanager
+def _told_plainly(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"MLflow store {uri}: {first}") from error
