@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Prediction
 from detectors.data.samples import ImageSet
-from detectors.metrics import UndefinedMetricError, auroc, average_precision, pr_curve_points, roc_curve_points
+from detectors.metrics import UndefinedMetricError, auroc, average_precision, f1_max, pr_curve_points, roc_curve_points
 from detectors.pictures import outline, overlay, save_png, side_by_side
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -57,17 +57,22 @@ def _curve(
     figure.savefig(path)
 
 
-def write_heat_maps(prediction: Prediction, image_set: ImageSet, folder: Path, *, most: int) -> list[Path]:
-    """Picture with the mask's outline beside its heat map, the worst mistakes first.
+def write_heat_maps(
+    prediction: Prediction, image_set: ImageSet, folder: Path, *, most: int, threshold: float | None = None
+) -> list[Path]:
+    """Picture with the mask's outline beside its heat map, the worst mistakes first, named by what they show.
 
-    Half of them are missed defects (lowest scores among the defective), then false alarms, then the surest hit.
+    Args:
+        threshold: score from which on an image counts as defective; default the one of the best F1.
     """
     scores, labels = prediction.scores.numpy(), image_set.labels
     maps = prediction.maps.numpy()
     normal_maps = maps[labels == 0] if (labels == 0).any() else maps
-    low, high = float(np.median(normal_maps)), float(max(np.quantile(maps, 0.999), normal_maps.max()))
+    # Where nine of ten normal pixels lie, the picture stays as it is; every 16th pixel is plenty for that.
+    low = float(np.quantile(normal_maps.reshape(-1)[::16], 0.9))
+    high = float(max(np.quantile(maps.reshape(-1)[::16], 0.999), normal_maps.max()))
     written = []
-    for rank, (index, verdict) in enumerate(worst_first(scores, labels, most), start=1):
+    for rank, (index, verdict) in enumerate(worst_first(scores, labels, most, threshold=threshold), start=1):
         rgb, mask = image_set.load(index)
         marked = outline(rgb, mask) if mask is not None and mask.any() else rgb
         sheet = side_by_side(marked, overlay(rgb, maps[index], low=low, high=high))
@@ -76,14 +81,20 @@ def write_heat_maps(prediction: Prediction, image_set: ImageSet, folder: Path, *
     return written
 
 
-def worst_first(scores: NDArray[np.float32], labels: NDArray[np.int8], most: int) -> list[tuple[int, str]]:
-    """Indices and what each shows: ``miss`` (lowest-scored defective), ``false-alarm`` (highest-scored good), ``hit``."""
-    order = np.argsort(scores, kind="stable")
-    defective = [int(i) for i in order if labels[i]]
-    good = [int(i) for i in order[::-1] if not labels[i]]
-    misses = max(1, most // 2)
-    chosen = [(index, "miss") for index in defective[:misses]]
-    chosen += [(index, "false-alarm") for index in good[: max(1, most // 3)]]
-    hits = [index for index in reversed(defective) if index not in {i for i, _ in chosen}]
-    chosen += [(index, "hit") for index in hits]
-    return chosen[:most]
+def worst_first(
+    scores: NDArray[np.float32], labels: NDArray[np.int8], most: int, *, threshold: float | None = None
+) -> list[tuple[int, str]]:
+    """Up to `most` indices, each with what it shows: ``miss``, ``false-alarm``, ``hit`` or ``good``.
+
+    Half are the lowest-scored defective pictures, a third the highest-scored good ones, the rest the surest hits.
+    """
+    if threshold is None:
+        both = 0 < labels.sum() < len(labels)
+        threshold = f1_max(scores, labels)[1] if both else float("inf")
+    order = [int(index) for index in np.argsort(scores, kind="stable")]
+    defective = [index for index in order if labels[index]]
+    good = [index for index in reversed(order) if not labels[index]]
+    n_misses, n_alarms = max(1, most // 2), max(1, most // 3)
+    chosen = [*defective[:n_misses], *good[:n_alarms], *reversed(defective[n_misses:])][:most]
+    verdicts = {(1, False): "miss", (0, True): "false-alarm", (1, True): "hit", (0, False): "good"}
+    return [(index, verdicts[int(labels[index]), bool(scores[index] >= threshold)]) for index in chosen]

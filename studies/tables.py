@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich import box
@@ -120,9 +121,17 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "test_metrics": trial.final.metrics if trial.final else {},
         "failure": trial.failure,
         "seconds": trial.seconds,
+        "stages": trial.outcome.get("seconds", {}),
+        "asked": _timestamp(trial.frozen.datetime_start),
+        "told": _timestamp(trial.frozen.datetime_complete),
         "folder": str(trial.folder),
         "detector": str(trial.detector) if trial.detector else None,
     }
+
+
+def _timestamp(moment: datetime | None) -> float | None:
+    """Seconds since the epoch."""
+    return moment.timestamp() if moment else None
 
 
 def study_json(view: StudyView) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class _Worker:
                 plots.write_curves(
                     prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test"
                 )
-                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES)
+                threshold = detector.threshold.value if detector.threshold else None
+                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES, threshold=threshold)
         with self._stage("save"):
             artifact = Artifact(detector, normal_scores, self._provenance(metrics))
             save_artifact(artifact, self.job.path / DETECTOR)

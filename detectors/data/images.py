@@ -148,7 +148,7 @@ def resize_image(rgb: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """Resize [H, W, 3] to `size` by `RESIZE_RULE` (the whole picture, no crop)."""
     if rgb.shape[:2] == size:
         return rgb
-    return np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:

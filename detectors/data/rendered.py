@@ -26,6 +26,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import cos, hypot, pi, sin, sqrt, tan, tau
 from pathlib import Path
@@ -992,8 +993,10 @@ def _is_empty(folder: Path) -> bool:
 def _sweep(root: Path) -> None:
     """Remove what renderings left behind that were killed more than `_ABANDONED_SECONDS` ago."""
     for partial in root.glob(f".{CATEGORY}-*.partial"):
-        if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True)
+        # Another process may finish and rename its own at any moment.
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _plan(spec: RenderSpec) -> Iterator[_Planned]:

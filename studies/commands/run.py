@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from studies import tables
     from studies.config import StudyConfig
     from studies.driver import Outcome
     from studies.executors.base import Executor
@@ -57,6 +56,7 @@ def run(
     if offline or demo:
         # Read by the hub's client when it is imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from studies import tables
     from studies.home import Home
     from studies.live import Live
     from studies.plan import Options
