@@ -8,16 +8,21 @@ Per position p, with x the d chosen channels of all strides aligned on the fines
     Sigma_p = 1 / (N - 1) sum (x - mu)(x - mu)^T + regularization * I          (equation 1)
     M(x)    = sqrt((x - mu_p)^T Sigma_p^-1 (x - mu_p))                         (equation 2)
 
-Departures from the paper, both off by default: `shrinkage` mixes Sigma with a multiple of the identity of the same trace
-(Ledoit and Wolf 2004), which a study may search together with the regularisation, since with fewer normals than features
-these are what makes the model. Scoring uses Sigma^-1 = W^T W with W = L^-1 from the Cholesky factor L: the distance is the
-norm of W (x - mu), one batched product over all positions.
+Departures from the paper, all off by default and all for a study to search:
+
+- `shrinkage` mixes Sigma with a multiple of the identity of the same trace (Ledoit and Wolf 2004): with fewer normals than
+  features, it and the regularisation are what makes the model.
+- `neighbourhood` estimates mu_p and Sigma_p from the vectors of all positions within this many rows and columns of p. A part
+  that lies a little differently in every picture then is no anomaly, and each Gaussian rests on more vectors.
+
+Scoring uses Sigma^-1 = W^T W with W = L^-1 from the Cholesky factor L: the distance is the norm of W (x - mu), one batched
+product over all positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +35,9 @@ from detectors.features import Features
 
 BLOCK_BYTES = 64 * 2**20
 """Working memory of one block of positions: large enough for batched products, small enough for any machine."""
+FLOAT32_FLOOR = 1e-4
+"""Smallest pivot, as a share of the largest variance, down to which float32 keeps three digits of a distance; below it,
+as with fewer normals than features and little regularisation, a position is done in float64."""
 
 
 class Padim(Head):
@@ -43,17 +51,27 @@ class Padim(Head):
         Parameter("n_features", "int", 100, "channels kept of all chosen layers together", 1),
         Parameter("regularization", "float", 0.01, "added to the diagonal of each covariance", 1e-8, 1e6),
         Parameter("shrinkage", "float", 0.0, "share of a scaled identity mixed into each covariance", 0.0, 1.0),
+        Parameter(
+            "neighbourhood", "int", 0, "reach, in positions, of the window that each Gaussian is estimated from", 0, 8
+        ),
     )
 
     mean_: Tensor
     whitening_: Tensor
 
-    def __init__(self, *, n_features: int = 100, regularization: float = 0.01, shrinkage: float = 0.0) -> None:
+    def __init__(
+        self, *, n_features: int = 100, regularization: float = 0.01, shrinkage: float = 0.0, neighbourhood: int = 0
+    ) -> None:
         """Args as in `searchable`. Raises `InputError` for values out of range."""
         super().__init__()
-        given = {"n_features": n_features, "regularization": regularization, "shrinkage": shrinkage}
+        given = {
+            "n_features": n_features,
+            "regularization": regularization,
+            "shrinkage": shrinkage,
+            "neighbourhood": neighbourhood,
+        }
         checked = {parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable}
-        self.n_features = int(checked["n_features"])
+        self.n_features, self.neighbourhood = int(checked["n_features"]), int(checked["neighbourhood"])
         self.regularization, self.shrinkage = float(checked["regularization"]), float(checked["shrinkage"])
         self._grid: Size | None = None
         self._embedding: Embedding | None = None
@@ -69,6 +87,7 @@ class Padim(Head):
             "n_features": self.n_features,
             "regularization": self.regularization,
             "shrinkage": self.shrinkage,
+            "neighbourhood": self.neighbourhood,
         }
 
     @property
@@ -86,14 +105,15 @@ class Padim(Head):
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
         embedding = Embedding.random_subset(channels, self.n_features, seed=context.structural_seed)
         self._embedding, self._grid = embedding, features.grids[features.strides[0]]
-        positions, d = self._grid[0] * self._grid[1], self.n_features
-        mean = torch.empty(positions, d, device=context.device)
-        whitening = torch.empty(positions, d, d, device=context.device)
-        for block in self._blocks(len(features)):
-            values = embedding.gather(features, block).to(context.device)
-            mean[block] = values.mean(dim=2)
-            values -= mean[block][:, :, None]
-            whitening[block] = self._whiten(values, first_position=block.start)
+        (height, width), d = self._grid, self.n_features
+        mean = torch.empty(height * width, d, device=context.device)
+        whitening = torch.empty(height * width, d, d, device=context.device)
+        for block in self._blocks_of_rows() if self.neighbourhood else self._blocks(len(features)):
+            mean[block], covariance = self._estimate(features, block, context.device)
+            whitening[block], doubtful = _whiten(covariance)
+            if len(doubtful):
+                _, covariance = self._estimate(features, block, context.device, torch.float64)
+                whitening[block.start + doubtful] = self._whiten_exactly(covariance, doubtful, block.start)
         self.register_buffer("mean_", mean)
         self.register_buffer("whitening_", whitening)
         return self
@@ -151,28 +171,117 @@ class Padim(Head):
         for start in range(0, height * width, length):
             yield slice(start, min(start + length, height * width))
 
-    def _whiten(self, centred: Tensor, *, first_position: int) -> Tensor:
-        """W = L^-1 of every position's covariance, from centred vectors [P, d, N]; [P, d, d]."""
-        covariance = torch.bmm(centred, centred.transpose(1, 2)) / max(1, centred.shape[2] - 1)
+    def _blocks_of_rows(self) -> Iterator[slice]:
+        """Slices of positions that are whole rows of the grid, as many as `BLOCK_BYTES` allows, at least one."""
+        height, width = self.grid
+        length = max(1, BLOCK_BYTES // (4 * width * 3 * self.n_features**2))
+        for row in range(0, height, length):
+            yield slice(row * width, min(row + length, height) * width)
+
+    def _estimate(
+        self, features: Features, block: slice, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Mean [P, d] and regularised covariance [P, d, d] of a block of positions."""
+        if self._embedding is None:
+            raise RuntimeError("the channels are not chosen yet")
+        height, width = self.grid
+        reach = self.neighbourhood * width
+        around = slice(max(0, block.start - reach), min(height * width, block.stop + reach))
+        statistics = _statistics(self._embedding.gather(features, around).to(device, dtype))
+        if self.neighbourhood:
+            rows = slice((block.start - around.start) // width, (block.stop - around.start) // width)
+            statistics = _pooled(statistics, width=width, rows=rows, reach=self.neighbourhood)
+        covariance = statistics.covariance
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         if self.shrinkage:
             target = diagonal.mean(dim=1, keepdim=True)
             covariance *= 1 - self.shrinkage
             diagonal += self.shrinkage * target
         diagonal += self.regularization
-        factor, info = torch.linalg.cholesky_ex(covariance)
-        identity = torch.eye(self.n_features, device=centred.device)
-        whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-        failed = info.nonzero().flatten()
-        if len(failed):
-            # float32 rounding can outweigh a small regularisation; double precision settles it for these few.
-            factor64, info64 = torch.linalg.cholesky_ex(covariance[failed].double())
-            if bool(info64.any()):
-                position = first_position + int(failed[info64.nonzero()[0, 0]])
-                raise NumericalError(
-                    f"PaDiM: the covariance of position {position} is not positive definite at "
-                    f"regularization={self.regularization:g}; raise it or lower n_features"
-                )
-            exact = torch.linalg.solve_triangular(factor64, identity.double().expand_as(factor64), upper=False)
-            whitening[failed] = exact.float()
-        return whitening
+        return statistics.mean, covariance
+
+    def _whiten_exactly(self, covariance: Tensor, doubtful: Tensor, first_position: int) -> Tensor:
+        """W of the doubtful ones among float64 covariances [P, d, d]. Raises `NumericalError` naming the position."""
+        factor, info = torch.linalg.cholesky_ex(covariance[doubtful])
+        if bool(info.any()):
+            position = first_position + int(doubtful[info.nonzero()[0, 0]])
+            raise NumericalError(
+                f"PaDiM: the covariance of position {position} is not positive definite at "
+                f"regularization={self.regularization:g}; raise it or lower n_features"
+            )
+        return _inverse_triangle(factor).float()
+
+
+def _whiten(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """W = L^-1 of each covariance [P, d, d], and the indices of those that float32 is not precise enough for."""
+    largest = covariance.diagonal(dim1=1, dim2=2).amax(dim=1)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    smallest = factor.diagonal(dim1=1, dim2=2).amin(dim=1).square()
+    doubtful = ((info > 0) | ~(smallest > FLOAT32_FLOOR * largest)).nonzero().flatten()
+    return _inverse_triangle(factor), doubtful
+
+
+def _inverse_triangle(factor: Tensor) -> Tensor:
+    """L^-1 of lower triangles, [P, d, d]."""
+    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+
+
+class _Statistics(NamedTuple):
+    """Mean [P, d] and scatter (sum of outer products of centred vectors) [P, d, d] of `vectors` [P] vectors each."""
+
+    mean: Tensor
+    scatter: Tensor
+    vectors: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """[P, d, d], ddof 1; zero where there is one vector alone."""
+        return self.scatter / (self.vectors - 1).clamp_min(1)[:, None, None]
+
+
+def _statistics(values: Tensor) -> _Statistics:
+    """Of each position's vectors, [P, d, N]; overwrites them."""
+    mean = values.mean(dim=2)
+    values -= mean[:, :, None]
+    count = torch.full((len(values),), float(values.shape[2]), device=values.device)
+    return _Statistics(mean, torch.bmm(values, values.transpose(1, 2)), count)
+
+
+def _pooled(statistics: _Statistics, *, width: int, rows: slice, reach: int) -> _Statistics:
+    """Statistics of all vectors within `reach` rows and columns, for the positions of some rows of the grid.
+
+    The scatter of a union is the sum of the scatters plus that of the means: exact, and nothing large is subtracted.
+
+    Args:
+        statistics: of whole rows of the grid, `width` positions each, that reach around `rows`.
+        rows: of those, the ones to be returned.
+    """
+    mean, scatter, count = (part.unflatten(0, (-1, width)) for part in statistics)
+    total = _window_sum(count, rows, reach)
+    centre = _window_sum(mean * count[..., None], rows, reach) / total[..., None]
+    pooled = _window_sum(scatter, rows, reach).flatten(0, 1)
+    # [P, window, d]: how far each mean of the window lies from the centre; nothing where the window leaves the grid.
+    apart = torch.zeros(*total.shape, (2 * reach + 1) ** 2, mean.shape[2], device=mean.device)
+    offsets = [(dy, dx) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
+    for index, (dy, dx) in enumerate(offsets):
+        top, bottom = max(0, -dy - rows.start), min(rows.stop, len(mean) - dy) - rows.start
+        left, right = max(0, -dx), width - max(0, dx)
+        if top >= bottom or left >= right:
+            continue
+        here = (slice(top, bottom), slice(left, right))
+        there = (slice(rows.start + top + dy, rows.start + bottom + dy), slice(left + dx, right + dx))
+        apart[*here, index] = (mean[there] - centre[here]) * count[there][..., None].sqrt()
+    apart = apart.flatten(0, 1)
+    pooled.baddbmm_(apart.transpose(1, 2), apart)
+    return _Statistics(centre.flatten(0, 1), pooled, total.flatten())
+
+
+def _window_sum(values: Tensor, rows: slice, reach: int) -> Tensor:
+    """Sum over the window around each position, cut at the borders; [R, w, ...] -> [rows, w, ...]."""
+    down = torch.stack([values[max(0, row - reach) : row + reach + 1].sum(0) for row in range(rows.start, rows.stop)])
+    total = down.clone()
+    for shift in range(1, reach + 1):
+        total[:, shift:] += down[:, :-shift]
+        total[:, :-shift] += down[:, shift:]
+    return total
