@@ -194,7 +194,7 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         where = "on test, which the search never saw" if prefix == "val" else "on the whole test set (protocol paper)"
         yield Text(f"  {where}: {told}", "bold green")
         rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
-        yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2))
+        yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
         yield Text("  the pictures were rendered: a demonstration, not a result", "yellow")
     yield Text(f"  scorings on test so far: {len(view.ledger())}")

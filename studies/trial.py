@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,13 +30,13 @@ from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.evaluation import Evaluation, choose_threshold, evaluate
 from detectors.features import Features
-from detectors.files import append_line, told_plainly, write_json
+from detectors.files import append_line, told_plainly, write_json, write_text
 from detectors.latency import DeviceLock, measure_latency
 from studies import datasets, plots
 from studies.config import StudyConfig, validate
 from studies.feature_store import FeatureStore
 from studies.home import Home
-from studies.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
+from studies.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 from studies.ledger import LedgerLine
 
 Emit = Callable[[Event], None]
@@ -141,7 +142,7 @@ class _Worker:
             structural_seed=job.structural_seed,
             report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
             should_stop=self.should_stop,
-            checkpoint_dir=job.path / "checkpoints",
+            checkpoint_dir=job.path / CHECKPOINTS,
         )
         with self._stage("fit"):
             return detector.fit_features(features, context).to(self.device)
@@ -236,6 +237,8 @@ class _Worker:
             finished=time.time(),
             environment=environment(self.device),
         )
+        resolved = {**job.config, "trial": {"number": job.number, "seed": job.seed, **job.params}}
+        write_text(job.path / ARTIFACTS / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(job.path / ARTIFACTS / "metrics.json", result.model_dump(mode="json"))
         write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
         return result
