@@ -3,13 +3,14 @@
     python benchmarks/padim_study.py --trials 20 --out benchmarks/results/padim_study.json
 
 Runs `study run padim_screw --offline` twice in one new STUDY_HOME: first with an empty feature store, then a second study
-(--fresh) that finds the features there. A trial's cost is the time from its ask to the next trial's ask, so the driver, Optuna and
-MLflow are in it; the FPS protocol runs alone on the machine by design and is taken off. Needs MVTEC_AD_ROOT.
+(--fresh) that finds the features there. A trial's cost is the time from its ask to the next trial's ask, so the driver,
+Optuna and MLflow are in it; the FPS protocol runs alone on the machine by design and is taken off. Needs MVTEC_AD_ROOT.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ def costs(study: dict[str, Any]) -> list[dict[str, float]]:
     """Seconds of every trial but the last, whose successor's ask is not there to end it."""
     trials = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
     rows = []
-    for trial, following in zip(trials[:-1], trials[1:], strict=True):
+    for trial, following in itertools.pairwise(trials):
         stages = trial["stages"]
         whole = following["asked"] - trial["asked"]
         rows.append(

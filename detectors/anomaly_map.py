@@ -5,8 +5,6 @@ Notation: B images, h x w positions, H x W pixels.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -44,10 +42,13 @@ def bilinear_matrix(size: int, length: int) -> Tensor:
 
 
 def gaussian_matrix(size: int, sigma: float) -> Tensor:
-    """float64 [size, size]: Gaussian smoothing of one axis, cut at 4 sigma, mirrored at the borders (edge repeated)."""
+    """float64 [size, size]: Gaussian smoothing of one axis, mirrored at the borders (edge repeated).
+
+    Cut at 4 sigma, rounded as `scipy.ndimage.gaussian_filter` does, which the papers' implementations use.
+    """
     if sigma <= 0:
         return torch.eye(size, dtype=torch.float64)
-    reach = max(1, math.ceil(4 * sigma))
+    reach = int(4 * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     kernel /= kernel.sum()

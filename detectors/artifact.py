@@ -6,10 +6,13 @@ The folder holds the backbone's weights too, so that a detector scores the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detectors.backbones import WeightsIdentity, check_strides, empty_backbone
-from detectors.base import Detector
+from detectors.base import SMOOTHING_SIGMA, Detector, Head
 from detectors.catalog import head_class
 from detectors.data.images import RESIZE_RULE, resize_image
 from detectors.data.samples import file_sha256
@@ -32,6 +35,7 @@ from detectors.weights import BackboneSpec
 FORMAT = 1
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
+Side = Annotated[int, Field(ge=1, le=8192)]
 BACKBONE_PREFIX, HEAD_PREFIX = "backbone.", "head."
 
 
@@ -53,9 +57,9 @@ class _Description(BaseModel):
     backbone: str
     strides: list[int] = Field(min_length=1)
     weights: _Weights
-    image_size: tuple[int, int] = Field(strict=False)
+    image_size: tuple[Side, Side] = Field(strict=False)
     resize_rule: str
-    smoothing_sigma: float
+    smoothing_sigma: float = Field(ge=0, le=SMOOTHING_SIGMA.high)
     threshold: dict[str, Any] | None
     normal_scores: list[float]
     provenance: dict[str, Any]
@@ -81,11 +85,13 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
     """Write a fitted detector; replaces a former one at the same place in one step.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full.
+        InputError: the folder cannot be written or holds other files than a detector's, or the disk is full.
     """
     detector = artifact.detector
+    if folder.is_dir() and not is_artifact(folder) and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files, which a detector would replace; choose another folder")
     with new_folder(folder) as temporary:
-        save_file(stored_tensors(detector), temporary / TENSORS)
+        _write_tensors(stored_tensors(detector), temporary / TENSORS)
         description = _Description(
             format=FORMAT,
             detector=detector.head.name,
@@ -102,6 +108,8 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
             tensors_sha256=file_sha256(temporary / TENSORS),
         )
         write_json(temporary / DESCRIPTION, description.model_dump(mode="json"))
+        # safetensors keeps its file to its owner; whoever may read the one shall read the other.
+        shutil.copymode(temporary / DESCRIPTION, temporary / TENSORS)
     return folder
 
 
@@ -116,14 +124,16 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     spec = BackboneSpec.parse(description.backbone)
     check_strides(description.backbone, description.strides)
     backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
-    head = head_class(description.detector)(**description.settings)
+    head = _make_head(description, folder)
+    detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
     try:
         backbone.load_state_dict(_with_prefix(tensors, BACKBONE_PREFIX))
         head.import_tensors(_with_prefix(tensors, HEAD_PREFIX))
-    except (RuntimeError, KeyError, ValueError) as error:
+        detector.finish_fit()
+        # One black picture: parts that contradict each other show here, not at the first picture that matters.
+        detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
+    except (RuntimeError, LookupError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder}: tensors do not fit the description ({str(error).splitlines()[0]})") from error
-    detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
-    detector.finish_fit()
     detector.threshold = Threshold.from_json(description.threshold) if description.threshold else None
     return Artifact(
         detector=detector.to(device),
@@ -148,6 +158,24 @@ def model_size_mb(detector: Detector) -> float:
 def is_artifact(folder: Path) -> bool:
     """Whether a folder looks like a saved detector."""
     return (folder / DESCRIPTION).is_file()
+
+
+def _make_head(description: _Description, folder: Path) -> Head:
+    head_type: Callable[..., Head] = head_class(description.detector)
+    try:
+        return head_type(**description.settings)
+    except TypeError as error:
+        raise InputError(f"{folder / DESCRIPTION}: settings of another detector or version ({error})") from error
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # safetensors tells the operating system's error number in words only.
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _read_description(folder: Path) -> _Description:

@@ -6,7 +6,7 @@ Notation: B images, C channels, H x W input pixels, h x w feature positions (h =
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from detectors.data.samples import file_sha256
@@ -175,8 +176,30 @@ def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tens
             **options,
         )
     except RuntimeError as error:
-        raise InputError(f"weights do not fit backbone {spec}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"weights do not fit backbone {spec}: {str(error).splitlines()[-1].strip()}") from error
+    if state is not None:
+        _check_all_loaded(model, state, spec)
     return _without_unused_stages(model)
+
+
+def _check_all_loaded(model: nn.Module, state: Mapping[str, Tensor], spec: BackboneSpec) -> None:
+    """Raise `InputError` where the file lacks a tensor: timm loads leniently and would leave it as it was drawn.
+
+    Compared by content, since timm renames the tensors of some checkpoints on the way.
+    """
+    known = {_fingerprint(tensor) for tensor in state.values()}
+    wanted: dict[str, Tensor] = dict(model.named_parameters())
+    wanted |= {name: value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    if missing := [name for name, tensor in wanted.items() if _fingerprint(tensor) not in known]:
+        raise InputError(
+            f"weights do not fit backbone {spec}: they lack {missing[0]}"
+            + (f" and {len(missing) - 1} more of {len(wanted)} tensors" if missing[1:] else "")
+        )
+
+
+def _fingerprint(tensor: Tensor) -> bytes:
+    """Digest of a tensor's numbers in float32, whatever its shape."""
+    return xxhash.xxh3_128_digest(tensor.detach().float().contiguous().numpy().data)
 
 
 def _without_unused_stages(model: nn.Module) -> nn.Module:

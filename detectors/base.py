@@ -43,6 +43,7 @@ class Parameter:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
+            or not abs(value) <= 2**53  # NaN, infinity, and whole numbers that no float holds
             or (self.kind == "int" and value != int(value))
         ):
             raise InputError(f"{self.name}: {value!r} is not {wanted}")
@@ -182,9 +183,17 @@ class Detector(nn.Module):
 
     @torch.inference_mode()
     def score_features(self, features: Features) -> Prediction:
-        """Prediction from features that are there already. Raises `NumericalError` where a score is not finite."""
+        """Prediction from features that are there already.
+
+        Raises:
+            InputError: the features lie on another grid than those of the fit.
+            NumericalError: a score is not finite.
+        """
         if self.anomaly_map is None:
             raise RuntimeError("the detector is not fitted yet")
+        grid = features.grids[features.strides[0]]
+        if grid != self.head.grid:
+            raise InputError(f"features on a grid of {grid}, but the detector was fitted on one of {self.head.grid}")
         patch_scores, scores = self.head.score(features)
         maps = self.anomaly_map(patch_scores)
         scores = image_scores(maps) if scores is None else scores

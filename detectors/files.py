@@ -47,11 +47,13 @@ def write_json(path: Path, data: Any) -> None:
 def append_line(path: Path, line: str) -> None:
     """Add one line to an append-only file, on disk when this returns.
 
-    One ``write`` of O_APPEND: lines of several processes do not mix. A line cut by a crash is closed first.
+    Lines of several processes do not mix. A line cut by a crash is closed first.
     """
     with told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
+            # Without the lock, another process's line on its way to the file looks like one cut by a crash.
+            portalocker.lock(file, portalocker.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
             broken = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"
             file.write((b"\n" if broken else b"") + line.encode() + b"\n")
@@ -66,6 +68,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     An exception leaves `target` as it was. Raises as `told_plainly` does.
     """
     with told_plainly(target):
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex[:8]
         temporary = target.with_name(f".{target.name}.{token}.tmp")
@@ -78,7 +82,11 @@ def new_folder(target: Path) -> Iterator[Path]:
             if target.exists():
                 old = target.with_name(f".{target.name}.{token}.old")
                 target.rename(old)
-                temporary.rename(target)
+                try:
+                    temporary.rename(target)
+                except BaseException:
+                    old.rename(target)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.rename(target)

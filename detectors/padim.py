@@ -262,7 +262,7 @@ def _pooled(statistics: _Statistics, *, width: int, rows: slice, reach: int) -> 
     centre = _window_sum(mean * count[..., None], rows, reach) / total[..., None]
     pooled = _window_sum(scatter, rows, reach).flatten(0, 1)
     # [P, window, d]: how far each mean of the window lies from the centre; nothing where the window leaves the grid.
-    apart = torch.zeros(*total.shape, (2 * reach + 1) ** 2, mean.shape[2], device=mean.device)
+    apart = torch.zeros(*total.shape, (2 * reach + 1) ** 2, mean.shape[2], dtype=mean.dtype, device=mean.device)
     offsets = [(dy, dx) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
     for index, (dy, dx) in enumerate(offsets):
         top, bottom = max(0, -dy - rows.start), min(rows.stop, len(mean) - dy) - rows.start

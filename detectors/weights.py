@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import requests
 import timm
 import torch
 from safetensors import SafetensorError
@@ -41,11 +44,11 @@ class BackboneSpec:
         seed = None
         if marker:
             kind, _, number = option.partition(":")
-            if kind != "random" or (number and not number.isdigit()):
+            if kind != "random" or (number and not (number.isascii() and number.isdigit() and len(number) <= 18)):
                 raise InputError(f"backbone {text!r}: after @ only 'random' or 'random:SEED' is known")
             seed = int(number or 0)
         architecture = name.partition(".")[0]
-        if not timm.is_model(architecture) or (seed is None and name not in known_names(architecture)):
+        if not timm.is_model(architecture) or name not in known_names(architecture):
             near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else "; `study weights list` shows names"
             raise InputError(f"unknown backbone {text!r}{hint}")
@@ -191,8 +194,10 @@ def download(spec: BackboneSpec) -> Path:
         raise InputError(f"timm has no pretrained weights for {spec}; use {spec.name}@random or a --weights-dir")
     try:
         if hub_id:
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import constants, hf_hub_download
 
+            if not constants.HF_HUB_OFFLINE:
+                _require_connection(constants.ENDPOINT)
             return Path(hf_hub_download(hub_id, "model.safetensors"))
         path = Path(torch.hub.get_dir()) / "checkpoints" / cfg["url"].rpartition("/")[2]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +210,14 @@ def download(spec: BackboneSpec) -> Path:
             f"available without network: {', '.join(available_backbones()) or 'none'}; "
             f"`--offline` goes on with those, or put {spec.name}.safetensors into a --weights-dir"
         ) from error
+
+
+def _require_connection(address: str) -> None:
+    """Knock once: the hub's client would try for half a minute before it said anything. Raises `OSError`."""
+    parts = urlsplit(address)
+    if not requests.utils.get_environ_proxies(address):  # a proxy has connections that we have not
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=10).close()
 
 
 def weights_file(source: WeightsSource) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from detectors.weights import BUNDLED, BackboneSpec
 from studies import yaml_file
 
 PARAMETER_VALUE = bool | int | float | str | list[int]
+UNION_BRANCHES = ("bool", "int", "float", "str")
 SHARED_PARAMETERS = ("backbone", "layers")
 """Searched like a detector's own parameters, but known to every detector."""
 DEFAULT_LAYERS = [8, 16]
@@ -43,8 +45,8 @@ def parse_duration(value: Any) -> Any:
     ):
         hours, minutes, seconds = (int(part or 0) for part in found.groups())
         return 3600 * hours + 60 * minutes + seconds
-    if isinstance(value, str):
-        raise ValueError("give a duration such as 90s, 30m or 2h")
+    if isinstance(value, str | bool):
+        raise ValueError(f"{value!r} is not a duration; give one such as 90s, 30m or 2h")
     return value
 
 
@@ -115,6 +117,8 @@ class Dimension(Section):
             raise ValueError(f"the range [{low:g}, {high:g}] is empty; give the lower bound first")
         if self.log and (low <= 0 or self.step):
             raise ValueError("log needs a lower bound above 0 and no step")
+        if self.int is not None and self.step is not None and not self.step.is_integer():
+            raise ValueError(f"step {self.step:g} is not a whole number, which an int range needs")
         return self
 
     @property
@@ -168,8 +172,8 @@ class ThresholdConfig(Section):
 
 
 def _check_condition(value: str) -> str:
-    if not re.fullmatch(r"\s*(>=|<=)\s*[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*", value):
-        raise ValueError("give a condition such as '>= 10' or '<= 50'")
+    if not re.fullmatch(r"\s*(>=|<=)\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", value):
+        raise ValueError(f"{value!r} is not a condition; give one such as '>= 10' or '<= 50'")
     return value
 
 
@@ -216,7 +220,8 @@ class StudyConfig(Section):
             _check_dimension(self.detector, name, dimension)
         for name, value in self.fixed.items():
             _in_place(f"fixed.{name}", lambda name=name, value=value: check_value(self.detector, name, value))
-        if "backbone" not in {*self.search, *self.fixed} and not all("backbone" in base for base in self.baselines):
+        in_each_trial = not self.search and all("backbone" in base for base in self.baselines)
+        if "backbone" not in {*self.search, *self.fixed} and not in_each_trial:
             raise ValueError("no backbone: give search.backbone or fixed.backbone")
         if not self.search and not self.baselines:
             raise ValueError("nothing to try: give a search, or baselines")
@@ -330,7 +335,13 @@ def _first_problem(error: ValidationError) -> str:
     """The first error of pydantic in our words; unknown keys come first, for they explain the rest."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if not _is_union_branch(part))
+    place = _place(first["loc"])
+    # A value that fits no branch of a union is told once, by the branch that got furthest into it.
+    same = [problem for problem in problems if _place(problem["loc"])[: len(place)] == place]
+    deepest = max(len(_place(problem["loc"])) for problem in same)
+    same = [problem for problem in same if len(_place(problem["loc"])) == deepest]
+    first, place = same[0], _place(same[0]["loc"])
+    key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -341,14 +352,18 @@ def _first_problem(error: ValidationError) -> str:
     elif first["type"] == "value_error":
         message = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     else:
-        message = f"{key}: {first['input']!r} is not valid: {first['msg']}"
+        wanted = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in same)
+        wish = f"give {' or '.join(wanted)}" if len(wanted) > 1 else first["msg"]
+        message = f"{key}: {reprlib.repr(first['input'])} is not valid: {wish}"
     more = len({problem["loc"] for problem in problems if problem["type"] == first["type"]}) - 1
     return message + (f" (and {more} more)" if more > 0 and first["type"] == "extra_forbidden" else "")
 
 
-def _is_union_branch(part: str | int) -> bool:
-    """pydantic adds the branch of a union to the place of an error, which means nothing to a person."""
-    return isinstance(part, str) and ((part in {"bool", "int", "float", "str"} and False) or "[" in part)
+def _place(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys that lead to an error; pydantic adds the branch of a union, which means nothing to a person."""
+    # In search.<parameter>.int and .float these words are keys.
+    keys = loc[:3] if loc[:1] == ("search",) else loc[:1]
+    return keys + tuple(part for part in loc[len(keys) :] if not (part in UNION_BRANCHES or "[" in str(part)))
 
 
 def _keys_at(path: tuple[str | int, ...]) -> list[str]:
@@ -432,12 +447,12 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     """
     path = find(name)
     raw = yaml_file.read(path)
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: a study file is a mapping with name, detector, data, search ...")
-    raw["name"] = f"{raw.get('name', path.stem)}-demo"
+    file = validate(raw, source=str(path))
+    raw["name"] = f"{file.name}-demo"
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    raw["search"] = {**(raw.get("search") or {}), "backbone": {"choices": [BUNDLED]}}
-    raw["baselines"] = [base for base in raw.get("baselines") or [] if base.get("backbone", BUNDLED) == BUNDLED]
+    raw["search"] = {**raw.get("search", {}), "backbone": {"choices": [BUNDLED]}}
+    raw["fixed"] = {name: value for name, value in raw.get("fixed", {}).items() if name != "backbone"}
+    raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) == BUNDLED]
     return validate(override(raw, settings), source=f"{path} with --demo")

@@ -32,7 +32,7 @@ def data_root(data: DataConfig) -> Path:
 
 def open_dataset(data: DataConfig, home: Home, *, progress: Progress | None = None) -> Dataset:
     """Read a data set's folders; a rendered one is drawn on first use. Raises `InputError` as the readers do."""
-    if data.dataset == "rendered":
+    if data.dataset == "rendered" and data.root is None:
         spec = RenderSpec()
         root = render_dataset(home.rendered / spec.identity, spec, progress=progress)
         return read_mvtec(root, data.category or "screw", name="rendered")

@@ -13,8 +13,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,7 +29,8 @@ from studies import storage as studies_storage
 from studies import summary
 from studies.config import StudyConfig
 from studies.executors.base import Executor
-from studies.jobs import RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
+from studies.home import Home
+from studies.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
 from studies.notices import Finished, Listener, Notice, Opened, Progressed, Retried, Said, Started
 from studies.plan import Plan
 from studies.space import SearchSpace, canonical
@@ -51,6 +53,10 @@ from tracking.records import StudyState
 POLL_SECONDS = 1.0
 DUPLICATES_BEFORE_RANDOM, DUPLICATES_BEFORE_END = 10, 60
 """Repeated suggestions in a row after which the sampler is replaced by chance, and after which the space counts as exhausted."""
+
+
+UNANSWERED = (INTERRUPTED, "bad_input", "crashed: the driver")
+"""Beginnings of failures that say nothing of the setting: it may be tried again. Any other was met in every attempt."""
 
 
 class StudyFailedError(RuntimeError):
@@ -88,7 +94,8 @@ class Driver:
         self._trials: dict[int, Trial] = {}
         self._again: deque[tuple[Trial, int]] = deque()
         """Trials to be submitted (again), with the attempt."""
-        self._failures_in_a_row = 0
+        self._failures: list[str] = []
+        """Of the trials that failed in a row, up to the last one that ended."""
         self._exhausted = False
 
     def run(self, *, fresh: bool = False) -> Outcome:
@@ -104,12 +111,8 @@ class Driver:
             self._adopt_header(header)
             try:
                 return self._run(new)
-            except KeyboardInterrupt:
-                self._put_back()
-                self._close_parent("KILLED", "interrupted; the same command goes on")
-                raise
-            except (InputError, StudyFailedError) as error:
-                self._close_parent("FAILED", str(error))
+            except BaseException as error:
+                self._wind_up(error)
                 raise
             finally:
                 self.executor.close()
@@ -134,6 +137,8 @@ class Driver:
                     break
             for event in self.executor.poll(POLL_SECONDS):
                 self._handle(event)
+        # A limit may end the search while a trial waits for another attempt.
+        self._put_back()
         selected = self._finish_selected()
         self._notify(Said(f"search ended: {reason}"))
         self._close_parent("FINISHED", reason)
@@ -144,10 +149,9 @@ class Driver:
     @contextmanager
     def _sole_driver(self) -> Iterator[None]:
         """Refuse to run beside another driver of the same study."""
-        name = hashlib.sha256(f"{self.plan.home.storage_url}\0{self.config.name}".encode()).hexdigest()[:16]
         with ExitStack() as held:
             try:
-                held.enter_context(file_lock(self.plan.home.locks / f"driver-{name}.lock", wait=False))
+                held.enter_context(file_lock(driver_lock(self.plan.home, self.config.name), wait=False))
             except BlockingIOError as error:
                 raise InputError(
                     f"study {self.config.name!r} is being run by another process; wait for it or stop it"
@@ -170,15 +174,18 @@ class Driver:
             if DISCARDED in frozen.user_attrs:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
-            trial = Trial(self._reseeded(frozen.number), frozen._trial_id)
+            trial = Trial(self.study, frozen._trial_id)
             attempt = int(frozen.user_attrs.get(JOB, {}).get("attempt", 0))
-            result = read_result(self.view.trial_folder(frozen.number))
-            if result is not None and result.attempt == attempt:
-                self._tell(trial, result)
+            decided = frozen.user_attrs.get(OUTCOME, {}).get("failure")
+            if self._tell_finished(trial, attempt):
+                continue
+            if decided:
+                self._fail(trial, decided)
             elif attempt >= self.config.execution.attempts:
                 self._fail(trial, f"crashed: the driver ended {attempt} times while this trial was running")
             else:
                 self._again.append((trial, attempt + 1))
+        self._failures.clear()
         for view in self.view.trials():
             if view.state != "RUNNING":
                 self.projection.write_trial(self.view.trial_record(view))
@@ -204,6 +211,7 @@ class Driver:
         """Submit one job; False where there is nothing to try any more."""
         if self._again:
             trial, attempt = self._again.popleft()
+            self._reseeded(trial.number)
             params = self._suggest(trial)
             if attempt > 1 or not self._is_duplicate(trial.number, params):
                 self._submit(trial, params, attempt)
@@ -243,8 +251,7 @@ class Driver:
             job, outcome = frozen.user_attrs.get(JOB), frozen.user_attrs.get(OUTCOME, {})
             if frozen.number == number or job is None or canonical(job["params"]) != text:
                 continue
-            # Only a failure of the configuration itself would come again; a crash may not.
-            if frozen.state != TrialState.FAIL or str(outcome.get("failure", "")).startswith("exception"):
+            if frozen.state != TrialState.FAIL or not str(outcome.get("failure", "")).startswith(UNANSWERED):
                 return True
         return False
 
@@ -292,29 +299,45 @@ class Driver:
         if isinstance(event, Stage):
             self._notify(Progressed(event))
         elif isinstance(event, Report):
-            self._trials[event.number].report(event.value, event.step)
+            self._report(event)
         elif isinstance(event, Done):
             del self._running[event.number]
             self._tell(self._trials.pop(event.number), event.result)
         else:
             self._lose(event)
+        if len(self._failures) >= self.config.execution.failures_in_a_row:
+            raise StudyFailedError(
+                f"{len(self._failures)} trials failed in a row, the last with: {self._failures[-1]}; see {job.path}"
+            )
+
+    def _report(self, event: Report) -> None:
+        """Store an intermediate value: of one objective, for Optuna takes none of several, and of a step's first attempt."""
+        if len(self.config.objectives) == 1 and event.step not in self._frozen(event.number).intermediate_values:
+            self._trials[event.number].report(event.value, event.step)
 
     def _lose(self, event: Lost) -> None:
         """A job that will not finish: bad input ends the study, a crash is tried again, the rest fails."""
         job = self._running.pop(event.number)
         trial = self._trials.pop(event.number)
-        result = read_result(job.path)
-        if result is not None and result.attempt == event.attempt:
-            # The worker died after its work was done.
-            self._tell(trial, result)
-        elif event.kind == "bad_input":
+        if self._tell_finished(trial, job.attempt):
+            return
+        if event.kind == "bad_input":
+            self._enqueue_again(trial.number)
             self._fail(trial, f"bad_input: {event.message}")
             raise InputError(event.message)
-        elif event.kind in RETRIED and event.attempt < self.config.execution.attempts:
+        if event.kind in RETRIED and event.attempt < self.config.execution.attempts:
             self._notify(Retried(event.number, event.attempt + 1, f"{event.kind}: {event.message}"))
             self._again.appendleft((trial, event.attempt + 1))
         else:
             self._fail(trial, f"{event.kind}: {event.message}")
+
+    def _tell_finished(self, trial: Trial, attempt: int) -> bool:
+        """Tell the result that an attempt left before its worker or its driver died; False where there is none."""
+        result = read_result(self.view.trial_folder(trial.number))
+        if result is None or result.attempt != attempt:
+            return False
+        self._tell(trial, result)
+        return True
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
         """Complete a trial; where an objective is missing or not finite, it fails."""
@@ -330,24 +353,23 @@ class Driver:
                 trial, f"exception: objective {', '.join(missing)} is undefined ({reasons or 'not finite'})", result
             )
             return
+        told = self._frozen(
+            trial.number
+        ).constraints  # by a driver that was killed at this place; the first write stays
         for name, missed in violations(self.config, result.metrics).items():
-            trial.set_constraint(name, missed)
+            if name not in told:
+                trial.set_constraint(name, missed)
         trial.set_user_attr(OUTCOME, _outcome(result))
         self.study.tell(trial, values)
-        self._failures_in_a_row = 0
+        self._failures.clear()
         self._ended(trial.number)
 
     def _fail(self, trial: Trial, failure: str, result: TrialResult | None = None) -> None:
         outcome = _outcome(result) if result else {"finished": time.time()}
         trial.set_user_attr(OUTCOME, outcome | {"failure": failure[:1000]})
         self.study.tell(trial, state=TrialState.FAIL)
-        self._failures_in_a_row += 1
+        self._failures.append(failure)
         self._ended(trial.number)
-        if self._failures_in_a_row >= self.config.execution.failures_in_a_row:
-            raise StudyFailedError(
-                f"{self._failures_in_a_row} trials failed in a row, the last with: {failure}; "
-                f"see {self.view.trial_folder(trial.number)}"
-            )
 
     def _ended(self, number: int) -> None:
         view = self._view(number)
@@ -355,22 +377,43 @@ class Driver:
         self._notify(Finished(view, self._counted(), self.view.selected()))
 
     def _put_back(self) -> None:
-        """Close running trials as interrupted and queue their settings, so that the next run tries them first."""
-        unfinished = [(self._trials[number], job.params) for number, job in self._running.items()]
-        self.executor.close()
-        for trial, _ in self._again:
-            unfinished.append((trial, self._view(trial.number).params))
-        for trial, _ in unfinished:
-            frozen = self._frozen(trial.number)
-            if frozen.state != TrialState.RUNNING:
-                continue
-            attributes = {ORIGIN: INTERRUPTED, OVERRIDES: frozen.user_attrs.get(OVERRIDES, {})}
-            self.study.enqueue_trial(params=frozen.params, user_attrs=attributes)
-            trial.set_user_attr(OUTCOME, {"finished": time.time(), "failure": INTERRUPTED})
+        """Close every trial that still runs as interrupted and queue its setting, so that the next run tries it first."""
+        interrupted = []
+        for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            trial = Trial(self.study, frozen._trial_id)
+            if DISCARDED not in frozen.user_attrs:
+                job = frozen.user_attrs.get(JOB)
+                if job is not None and self._tell_finished(trial, job["attempt"]):
+                    continue
+                self._enqueue_again(frozen.number)
+                if job is None:
+                    trial.set_user_attr(DISCARDED, "interrupted while it was asked for")
+                else:
+                    trial.set_user_attr(OUTCOME, {"finished": time.time(), "failure": INTERRUPTED})
+                    interrupted.append(frozen.number)
             self.study.tell(trial, state=TrialState.FAIL)
-            self.projection.write_trial(self.view.trial_record(self._view(trial.number)))
+        for number in interrupted:
+            self.projection.write_trial(self.view.trial_record(self._view(number)))
         self._running.clear()
         self._trials.clear()
+        self._again.clear()
+
+    def _enqueue_again(self, number: int) -> None:
+        """Queue a trial's setting. Before its end is told: killed in between, the second one is found a duplicate."""
+        frozen = self._frozen(number)
+        given = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+        attributes = {ORIGIN: INTERRUPTED, OVERRIDES: frozen.user_attrs.get(OVERRIDES, {})}
+        self.study.enqueue_trial(params=given, user_attrs=attributes)
+
+    def _wind_up(self, error: BaseException) -> None:
+        """End a run that cannot go on. What fails here too (a full disk, a store that is gone) is left to the next run."""
+        self.executor.close()
+        with suppress(Exception):
+            self._put_back()
+            if isinstance(error, KeyboardInterrupt):
+                self._close_parent("KILLED", "interrupted; the same command goes on")
+            else:
+                self._close_parent("FAILED", str(error))
 
     # Ending
 
@@ -378,7 +421,7 @@ class Driver:
         budget, counted = self.config.budget, self._counted()
         if counted + len(self._running) >= budget.trials:
             return f"{counted} of {budget.trials} trials are done" if not self._running else "budget"
-        if self._exhausted:
+        if self._exhausted and not self._again:
             return (
                 "every configuration of the search space was tried"
                 if self.config.search
@@ -420,12 +463,13 @@ class Driver:
         return self.view.selected()
 
     def _run_final(self, selected: TrialView) -> None:
+        (selected.final_folder / RESULT_FILE).unlink(missing_ok=True)
         for attempt in range(1, self.config.execution.attempts + 1):
             job = self._job("final", selected.number, selected.params, attempt)
             self.executor.submit(job)
             self._notify(Started(job))
             ended = self._wait_for_end()
-            if isinstance(ended, Done):
+            if isinstance(ended, Done) or read_result(job.path) is not None:
                 return
             if ended.kind == "bad_input":
                 raise InputError(ended.message)
@@ -458,6 +502,12 @@ class Driver:
 
     def _notify(self, notice: Notice) -> None:
         self.listener(notice)
+
+
+def driver_lock(home: Home, name: str) -> Path:
+    """The lock that a driver holds as long as it runs the study of this name (the one in the study file)."""
+    digest = hashlib.sha256(f"{home.storage_url}\0{name}".encode()).hexdigest()
+    return home.locks / f"driver-{digest[:16]}.lock"
 
 
 def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> BaseSampler:

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class FeatureStore:
         keys = {stride: self._key(image_set, backbone, stride, device) for stride in backbone.strides}
         found = {stride: self._read(key) for stride, key in keys.items()}
         if not all(found.values()):
-            with file_lock(self.root / "locks" / f"{_lock_name(keys)}.lock"):
+            with file_lock(self._lock(next(iter(keys.values())).identity)):
                 # Another process may have computed them while this one waited.
                 found = {stride: known or self._read(keys[stride]) for stride, known in found.items()}
                 missing = {stride: keys[stride] for stride, known in found.items() if known is None}
@@ -152,6 +153,51 @@ class FeatureStore:
         """Half-written folders of processes that were killed; `compute` removes those of its own key."""
         return sorted(path for path in self.root.glob(".*") if path.is_dir())
 
+    def identity(self, folder: Path) -> dict[str, Any] | None:
+        """`FeatureKey.identity` of a stored entry; None for a leftover, or a damaged entry."""
+        try:
+            return dict(json.loads((folder / "entry.json").read_text())["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def discard(self, folder: Path) -> bool:
+        """Delete an entry or a leftover; False where it is gone, or may belong to features that are being computed now.
+
+        Readers that have an entry open keep it until they are done.
+        """
+        try:
+            with self._not_in_the_making(folder), told_plainly(self.root):
+                return self._delete(folder)
+        except BlockingIOError:
+            return False
+
+    def is_computing(self, folder: Path) -> bool:
+        """Whether a process computes features right now that an entry or a leftover may belong to."""
+        try:
+            with self._not_in_the_making(folder):
+                return False
+        except BlockingIOError:
+            return True
+
+    @contextmanager
+    def _not_in_the_making(self, folder: Path) -> Iterator[None]:
+        """Keep other processes from computing the features of a folder. Raises `BlockingIOError` where one does."""
+        identity = self.identity(folder)
+        # What does not say which features it holds may be any of those in the making.
+        locks = sorted((self.root / "locks").glob("*.lock")) if identity is None else [self._lock(identity)]
+        with ExitStack() as held:
+            for lock in locks:
+                if lock.exists():
+                    held.enter_context(file_lock(lock, wait=False))
+            yield
+
+    def _lock(self, identity: Mapping[str, Any]) -> Path:
+        """One lock for all strides of an image set and backbone: they are computed together."""
+        shared = {name: value for name, value in identity.items() if name != "stride"}
+        return (
+            self.root / "locks" / f"{hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:32]}.lock"
+        )
+
     def _key(self, image_set: ImageSet, backbone: Backbone, stride: int, device: torch.device) -> FeatureKey:
         return FeatureKey(image_set.digest, image_set.image_size, backbone.identity.sha256, stride, device.type)
 
@@ -161,18 +207,20 @@ class FeatureStore:
         description = folder / "entry.json"
         try:
             entry = json.loads(description.read_text())
-            values = np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False)
-            sound = entry["key"] == key.identity and values.dtype == np.float32 and values.ndim == 3
-            if not sound or not self._intact(folder / "features.npy", entry["xxh3"]):
+            height, width = (int(side) for side in entry["grid"])
+            # The checksum first: a damaged header makes numpy raise nearly anything.
+            if entry["key"] != key.identity or not self._intact(folder / "features.npy", entry["xxh3"]):
                 raise ValueError("damaged entry")
-            grid = (int(entry["grid"][0]), int(entry["grid"][1]))
+            values = np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False)
+            if values.dtype != np.float32 or values.ndim != 3 or height * width != len(values):
+                raise ValueError("damaged entry")
             os.utime(description)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, EOFError):
             self._delete(folder)
             return None
-        return torch.from_numpy(values), grid
+        return torch.from_numpy(values), (height, width)
 
     def _intact(self, path: Path, checksum: str) -> bool:
         """Whether a file has the checksum it was written with; each process reads a file for this once."""
@@ -269,10 +317,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(4 * 2**20):
             total.update(block)
     return total.hexdigest()
-
-
-def _lock_name(keys: dict[int, FeatureKey]) -> str:
-    """One lock for all strides of an image set and backbone: they are computed together."""
-    first = next(iter(keys.values()))
-    identity = {name: value for name, value in first.identity.items() if name != "stride"}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

@@ -12,6 +12,8 @@ RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
 """Folder within a trial's folder whose files go to MLflow."""
+CHECKPOINTS = "checkpoints"
+"""Folder within a job's folder: what a training that was cut off goes on from."""
 DETECTOR = "detector"
 """Folder within a final job's folder: the detector artifact."""
 

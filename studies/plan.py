@@ -73,7 +73,8 @@ class Plan:
             "image_size": list(self.config.data.size),
             "search": search,
             "fixed": dict(self.config.fixed),
-            "objectives": dict(self.config.objectives),
+            # In their order, which is that of Optuna's values; the first one selects.
+            "objectives": [[name, way] for name, way in self.config.objectives.items()],
             "seed": self.config.sampler.seed,
         }
 

@@ -42,6 +42,12 @@ class SearchSpace:
             if not self._layer_choices(name):
                 offered = sorted(self._channels[name])
                 raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
+        fixed = config.fixed.get("backbone")
+        if fixed is not None and fixed not in self._channels:
+            raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
+        for baseline in config.baselines:
+            if baseline.get("backbone", fixed) in (None, *self._channels):
+                self.optuna_params(baseline)
 
     def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
         """Draw a full setting; what `trial` already holds stays.
@@ -77,6 +83,7 @@ class SearchSpace:
         Raises:
             InputError: a value that backbone and layers do not allow.
         """
+        self._check_baseline(baseline)
         searched: dict[str, Any] = {}
         overrides: dict[str, Any] = {}
         for name, value in baseline.items():
@@ -84,19 +91,30 @@ class SearchSpace:
             if dimension is None:
                 overrides[name] = value
             elif name == "layers":
-                named = str(baseline.get("backbone", self.config.fixed.get("backbone")))
-                searched[self._layers_name(named)] = encode(value)
+                # Whatever backbone is drawn, if the baseline names none.
+                named = baseline.get("backbone", self.config.fixed.get("backbone"))
+                for backbone in [str(named)] if named else self._channels:
+                    if value in self._layer_choices(backbone):
+                        searched[self._layers_name(backbone)] = encode(value)
             else:
                 searched[name] = encode(value) if dimension.choices is not None else value
-        if (backbone := baseline.get("backbone")) and (layers := baseline.get("layers")):
-            offered = self._channels[str(backbone)]
-            bounds = self._head.upper_bounds({stride: offered[stride] for stride in layers if stride in offered})
-            for name, bound in bounds.items():
-                if (value := baseline.get(name)) is not None and value > bound:
-                    raise InputError(
-                        f"baseline {dict(baseline)}: {name} is at most {bound} with this backbone and these layers"
-                    )
         return searched, overrides
+
+    def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
+        """Raise `InputError` for layers or values that the baseline's backbone does not offer."""
+        backbone = baseline.get("backbone", self.config.fixed.get("backbone"))
+        given = {**self._defaults(), **self.config.fixed, **baseline}
+        layers = None if "layers" in self.config.search and "layers" not in baseline else given["layers"]
+        if backbone is None or layers is None:
+            return
+        offered = self._channels[str(backbone)]
+        if not set(layers) <= set(offered):
+            raise InputError(f"baseline {dict(baseline)}: {backbone} offers the layers {sorted(offered)}")
+        for name, bound in self._head.upper_bounds({stride: offered[stride] for stride in layers}).items():
+            if (value := baseline.get(name)) is not None and value > bound:
+                raise InputError(
+                    f"baseline {dict(baseline)}: {name} is at most {bound} with this backbone and these layers"
+                )
 
     def describe(self) -> list[tuple[str, str]]:
         """Rows (parameter, values) for a person."""

@@ -7,8 +7,8 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import optuna
@@ -31,7 +31,7 @@ GENERATION = "#"
 
 @dataclass(frozen=True)
 class Header:
-    """What a study was created with; written once."""
+    """What a study was created with; of these only `config` follows later runs, in what is not part of the identity."""
 
     uid: str
     name: str
@@ -59,7 +59,7 @@ def open_storage(home: Home) -> RDBStorage:
             return RDBStorage(url, engine_kwargs=options)
     except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(f"Optuna storage {_without_password(url)}: {first}; check STUDY_STORAGE") from error
+        raise InputError(f"Optuna storage {without_password(url)}: {first}; check STUDY_STORAGE") from error
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -73,10 +73,20 @@ def latest(storage: RDBStorage, name: str) -> str | None:
     return max(found, key=_generation, default=None)
 
 
+def all_studies(storage: RDBStorage) -> Iterator[tuple[optuna.Study, Header]]:
+    """All studies, generations included, by name; one that was stopped while it was created is passed over."""
+    for name in study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        header = read_header(study)
+        if header is not None:
+            yield study, header
+
+
 def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
     """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
     names = study_names(storage)
-    found = name if GENERATION in name and name in names else latest(storage, name)
+    found = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
+    found = found if found in names else None
     if found is None:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -100,11 +110,16 @@ def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[o
     known = latest(storage, plan.config.name)
     if known is None:
         known = plan.config.name
-    elif fresh:
+    elif fresh and read_header(optuna.load_study(study_name=known, storage=storage)) is not None:
         known = f"{plan.config.name}{GENERATION}{_generation(known) + 1}"
-    study = _create(storage, known, list(plan.config.objectives.values()))
+    directions = list(plan.config.objectives.values())
+    study = _create(storage, known, directions)
     header = read_header(study)
     if header is None:
+        if [direction.name.lower() for direction in study.directions] != directions:
+            # Stopped while it was created, and the objectives were edited since: nothing was tried in it yet.
+            optuna.delete_study(study_name=known, storage=storage)
+            study = _create(storage, known, directions)
         header = _new_header(plan)
         study.set_user_attr(HEADER, asdict(header))
         return study, header, True
@@ -116,6 +131,11 @@ def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[o
         )
     for name, identity in header.backbones.items():
         here = plan.backbones.get(name)
+        if here is None and name not in plan.config.backbones:
+            raise InputError(
+                f"study {known!r} was created with backbone {name}, which the study file names no more; "
+                "put it back, or start a new study with --fresh"
+            )
         if here is None:
             raise InputError(
                 f"study {known!r} uses backbone {name}, whose weights are not on this machine any more; --fresh"
@@ -125,6 +145,10 @@ def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[o
                 f"study {known!r} was created with other weights of {name} "
                 f"({identity['sha256'][:12]}, now {here.sha256[:12]}); restore them, or --fresh"
             )
+    config = _resolved_config(plan)
+    if header.config != config:
+        header = replace(header, config=config)
+        study.set_user_attr(HEADER, asdict(header))
     return study, header, False
 
 
@@ -140,7 +164,7 @@ def _new_header(plan: Plan) -> Header:
         name=plan.config.name,
         created=time.time(),
         identity=json.loads(json.dumps(plan.identity)),
-        config=plan.config.to_json() | {"protocol": plan.splits.protocol},
+        config=_resolved_config(plan),
         backbones={name: identity.to_json() for name, identity in plan.backbones.items()},
         dropped=list(plan.dropped),
         experiment=plan.experiment,
@@ -148,6 +172,12 @@ def _new_header(plan: Plan) -> Header:
         counts=plan.splits.counts,
         splits_digest=plan.splits.digest,
     )
+
+
+def _resolved_config(plan: Plan) -> dict[str, Any]:
+    """The study file with the protocol that ``auto`` came to, as the storage gives it back."""
+    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.splits.protocol}))
+    return config
 
 
 def _create(storage: RDBStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
@@ -162,5 +192,6 @@ def _generation(name: str) -> int:
     return int(number) if number.isdigit() else 1
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """A database address as it may be shown."""
     return re.sub(r"(?<=:)[^:@/]+(?=@)", "***", url)

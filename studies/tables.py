@@ -213,5 +213,5 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
     if selected.detector:
         yield Text.assemble("detector: ", (str(selected.detector), "cyan"))
-    yield Text.assemble("trials in MLflow: ", (f"mlflow ui --backend-store-uri {view.home.tracking_uri}", "cyan"))
+    yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({view.home.tracking_uri})")
     yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))

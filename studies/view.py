@@ -103,9 +103,9 @@ class TrialView:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the finished trial."""
+        """Wall time of the trial; None where it left no result."""
         outcome = self.outcome
-        return outcome["finished"] - outcome["started"] if "finished" in outcome else None
+        return outcome["finished"] - outcome["started"] if "started" in outcome else None
 
 
 class StudyView:
@@ -164,13 +164,13 @@ class StudyView:
             state=state,
             finished_ms=finished_ms,
             note=note,
+            # MLflow lets no param change: these belong to the study's identity, what may differ on resume is a tag.
             params={
                 "detector": config.detector,
                 "protocol": config.protocol,
-                "dataset": config.data.dataset,
-                "category": str(header.experiment.partition("/")[2]),
+                "dataset": header.experiment.partition("/")[0],
+                "category": header.experiment.partition("/")[2],
                 "image_size": "x".join(str(side) for side in config.data.size),
-                "sampler": config.sampler.name,
                 "seed": str(config.sampler.seed),
                 "objectives": ", ".join(f"{name} ({way})" for name, way in config.objectives.items()),
                 "backbones": ", ".join(header.backbones),
@@ -179,6 +179,7 @@ class StudyView:
                 "study.detector": config.detector,
                 "study.protocol": config.protocol,
                 "study.data": header.experiment,
+                "study.sampler": config.sampler.name,
             },
             datasets=tuple(
                 DatasetRecord(header.experiment, name, digest, header.dataset, header.counts[name])
@@ -189,14 +190,15 @@ class StudyView:
 
     def trial_record(self, trial: TrialView) -> TrialRecord:
         """A child run."""
-        outcome = trial.outcome
-        started = outcome.get("started") or _seconds(trial.frozen.datetime_start) or self.header.created
+        # An outcome that was written but not told does not count yet: what runs may still end otherwise.
+        outcome = trial.outcome if trial.state != "RUNNING" else {}
+        started = _seconds(trial.frozen.datetime_start) or self.header.created
         finished = outcome.get("finished") or _seconds(trial.frozen.datetime_complete)
         params = {name: str(encode(value)) for name, value in trial.params.items()}
         weights = self.header.backbones.get(str(trial.params.get("backbone")))
         if weights:
             params["weights"] = f"{weights['name']}.{weights['tag']} ({weights['origin']}) {weights['sha256'][:16]}"
-        metrics, artifacts = trial.metrics, {"": trial.folder / ARTIFACTS}
+        metrics, artifacts = dict(outcome.get("metrics", {})), {"": trial.folder / ARTIFACTS}
         final = trial.final if trial.state == "COMPLETE" else None
         if final is not None:
             metrics |= final.metrics
@@ -214,12 +216,12 @@ class StudyView:
                 (step, value, int((finished or started) * 1000))
                 for step, value in sorted(trial.frozen.intermediate_values.items())
             ),
-            failure=trial.failure,
+            failure=str(outcome.get("failure", "")),
             feasible=trial.feasible,
             tags={
                 "study.selected": str(trial.selected).lower(),
                 "trial.origin": str(trial.frozen.user_attrs.get(ORIGIN, "search")),
-                **{name: outcome["environment"][name] for name in ("host", "device") if "environment" in outcome},
+                **{name: value for name, value in outcome.get("environment", {}).items() if name in ("host", "device")},
             },
             artifacts=artifacts,
             log=trial.folder / LOG_FILE,

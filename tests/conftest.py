@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,38 @@ def tiny_mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_widgets(tmp_path: Path) -> Path:
     """The same, for a test that damages it."""
     return write_widgets(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``studies.db`` and ``mlflow.db`` without content: MLflow's first migration takes seconds."""
+    from studies.home import Home
+    from studies.storage import open_storage
+    from tracking.projection import Projection
+
+    folder = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STUDY_STORAGE", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        home = Home(folder)
+        open_storage(home).engine.dispose()
+        Projection(home.tracking_uri)
+    return folder
+
+
+@pytest.fixture
+def study_home(empty_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A STUDY_HOME of the test's own, set in the environment, with empty stores."""
+    for name in ("STUDY_STORAGE", "MLFLOW_TRACKING_URI", "STUDY_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    monkeypatch.setenv("STUDY_HOME", str(home))
+    return copy_stores(empty_stores, home)
+
+
+def copy_stores(stores: Path, home: Path) -> Path:
+    """Give a new home empty stores; returns the home."""
+    home.mkdir(parents=True)
+    for database in stores.glob("*.db"):
+        shutil.copy(database, home)
+    return home

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from detectors.errors import InputError
-from detectors.files import file_lock
+from detectors.files import file_lock, sync_folder, told_plainly
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 
 for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -39,6 +40,7 @@ for noisy in ("alembic", "mlflow.store.db.utils"):
 
 PAGE = 1000
 MAX_PARAM_LENGTH = 6000
+MAX_NAME_LENGTH = 250
 LOG_TAIL_BYTES = 20_000
 
 
@@ -59,8 +61,8 @@ class Projection:
         with _told_plainly(tracking_uri):
             _check_reachable(tracking_uri)
             with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
-                self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-                self._client.search_experiments(max_results=1)
+                _make_sqlite(tracking_uri)
+                self._client = _connect(tracking_uri)
         self._study: StudyRecord | None = None
         self._experiment_id = ""
         self._parent = ""
@@ -92,8 +94,6 @@ class Projection:
             }
             if parents:
                 self._parent = parents[0].info.run_id
-                if parents[0].info.lifecycle_stage == "deleted":
-                    self._client.restore_run(self._parent)
             else:
                 self._parent = self._client.create_run(
                     self._experiment_id,
@@ -105,9 +105,11 @@ class Projection:
         return self._parent
 
     def write_study(self, study: StudyRecord) -> None:
-        """Bring the parent run to what the record says."""
+        """Bring the parent run to what the record says; one that a person deleted in MLflow is brought back."""
         with _told_plainly(self.tracking_uri):
             self._study = study
+            if self._client.get_run(self._parent).info.lifecycle_stage == "deleted":
+                self._client.restore_run(self._parent)
             tags = {
                 **self._common_tags(),
                 "study.role": "study",
@@ -132,10 +134,13 @@ class Projection:
         with _told_plainly(self.tracking_uri):
             digest = self._digest(trial)
             run = self._children.get(trial.number)
-            if run is not None and (
-                run.data.tags.get("trial.synced") == digest or run.info.lifecycle_stage == "deleted"
-            ):
+            if run is not None and run.data.tags.get("trial.synced") == digest:
                 return str(run.info.run_id)
+            if run is not None:
+                # Asked anew: a person may have deleted it since.
+                run = self._children[trial.number] = self._client.get_run(run.info.run_id)
+                if run.info.lifecycle_stage == "deleted":
+                    return str(run.info.run_id)
             tags = self._trial_tags(trial)
             if run is None:
                 run = self._client.create_run(
@@ -153,12 +158,14 @@ class Projection:
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
         """Params, metrics, data and files of one trial."""
+        if trial.state == "RUNNING":
+            # Metrics wait for the end, whose time they carry: with another time they would be stored twice.
+            self._write(run_id, params=trial.params, tags=tags)
+            return
         end = trial.finished_ms or trial.started_ms
-        metrics = [Metric(name, value, end, 0) for name, value in trial.metrics.items()]
+        metrics = [Metric(_metric_name(name), value, end, 0) for name, value in trial.metrics.items()]
         metrics += [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
         self._write(run_id, params=trial.params, metrics=metrics, tags=tags)
-        if trial.state == "RUNNING":
-            return
         study = self._require_study()
         if trial.state == "COMPLETE" and study.datasets:
             seen = [dataset for dataset in study.datasets if f"{dataset.context}/" in _sets_seen(trial)]
@@ -228,7 +235,13 @@ class Projection:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             location = (self._artifact_root / name).as_uri() if self._artifact_root else None
-            return str(self._client.create_experiment(name, artifact_location=location))
+            try:
+                return str(self._client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                # Another study of the same pictures may have made it meanwhile.
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
         if found.lifecycle_stage == "deleted":
             raise InputError(
                 f"the MLflow experiment {name!r} was deleted; bring it back with "
@@ -240,6 +253,37 @@ class Projection:
         if self._study is None:
             raise RuntimeError("open a study first")
         return self._study
+
+
+def _connect(uri: str) -> MlflowClient:
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _make_sqlite(uri: str) -> None:
+    """Make a SQLite store that is not there yet, and let it appear by rename.
+
+    A new one is migrated through some eighty steps, for seconds; killed among these, MLflow could never open it again.
+    """
+    prefix = "sqlite:///"
+    target = Path(uri.removeprefix(prefix))
+    # Elsewhere than on POSIX an open database, which MLflow keeps, cannot be renamed.
+    if not uri.startswith(prefix) or "?" in uri or target.exists() or os.name != "posix":
+        return
+    with told_plainly(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.new")
+        # What lies here was left by a killed process.
+        temporary.unlink(missing_ok=True)
+        _connect(f"{prefix}{temporary}")
+        temporary.replace(target)
+        sync_folder(target.parent)
+
+
+def _metric_name(name: str) -> str:
+    """A name that MLflow takes: the type of a defect, which is part of some, is any folder's name."""
+    return re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH]
 
 
 def log_tail(path: Path) -> str:
@@ -313,7 +357,8 @@ def _check_reachable(uri: str) -> None:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"MLflow server {uri} cannot be reached ({error}); start it, or unset MLFLOW_TRACKING_URI to use the local store"
+            f"MLflow server {_without_password(uri)} cannot be reached ({error}); start it, "
+            "or unset MLFLOW_TRACKING_URI to use the local store"
         ) from error
 
 
@@ -323,4 +368,8 @@ def _told_plainly(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(f"MLflow store {uri}: {first}") from error
+        raise InputError(f"MLflow store {_without_password(uri)}: {first}; check MLFLOW_TRACKING_URI") from error
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(?<=:)[^:@/]+(?=@)", "***", uri)

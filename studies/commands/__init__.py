@@ -6,11 +6,16 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """The flat command table."""
-    from studies.commands import compare, predict, run, show
+    """The flat command table, and the groups ``data`` and ``weights``."""
+    from studies.commands import clean, compare, data, doctor, predict, run, show, ui, weights
 
     app.command("run")(run.run)
     app.command("list")(show.list_studies)
     app.command("show")(show.show)
     app.command("compare")(compare.compare)
     app.command("predict")(predict.predict)
+    app.add_typer(data.app)
+    app.add_typer(weights.app)
+    app.command("ui")(ui.ui)
+    app.command("doctor")(doctor.doctor)
+    app.command("clean")(clean.clean)

@@ -17,15 +17,14 @@ def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For s
 
     home, storage = open_home()
     rows = []
-    for name in studies_storage.study_names(storage):
-        study, header = studies_storage.load_study(storage, name)
+    for study, header in studies_storage.all_studies(storage):
         view = StudyView(study, header, home)
         trials = view.trials()
         selected = next((trial for trial in trials if trial.selected), None)
         final = selected.final.metrics if selected and selected.final else {}
         rows.append(
             {
-                "study": name,
+                "study": study.study_name,
                 "detector": view.config.detector,
                 "experiment": header.experiment,
                 "protocol": view.config.protocol,
@@ -58,6 +57,4 @@ def show(
     console = tables.console()
     for part in tables.study_parts(view):
         console.print(part)
-    console.print(
-        f"trials in MLflow: mlflow ui --backend-store-uri {view.home.tracking_uri}", style="dim", markup=False
-    )
+    console.print(f"trials in MLflow: study ui  ({view.home.tracking_uri})", style="dim", markup=False)

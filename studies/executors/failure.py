@@ -23,8 +23,8 @@ def kind_of(error: BaseException) -> LostKind:
         return "bad_input"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "out_of_memory"
-    # The CPU allocator raises a plain RuntimeError.
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):
+    # The CPU allocator raises a plain RuntimeError, in words that depend on the platform.
+    if isinstance(error, RuntimeError) and "CPUAllocator" in str(error):
         return "out_of_memory"
     return "exception"
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -45,9 +46,11 @@ class LocalExecutor:
 
     def submit(self, job: Job) -> None:
         """Hand a job to an idle worker, or to a new one."""
-        slot = (
-            next((slot for slot in self._slots if slot.job is None and slot.process.is_alive()), None) or self._start()
-        )
+        idle = [slot for slot in self._slots if slot.job is None]
+        for dead in [slot for slot in idle if not slot.process.is_alive()]:
+            idle.remove(dead)
+            self._retire(dead)
+        slot = idle[0] if idle else self._start()
         slot.job, slot.deadline = job, time.monotonic() + self._trial_timeout
         try:
             slot.pipe.send(job)
@@ -69,7 +72,9 @@ class LocalExecutor:
         """Tell the worker; the job sees it at its next step."""
         for slot in self._slots:
             if slot.job is not None and slot.job.number == number:
-                slot.pipe.send(number)
+                # Where the worker has just died, poll tells of it.
+                with suppress(OSError):
+                    slot.pipe.send(number)
 
     def close(self) -> None:
         """End every worker."""
@@ -103,6 +108,8 @@ class LocalExecutor:
                     break
                 event = slot.pipe.recv()
             except (EOFError, OSError):
+                # Nobody holds the other end any more.
+                ended = True
                 break
             events.append(event)
             if isinstance(event, Done | Lost):
@@ -112,7 +119,7 @@ class LocalExecutor:
         if slot.job is None or job is None:
             return events
         if time.monotonic() > slot.deadline:
-            events.append(Lost(job.number, job.attempt, "timeout", f"took longer than {self._trial_timeout:.0f} s"))
+            events.append(Lost(job.number, job.attempt, "timeout", f"took longer than {self._trial_timeout:g} s"))
             self._retire(slot, kill=True)
         elif ended:
             events.append(Lost(job.number, job.attempt, "crashed", _how_it_ended(slot.process)))

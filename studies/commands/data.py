@@ -1,0 +1,367 @@
+"""``study data``: check a data set, render one, fetch one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+if TYPE_CHECKING:
+    from detectors.data.check import CheckReport
+    from detectors.data.fetch import Source
+    from detectors.data.samples import Dataset
+    from studies.config import DataConfig
+
+PLAIN_SECONDS = 10.0
+"""At most one line of a step's progress in this time where the output is not a terminal."""
+BAD_DATA = 2
+
+app = typer.Typer(name="data", help="Data sets: check, render, fetch.", no_args_is_help=True)
+
+
+@app.command("check")
+def check(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="A study, whose data section says which pictures.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of a data set of MVTec AD's layout.")] = None,
+    category: Annotated[str | None, typer.Option(help="One product of it; default all.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set: mvtec, rendered or your own.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Your own pictures: a folder with good/, optional defects and masks.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Read every picture and mask and tell what is wrong; exit code 2 where a study would fail."""
+    from detectors.data.check import check_dataset
+    from studies import tables
+    from studies.home import Home
+
+    data = _data_section(name, root=root, category=category, dataset=dataset, images=images)
+    console = tables.console(stderr=json_output)
+    reports = []
+    for found in _datasets(data, Home.from_environment(), console):
+        with _counting(console, f"checking {found.category}") as progress:
+            reports.append(check_dataset(found, progress=progress))
+    ok = all(report.ok for report in reports)
+    if json_output:
+        typer.echo(json.dumps({"ok": ok, "reports": [report.to_json() for report in reports]}, indent=1))
+    else:
+        for report in reports:
+            for part in _report_parts(report):
+                console.print(part)
+    if not ok:
+        raise typer.Exit(BAD_DATA)
+
+
+@app.command("render")
+def render(
+    out: Annotated[Path | None, typer.Option(help="Where they go; default a folder in STUDY_HOME.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other screws.")] = 0,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 320,
+    train: Annotated[int, typer.Option(help="Good pictures to train on.")] = 80,
+    test_good: Annotated[int, typer.Option(help="Good pictures to test on.")] = 30,
+    per_defect: Annotated[int, typer.Option(help="Pictures of each of the five types of defect.")] = 10,
+    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Draw screws with and without defects: a data set for trying things out, with no download."""
+    from detectors.data.rendered import RenderSpec, render_dataset
+    from studies import tables
+    from studies.home import Home
+
+    spec = RenderSpec(size=size, train=train, test_good=test_good, per_defect=per_defect, seed=seed)
+    root = out.expanduser().absolute() if out else Home.from_environment().rendered / spec.identity
+    console = tables.console(stderr=json_output)
+    with _counting(console, "rendering") as progress:
+        folder = render_dataset(root, spec, progress=progress)
+    # A name of its own: the study of the same file on real pictures stays what it is.
+    settings = ("name=padim_rendered", "data.dataset=rendered", f"data.category={folder.name}", f"data.root={root}")
+    words = ["study", "run", "padim_screw", "--offline"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    command = shlex.join(words)
+    if json_output:
+        row = {"root": str(root), "category": folder.name, "pictures": spec.total, "run": command}
+        typer.echo(json.dumps(row, indent=1))
+        return
+    console.print(f"{spec.total} pictures in [cyan]{folder}[/]", highlight=False)
+    console.print("a study on them:", highlight=False)
+    console.print(command, style="cyan", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="mvtec|visa", help="Which data set.")],
+    root: Annotated[Path | None, typer.Option(help="Where it goes; default where studies look for it.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="An archive that is here already, in place of a download.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="STUDY_DATA_URL", help="Another address of the same archive.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the data set's licence without being asked.")
+    ] = False,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the downloaded archive.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Bring a public data set here: its licence first, its hash verified, resumed where it was stopped."""
+    from detectors.data.fetch import fetch as bring
+    from studies import tables
+
+    source = _source(name)
+    default = _default_root(source)
+    destination = (root or default).expanduser().absolute()
+    console = tables.console(stderr=json_output)
+    asked = False
+
+    def accept(offered: Source) -> bool:
+        nonlocal asked
+        asked = True
+        _print_terms(offered, destination, console, archive=archive, url=url)
+        return _accepted(offered, accept_license)
+
+    with _Transfer(console) as transfer:
+        bring(
+            source,
+            destination,
+            archive=archive.expanduser() if archive else None,
+            url=url,
+            accept_licence=accept,
+            progress=transfer,
+            keep_archive=keep_archive,
+        )
+    if json_output:
+        typer.echo(json.dumps({"dataset": source.name, "root": str(destination), "fetched": asked}, indent=1))
+        return
+    there = "is in" if asked else "was already in"
+    console.print(f"{source.title} {there} [cyan]{destination}[/]", highlight=False, soft_wrap=True)
+    if source.name != "mvtec":
+        return
+    if destination != default.expanduser().absolute():
+        hint = f"studies find it with: export MVTEC_AD_ROOT={shlex.quote(str(destination))}"
+        console.print(hint, markup=False, highlight=False, soft_wrap=True)
+    console.print("now: study run padim_screw", markup=False, highlight=False)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _data_section(
+    name: str | None, *, root: Path | None, category: str | None, dataset: str | None, images: Path | None
+) -> DataConfig:
+    """The data section of a study file with the options over it, or one made of the options alone."""
+    from pydantic import ValidationError
+
+    from detectors.errors import InputError
+    from studies import config as study_config
+
+    if images is not None and (name or root or dataset):
+        raise InputError("--images names a folder of pictures by itself; leave out the study, --root and --dataset")
+    section: dict[str, Any] = study_config.load(name).data.model_dump(exclude_none=True) if name else {}
+    if images is not None:
+        section = {"dataset": "folder", "root": images}
+    given = {"root": root, "category": category, "dataset": dataset}
+    section |= {key: value for key, value in given.items() if value is not None}
+    try:
+        return study_config.DataConfig.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise InputError(f"--{key} {first['input']!r} is not valid: {first['msg']}") from None
+
+
+def _datasets(data: DataConfig, home: Any, console: Console) -> Iterator[Dataset]:
+    """The data set, or where it holds several products and none is named, one for each."""
+    from detectors.data.mvtec import categories, require_folder
+    from detectors.errors import InputError
+    from studies import datasets
+
+    if data.category or data.dataset == "folder" or (data.dataset == "rendered" and data.root is None):
+        with _counting(console, "rendering") as progress:
+            found = datasets.open_dataset(data, home, progress=progress)
+        yield found
+        return
+    root = datasets.data_root(data)
+    require_folder(
+        root, way_out="name its folder with --root, your own pictures with --images, or `study data fetch mvtec`"
+    )
+    known = categories(root)
+    if not known:
+        raise InputError(
+            f"{root}: no category in it (a folder with train/good); are these your own pictures? Then use --images"
+        )
+    for category in known:
+        yield datasets.open_dataset(data.model_copy(update={"category": category}), home)
+
+
+def _report_parts(report: CheckReport) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from studies import tables
+
+    yield Text.assemble((f"{report.dataset}/{report.category}", "bold"), f" in {report.root}")
+    kinds = list(dict.fromkeys(kind for types in report.counts.values() for kind in types))
+    rows = [
+        (part, *(types.get(kind, 0) for kind in kinds), sum(types.values())) for part, types in report.counts.items()
+    ]
+    yield tables.table(("set", *kinds, "all"), rows)
+    defective = sum(count for kind, count in report.counts.get("test", {}).items() if kind != "good")
+    facts = [
+        ("masks", f"{report.masks} of {defective} defective pictures"),
+        ("width x height", ", ".join(f"{size} ({count})" for size, count in report.sizes.items()) or None),
+        ("modes", ", ".join(f"{mode} ({count})" for mode, count in report.modes.items()) or None),
+    ]
+    yield tables.table(("pictures", ""), facts)
+    if report.problems:
+        problems = [(problem.severity, problem.subject, problem.message) for problem in report.problems]
+        yield tables.table(("", "where", "what"), problems)
+    errors, warnings = len(report.errors), len(report.warnings)
+    if errors:
+        yield Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}: mend the errors first", "bold red")
+    elif warnings:
+        yield Text(f"usable, with {_count(warnings, 'warning')}", "yellow")
+    else:
+        yield Text("no problems", "green")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@contextmanager
+def _counting(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that is counted in pictures; nothing where the output is not a terminal or nothing is done."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    task: TaskID | None = None
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def told(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task(name, total=total)
+            progress.update(task, completed=done, total=total)
+
+        yield told
+
+
+# --- fetch ------------------------------------------------------------------------------------------------------------
+
+
+def _source(name: str) -> Source:
+    from detectors.data.fetch import SOURCES
+    from detectors.errors import InputError
+
+    if name not in SOURCES:
+        raise InputError(f"no data set {name!r} to fetch; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _default_root(source: Source) -> Path:
+    from studies.datasets import DEFAULT_ROOT
+
+    if source.name == "mvtec":
+        return Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT)
+    return DEFAULT_ROOT.parent / source.title.replace(" ", "")
+
+
+def _print_terms(source: Source, destination: Path, console: Console, *, archive: Path | None, url: str | None) -> None:
+    from studies import tables
+
+    origin = str(archive) if archive else _without_secrets(url or source.url or "")
+    facts = [
+        ("licence", source.licence),
+        ("in short", source.licence_text),
+        ("in full", source.licence_url),
+        ("please cite", source.citation),
+        ("from", origin),
+        ("size", f"{_gb(source.size_bytes)} archive, {_gb(source.extracted_bytes)} of pictures"),
+        ("goes to", str(destination)),
+    ]
+    console.print(tables.table((source.title, ""), facts))
+
+
+def _accepted(source: Source, accepted: bool) -> bool:
+    from detectors.errors import InputError
+    from studies.commands import ask
+
+    if accepted:
+        return True
+    if not ask.somebody_is_there():
+        raise InputError(
+            f"{source.title}: its licence {source.licence} has to be accepted and nobody is there to ask; "
+            f"read it at {source.licence_url} and give --accept-license"
+        )
+    return ask.confirm(f"Do you accept the licence {source.licence}?")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
+def _without_secrets(url: str) -> str:
+    """The address without user, password and query, which may hold a token."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+class _Transfer:
+    """Progress of a fetch, a bar for each step; plain lines now and then where the output is not a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._told = 0.0
+
+    def __enter__(self) -> _Transfer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        first = step not in self._tasks
+        if first:
+            # Not before the question about the licence, which the display would draw over.
+            self._progress.start()
+            self._tasks[step] = self._progress.add_task(step, total=total or None)
+        self._progress.update(self._tasks[step], completed=done, total=total or None)
+        now = time.monotonic()
+        if not self._console.is_terminal and (first or now - self._told > PLAIN_SECONDS):
+            self._told = now
+            of = f" of {_gb(total)}" if total else ""
+            self._console.print(f"{step}: {_gb(done)}{of}", markup=False, highlight=False)
