@@ -156,7 +156,9 @@ class Detector(nn.Module):
         return self.fit_features(self.extract(images), context or FitContext())
 
     def fit_features(self, features: Features, context: FitContext) -> Detector:
-        """Fit to features that are there already. Raises `NumericalError`."""
+        """Fit to features that are there already. Raises `InputError` where there are none, `NumericalError`."""
+        if not len(features):
+            raise InputError("no normal images to fit to; give at least one")
         features.check_finite()
         self.head.fit(features, context)
         self.finish_fit()
