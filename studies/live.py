@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from studies.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
 from studies.space import encode
@@ -25,7 +25,6 @@ class Live:
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
@@ -61,7 +60,8 @@ class Live:
         """Progress before the first trial."""
         if self._preparing is None:
             self._preparing = self._progress.add_task(name, note="")
-        self._progress.update(self._preparing, description=name, completed=done, total=total or None)
+        self._advance(self._preparing, "", done, total)
+        self._progress.update(self._preparing, description=name)
         self._plain(name, done, total)
 
     def __call__(self, notice: Notice) -> None:
@@ -74,11 +74,11 @@ class Live:
                 params = ", ".join(str(encode(value)) for value in list(job.params.values())[:3])
                 again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
                 self._labels[job.number] = f"{what} trial {job.number}{again}: {params}".strip()
-                self._trials[job.number] = self._progress.add_task(self._labels[job.number], total=None, note="")
+                self._trials[job.number] = self._progress.add_task(self._labels[job.number], note="")
             case Progressed(stage):
                 task = self._trials.get(stage.number)
                 if task is not None:
-                    self._progress.update(task, completed=stage.done, total=stage.total or None, note=stage.name)
+                    self._advance(task, stage.name, stage.done, stage.total)
                 self._plain(f"trial {stage.number}: {stage.name}", stage.done, stage.total)
             case Retried(number, attempt, reason):
                 self._remove(number)
@@ -94,7 +94,9 @@ class Live:
         how = "new study" if notice.new else f"going on after {notice.counted} trials"
         self.say(f"study {notice.name}: {how}, up to {notice.budget} trials")
         self._begin, self._counted_before = time.monotonic(), notice.counted
-        self._study = self._progress.add_task(notice.name, total=notice.budget, completed=notice.counted, note="")
+        self._study = self._progress.add_task(
+            notice.name, total=notice.budget, completed=notice.counted, note=f"{notice.counted} trials"
+        )
 
     def _finished(self, trial: TrialView, counted: int, best: TrialView | None) -> None:
         self._remove(trial.number)
@@ -104,8 +106,15 @@ class Live:
             )
             minutes = (time.monotonic() - self._begin) / 60
             rate = (counted - self._counted_before) / minutes if minutes > 0 else 0.0
-            self._progress.update(self._study, completed=counted, note=f"{note}, {rate:.1f} trials/min")
+            self._progress.update(
+                self._study, completed=counted, note=f"{counted} trials, {note}, {rate:.1f} trials/min"
+            )
         self.say(describe(trial, best))
+
+    def _advance(self, task: TaskID, name: str, done: int, total: int) -> None:
+        """A stage that counts nothing has an empty bar: rich cannot take a total back."""
+        note = f"{name} {done}/{total}".strip() if total else name
+        self._progress.update(task, completed=done if total else 0, total=total or 1, note=note)
 
     def _remove(self, number: int) -> None:
         task = self._trials.pop(number, None)
