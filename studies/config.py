@@ -135,8 +135,8 @@ class SamplerConfig(Section):
 
     name: Literal["tpe", "random"] = "tpe"
     seed: int = Field(0, ge=0)
-    startup: int | None = Field(None, ge=1)
-    """Random trials before TPE models anything; default a quarter of the budget, 4 to 10."""
+    startup: int = Field(5, ge=1)
+    """Trials before TPE models anything; drawn at random, baselines included."""
 
 
 class BudgetConfig(Section):

@@ -454,13 +454,21 @@ class Driver:
                 if self._counted()
                 else f"no trial finished; `study show {self.config.name}` lists the failures"
             )
-        if selected.final is None or selected.detector is None:
+        if selected.detector is None or not self._has_threshold_of_config(selected.final):
             self._run_final(selected)
         for view in self.view.trials():
             # The mark of the selected trial may have moved.
             if view.state != "RUNNING":
                 self.projection.write_trial(self.view.trial_record(view))
         return self.view.selected()
+
+    def _has_threshold_of_config(self, final: TrialResult | None) -> bool:
+        """Whether a refit is there and its threshold follows the rule that the study file gives now."""
+        if final is None or final.threshold is None:
+            return final is not None
+        wanted = self.config.threshold
+        rate = wanted.rate if wanted.rule == "false_alarm_rate" else None
+        return bool(final.threshold["rule"] == wanted.rule and final.threshold["rate"] == rate)
 
     def _run_final(self, selected: TrialView) -> None:
         (selected.final_folder / RESULT_FILE).unlink(missing_ok=True)
@@ -514,8 +522,7 @@ def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> Bas
     """The study's sampler with a seed of its own."""
     if at_random or config.sampler.name == "random":
         return RandomSampler(seed=seed)
-    startup = config.sampler.startup or min(10, max(4, config.budget.trials // 4))
-    return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+    return TPESampler(seed=seed, n_startup_trials=config.sampler.startup, constant_liar=True)
 
 
 def derive_seed(seed: int, purpose: str, number: int) -> int:

@@ -16,6 +16,7 @@ from rich.text import Text
 from studies.driver import Outcome
 from studies.plan import Plan
 from studies.space import encode
+from studies.storage import without_password
 from studies.summary import headline
 from studies.view import StudyView, TrialView
 
@@ -213,5 +214,5 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
     if selected.detector:
         yield Text.assemble("detector: ", (str(selected.detector), "cyan"))
-    yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({view.home.tracking_uri})")
+    yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
     yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))

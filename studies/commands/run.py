@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +93,7 @@ def _load_config(
         if demo:
             raise InputError("--demo renders its own pictures; leave out --demo or --images")
         folder = images.expanduser().absolute()
-        own = study_name or f"{name}_{folder.name}".replace(" ", "_")
+        own = study_name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(name).stem}_{folder.name}")[:64]
         given = [f"data.root={_quoted(str(folder))}", "data.dataset=folder", f"name={_quoted(own)}"]
         return study_config.load(name, [*given, *settings])
     if demo:

@@ -47,6 +47,7 @@ def show(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Trials, selected configuration and the honest figure of one study."""
+    from studies import storage as studies_storage
     from studies import tables
     from studies.commands.open import open_view
 
@@ -57,4 +58,5 @@ def show(
     console = tables.console()
     for part in tables.study_parts(view):
         console.print(part)
-    console.print(f"trials in MLflow: study ui  ({view.home.tracking_uri})", style="dim", markup=False)
+    where = studies_storage.without_password(view.home.tracking_uri)
+    console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)
