@@ -35,6 +35,8 @@ from detectors.features import Features
 
 BLOCK_BYTES = 64 * 2**20
 """Working memory of one block of positions: large enough for batched products, small enough for any machine."""
+ROWS_BYTES = 512 * 2**20
+"""The same for blocks of whole rows, whose neighbours above and below are estimated once more in the next block."""
 FLOAT32_FLOOR = 1e-4
 """Smallest pivot, as a share of the largest variance, down to which float32 keeps three digits of a distance; below it,
 as with fewer normals than features and little regularisation, a position is done in float64."""
@@ -172,9 +174,9 @@ class Padim(Head):
             yield slice(start, min(start + length, height * width))
 
     def _blocks_of_rows(self) -> Iterator[slice]:
-        """Slices of positions that are whole rows of the grid, as many as `BLOCK_BYTES` allows, at least one."""
+        """Slices of positions that are whole rows of the grid, as many as `ROWS_BYTES` allows, at least one."""
         height, width = self.grid
-        length = max(1, BLOCK_BYTES // (4 * width * 3 * self.n_features**2))
+        length = max(1, ROWS_BYTES // (4 * width * 3 * self.n_features**2))
         for row in range(0, height, length):
             yield slice(row * width, min(row + length, height) * width)
 
@@ -236,8 +238,8 @@ class _Statistics(NamedTuple):
 
     @property
     def covariance(self) -> Tensor:
-        """[P, d, d], ddof 1; zero where there is one vector alone."""
-        return self.scatter / (self.vectors - 1).clamp_min(1)[:, None, None]
+        """[P, d, d], ddof 1; zero where there is one vector alone. Takes the scatter's memory: read it once."""
+        return self.scatter.div_((self.vectors - 1).clamp_min(1)[:, None, None])
 
 
 def _statistics(values: Tensor) -> _Statistics:
@@ -279,7 +281,12 @@ def _pooled(statistics: _Statistics, *, width: int, rows: slice, reach: int) -> 
 
 def _window_sum(values: Tensor, rows: slice, reach: int) -> Tensor:
     """Sum over the window around each position, cut at the borders; [R, w, ...] -> [rows, w, ...]."""
-    down = torch.stack([values[max(0, row - reach) : row + reach + 1].sum(0) for row in range(rows.start, rows.stop)])
+    down = values[rows].clone()
+    for shift in range(1, reach + 1):
+        for signed in (-shift, shift):
+            top, bottom = max(0, -signed - rows.start), min(rows.stop, len(values) - signed) - rows.start
+            if top < bottom:
+                down[top:bottom] += values[rows.start + top + signed : rows.start + bottom + signed]
     total = down.clone()
     for shift in range(1, reach + 1):
         total[:, shift:] += down[:, :-shift]
