@@ -263,6 +263,7 @@ def test_the_neighbourhood_is_off_by_default():
 def test_a_neighbourhood_pools_the_vectors_of_its_window(monkeypatch, block_bytes, images, reach, shrinkage):
     """As if each position had been fitted to the vectors of all positions within `reach` rows and columns."""
     monkeypatch.setattr(padim, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(padim, "ROWS_BYTES", block_bytes)
     channels, (height, width) = 7, (6, 5)
     train, test = (normal_features(count, {8: channels}, {8: (height, width)}, seed=count) for count in (images, 3))
     head = Padim(n_features=channels, shrinkage=shrinkage, neighbourhood=reach).fit(train, FitContext())
@@ -311,6 +312,7 @@ def test_the_block_size_changes_nothing(monkeypatch, block_bytes, neighbourhood)
     whole = Padim(n_features=10, neighbourhood=neighbourhood).fit(train, FitContext())
     wanted, _ = whole.score(test)
     monkeypatch.setattr(padim, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(padim, "ROWS_BYTES", block_bytes)
     head = Padim(n_features=10, neighbourhood=neighbourhood).fit(train, FitContext())
     blocks = list(head._blocks_of_rows() if neighbourhood else head._blocks(30))
     assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
@@ -344,6 +346,7 @@ def test_identical_training_images_score_zero_and_others_not(regularization):
 def test_fewer_images_than_features_need_no_luck(monkeypatch, regularization, images, scale, block_bytes):
     """Rank-deficient covariances: float32 rounding outweighs the regularisation, float64 does not."""
     monkeypatch.setattr(padim, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(padim, "ROWS_BYTES", block_bytes)
     train, test = one_stride(images, 40, scale=scale), one_stride(3, 40, seed=1, scale=scale)
     head = Padim(n_features=40, regularization=regularization).fit(train, FitContext())
     _, _, distances = closed_form(chosen(head, train), chosen(head, test), regularization=regularization)
@@ -370,6 +373,7 @@ def test_a_covariance_without_a_factor_is_a_numerical_error_that_names_the_posit
 
 def test_the_position_is_named_across_blocks(monkeypatch):
     monkeypatch.setattr(padim, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(padim, "ROWS_BYTES", 1)
     train = one_stride(5, 8)
     train.maps[8][5, 2, 1] = float("inf")
     with pytest.raises(NumericalError, match="position 5 "):
