@@ -93,11 +93,13 @@ def run(executor: Executor, jobs: dict[str, Job], reference: TrialResult) -> Rec
 
 
 def worker_pids() -> set[int]:
-    """Processes that this one has started, without multiprocessing's own helper."""
+    """Processes that this one has started, without multiprocessing's own helpers: other tests use a fork server."""
+    helpers = ("resource_tracker", "forkserver")
     found = set()
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(process.cmdline()):
+            command = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and not any(helper in command for helper in helpers):
                 found.add(process.pid)
         except psutil.NoSuchProcess:
             continue
