@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,24 @@ class Parameter:
     """One setting of a detector that a study may fix or search."""
 
     name: str
-    kind: Literal["int", "float"]
-    default: int | float
+    kind: Literal["int", "float", "choice"]
+    default: ParameterValue
     doc: str
-    low: float
-    """Smallest allowed value."""
+    low: float = float("-inf")
+    """Smallest allowed value of a number."""
     high: float = float("inf")
-    """Largest allowed value."""
+    """Largest allowed value of a number."""
+    choices: tuple[ParameterValue, ...] = ()
+    """All allowed values of a choice."""
 
-    def check(self, value: Any) -> int | float:
+    def check(self, value: Any) -> Any:
         """The value in its own type. Raises `InputError` naming the parameter, the value and what would be valid."""
+        if self.kind == "choice":
+            # True == 1, but the one is not the other.
+            if not any(type(value) is type(choice) and value == choice for choice in self.choices):
+                allowed = ", ".join(str(choice).lower() for choice in self.choices)
+                raise InputError(f"{self.name}: {value!r} is not among {allowed}")
+            return value
         wanted = "a whole number" if self.kind == "int" else "a number"
         if (
             isinstance(value, bool)
@@ -53,9 +62,28 @@ class Parameter:
         return int(value) if self.kind == "int" else float(value)
 
 
+DEFAULT_SIGMA = 4.0
 SMOOTHING_SIGMA = Parameter(
-    "smoothing_sigma", "float", 4.0, "Gaussian smoothing of the anomaly map, in pixels of the resized image", 0.0, 64.0
+    "smoothing_sigma",
+    "float",
+    DEFAULT_SIGMA,
+    "Gaussian smoothing of the anomaly map, in pixels of the resized image",
+    0.0,
+    64.0,
 )
+
+
+class Memo(Protocol):
+    """Tensors that fits to the very same features share, such as a coreset's order. Whoever makes the context scopes it."""
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """What was saved under a name; None where nothing was, or it is damaged."""
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors under a name, in place of what is there."""
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Keep other processes from the same name: load, work and save under it, and nothing is done twice."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +96,15 @@ class FitContext:
     structural_seed: int = 0
     """For what trials share (channel permutation, projection, coreset start)."""
     report: Callable[[int, float], None] = lambda step, value: None
-    """Called with (step, value) as training goes on."""
+    """Called with (epoch, value of `validate`) as training goes on; epochs count from 1."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked between steps; True ends the fit early."""
+    """Asked between epochs; True ends the fit early, and nothing that it learned is used."""
+    validate: Callable[[], float] | None = None
+    """The study's first objective on the validation set with the head as it is now, higher is better; None where there is
+    nothing that training may look at. The head must be able to `score` when it is called."""
     checkpoint_dir: Path | None = None
+    """Where a training keeps what it goes on from after a crash; the same job finds it again."""
+    memo: Memo | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +158,11 @@ class Head(nn.Module, ABC):
     def score(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Patch scores [B, h, w] and, where the head has its own rule for them, image scores [B]."""
 
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Figures about the fit that a trial logs beside its metrics, e.g. the epochs trained or an index's recall."""
+        return {}
+
     def export_tensors(self) -> dict[str, Tensor]:
         """What an artifact stores of the fitted head."""
         return dict(self.state_dict())
@@ -142,7 +180,7 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, *, image_size: Size, smoothing_sigma: float = SMOOTHING_SIGMA.default
+        self, backbone: Backbone, head: Head, *, image_size: Size, smoothing_sigma: float = DEFAULT_SIGMA
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
@@ -160,14 +198,19 @@ class Detector(nn.Module):
         if not len(features):
             raise InputError("no normal images to fit to; give at least one")
         features.check_finite()
+        # Before the fit, so that a head that trains can be validated on the way.
+        self._make_map(features.grids[features.strides[0]], context.device)
         self.head.fit(features, context)
         self.finish_fit()
         return self
 
     def finish_fit(self) -> None:
         """Make what follows from a fitted head: the anomaly map for its grid."""
-        self.anomaly_map = AnomalyMap(self.head.grid, self.image_size, smoothing_sigma=self.smoothing_sigma)
+        self._make_map(self.head.grid, self.anomaly_map.rows.device if self.anomaly_map else torch.device("cpu"))
         self.eval().requires_grad_(False)
+
+    def _make_map(self, grid: Size, device: torch.device) -> None:
+        self.anomaly_map = AnomalyMap(grid, self.image_size, smoothing_sigma=self.smoothing_sigma).to(device)
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Features:

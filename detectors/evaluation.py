@@ -23,6 +23,8 @@ from detectors.metrics import UndefinedMetricError
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL_METRICS = ("image_auroc_low", "image_auroc_high")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
+"""What a search may aim at: each says more about a detector the higher it is."""
 PER_DEFECT = "per_defect"
 """Key under `Evaluation.undefined` that stands for all of `Evaluation.per_defect`."""
 
@@ -153,6 +155,30 @@ def evaluate(
         undefined[PER_DEFECT] = undefined["image_auroc"]
     per_defect = {} if PER_DEFECT in undefined else _auroc_per_type(scores, defect_types)
     return Evaluation(metrics=defined, per_defect=per_defect, undefined=undefined)
+
+
+def single_metric(
+    name: str,
+    *,
+    scores: ArrayLike | Tensor,
+    maps: ArrayLike | Tensor | None,
+    labels: ArrayLike | Tensor,
+    masks: ArrayLike | Tensor | None,
+) -> float:
+    """One of `METRICS` alone, as a training is judged by after every epoch: `evaluate` gives the same value and all others.
+
+    Raises:
+        InputError: the metric is not defined on this set.
+        NumericalError: NaN or infinite scores.
+    """
+    if name in PIXEL_METRICS:
+        return _pixel_values(maps, masks, _array(labels))[PIXEL_METRICS.index(name)]
+    functions: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
+        "image_auroc": metrics.auroc,
+        "image_ap": metrics.average_precision,
+        "image_f1_max": lambda scores, labels: metrics.f1_max(scores, labels)[0],
+    }
+    return functions[name](_array(scores), _array(labels))
 
 
 def choose_threshold(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from detectors import catalog
 from detectors.data.images import Size
 from detectors.errors import InputError
+from detectors.evaluation import METRICS
 from detectors.weights import BUNDLED, BackboneSpec
 from studies import yaml_file
 
@@ -21,10 +22,9 @@ PARAMETER_VALUE = bool | int | float | str | list[int]
 UNION_BRANCHES = ("bool", "int", "float", "str")
 SHARED_PARAMETERS = ("backbone", "layers")
 """Searched like a detector's own parameters, but known to every detector."""
+DETECTOR_KEY = "detector"
+"""Name under which a study over several detectors draws one of them."""
 DEFAULT_LAYERS = [8, 16]
-OBJECTIVE_METRICS = (
-    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro",
-)  # fmt: skip
 COST_METRICS = (
     "fps",
     "latency_ms_p50",
@@ -139,6 +139,18 @@ class SamplerConfig(Section):
     """Trials before TPE models anything; drawn at random, baselines included."""
 
 
+class PrunerConfig(Section):
+    """Which trainings end early because others did better by the same epoch; only detectors that train are affected."""
+
+    name: Literal["none", "median", "hyperband"] = "none"
+    min_epochs: int = Field(1, ge=1)
+    """Epochs that every training gets."""
+    reduction_factor: int = Field(3, ge=2, le=10)
+    """Hyperband: of so many trainings, one goes on at each rung."""
+    startup: int = Field(5, ge=1)
+    """Median: finished trials before anything is pruned."""
+
+
 class BudgetConfig(Section):
     """When the search ends; the first limit reached counts."""
 
@@ -184,7 +196,9 @@ class StudyConfig(Section):
     """A whole study file, validated. `load` reads one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    detector: str
+    detector: str | list[str]
+    """One, or a list, of which each trial takes one: what belongs to a detector alone then stands under its name in
+    `search` and `fixed` (``padim: {n_features: ...}``), what lies beside these is for all of them."""
     data: DataConfig = DataConfig()
     protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
     """``auto`` takes holdout where there are labelled defects, else synthetic."""
@@ -193,50 +207,89 @@ class StudyConfig(Section):
     objectives: dict[str, Literal["maximize", "minimize"]] = Field({"image_auroc": "maximize"}, min_length=1)
     constraints: dict[str, Condition] = {}
     sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
     budget: BudgetConfig = BudgetConfig()
     execution: ExecutionConfig = ExecutionConfig()
     threshold: ThresholdConfig = ThresholdConfig()
     baselines: list[dict[str, PARAMETER_VALUE]] = []
     """Configurations that are tried first."""
+    seeds: int = Field(1, ge=1, le=20)
+    """The selected configuration is fitted and scored on test with so many seeds; the first is the one that is kept."""
 
-    @field_validator("detector")
+    @model_validator(mode="before")
     @classmethod
-    def _known_detector(cls, value: str) -> str:
-        catalog.head_class(value)
-        return value
+    def _groups(cls, raw: Any) -> Any:
+        """``padim: {n_features: ...}`` within a section becomes ``padim.n_features: ...``."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("detector"), list):
+            return raw
+        return raw | {
+            section: _ungrouped(raw[section], raw["detector"])
+            for section in ("search", "fixed")
+            if isinstance(raw.get(section), dict)
+        }
+
+    @field_validator("detector", mode="before")
+    @classmethod
+    def _known_detector(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{value!r} is neither a detector nor a list of them")
+        if len(set(names)) < len(names):
+            raise ValueError("the same detector is listed twice")
+        for name in names:
+            catalog.head_class(name)
+        return names if len(names) > 1 else names[0]
 
     @field_validator("objectives", "constraints")
     @classmethod
     def _known_metrics(cls, value: dict[str, str]) -> dict[str, str]:
         for metric in value:
-            _check_name(metric, (*OBJECTIVE_METRICS, *COST_METRICS), "metric")
+            _check_name(metric, (*METRICS, *COST_METRICS), "metric")
         return value
 
     @model_validator(mode="after")
     def _parameters(self) -> StudyConfig:
-        if both := set(self.search) & set(self.fixed):
-            raise ValueError(f"{sorted(both)[0]} is both searched and fixed; keep one")
-        for name, dimension in self.search.items():
-            _check_dimension(self.detector, name, dimension)
-        for name, value in self.fixed.items():
-            _in_place(f"fixed.{name}", lambda name=name, value=value: check_value(self.detector, name, value))
-        in_each_trial = not self.search and all("backbone" in base for base in self.baselines)
-        if "backbone" not in {*self.search, *self.fixed} and not in_each_trial:
-            raise ValueError("no backbone: give search.backbone or fixed.backbone")
-        if not self.search and not self.baselines:
-            raise ValueError("nothing to try: give a search, or baselines")
         if self.protocol == "paper" and self.search:
             raise ValueError(
                 "protocol paper scores the whole test set, so nothing may be searched on it; "
                 "use holdout, or an empty search with baselines"
             )
+        if self.pruner.name != "none" and len(self.objectives) > 1:
+            raise ValueError(
+                f"pruner {self.pruner.name} needs a single objective, for it compares one value per epoch; "
+                "make the others constraints, or set pruner.name: none"
+            )
+        if isinstance(self.detector, str):
+            self._check_parameters(self.detector)
+            return self
+        self._check_groups()
+        for name in self.detectors:
+            _in_place(name, lambda name=name: self.for_detector(name))
+        return self
+
+    def _check_parameters(self, detector: str) -> None:
+        """Everything of a study over one detector."""
+        if both := set(self.search) & set(self.fixed):
+            raise ValueError(f"{sorted(both)[0]} is both searched and fixed; keep one")
+        for name, dimension in self.search.items():
+            _check_dimension(detector, name, dimension)
+        for name, value in self.fixed.items():
+            _in_place(f"fixed.{name}", lambda name=name, value=value: check_value(detector, name, value))
+        in_each_trial = not self.search and all("backbone" in base for base in self.baselines)
+        if "backbone" not in {*self.search, *self.fixed} and not in_each_trial:
+            raise ValueError("no backbone: give search.backbone or fixed.backbone")
+        if not self.search and not self.baselines:
+            raise ValueError("nothing to try: give a search, or baselines")
         for index, baseline in enumerate(self.baselines):
             for name, value in baseline.items():
                 _in_place(f"baselines.{index}", lambda name=name, value=value: self._check_baseline(name, value))
-        return self
 
     def _check_baseline(self, name: str, value: Any) -> None:
-        check_value(self.detector, name, value)
+        if name == DETECTOR_KEY:
+            if value != self.detector:
+                raise ValueError(f"detector: this study is of {self.detector}, not of {value!r}")
+            return
+        check_value(str(self.detector), name, value)
         dimension = self.search.get(name)
         if dimension is None:
             return
@@ -245,9 +298,69 @@ class StudyConfig(Section):
         if dimension.choices is None and not dimension.bounds[0] <= value <= dimension.bounds[1]:
             raise ValueError(f"{name}: {value!r} is outside the range {list(dimension.bounds)}")
 
+    def _check_groups(self) -> None:
+        """In a study over several detectors: what is whose."""
+        if not self.search and not self.baselines:
+            raise ValueError("nothing to try: give a search, or baselines")
+        common = [*SHARED_PARAMETERS]
+        common += [name for name in catalog.parameters(self.detectors[0]) if self._known_to_all(name)]
+        for section, names in (("search", self.search), ("fixed", self.fixed)):
+            for name in names:
+                group, dot, own = name.rpartition(".")
+                if dot and group not in self.detectors:
+                    raise ValueError(f"{section}.{name}: this study is over {', '.join(self.detectors)}")
+                if not dot and own not in common:
+                    raise ValueError(
+                        f"{section}.{name}: not a parameter of every detector; give it under a detector's name "
+                        f"({section}.{self.detectors[0]}.{name}). For all of them: {', '.join(common)}"
+                    )
+        for index, baseline in enumerate(self.baselines):
+            if baseline.get(DETECTOR_KEY) not in self.detectors:
+                raise ValueError(f"baselines.{index}: say which detector: one of {', '.join(self.detectors)}")
+
+    def _known_to_all(self, name: str) -> bool:
+        return all(name in catalog.parameters(detector) for detector in self.detectors)
+
+    @property
+    def detectors(self) -> list[str]:
+        """All detectors that the study is over."""
+        return [self.detector] if isinstance(self.detector, str) else list(self.detector)
+
+    @property
+    def detector_label(self) -> str:
+        """All detectors for a person: ``padim, patchcore``."""
+        return ", ".join(self.detectors)
+
+    def for_detector(self, name: str) -> StudyConfig:
+        """The part of the study that is about one of its detectors: what stands under its name wins over what is for all.
+
+        Raises:
+            ValueError: that part is no sound study (only before this one was validated).
+        """
+        if isinstance(self.detector, str):
+            return self
+        own = {*_own(self.search, name), *_own(self.fixed, name)}
+        return StudyConfig.model_validate(
+            {field: getattr(self, field) for field in type(self).model_fields}
+            | {
+                "detector": name,
+                "search": {k: v for k, v in self.search.items() if "." not in k and k not in own}
+                | _own(self.search, name),
+                "fixed": {k: v for k, v in self.fixed.items() if "." not in k and k not in own}
+                | _own(self.fixed, name),
+                "baselines": [base for base in self.baselines if base[DETECTOR_KEY] == name],
+            }
+        )
+
+    def belongs_to(self, detector: str, name: str) -> bool:
+        """Whether a parameter stands under the detector's name, in a study over several."""
+        return f"{detector}.{name}" in {*self.search, *self.fixed}
+
     @property
     def backbones(self) -> list[str]:
         """Every backbone that the study may use, in the order of the file."""
+        if isinstance(self.detector, list):
+            return list(dict.fromkeys(one for name in self.detectors for one in self.for_detector(name).backbones))
         dimension = self.search.get("backbone")
         searched = [str(choice) for choice in dimension.choices or []] if dimension else []
         fixed = [str(self.fixed["backbone"])] if "backbone" in self.fixed else []
@@ -263,6 +376,22 @@ class StudyConfig(Section):
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary that `validate` reads back."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _ungrouped(section: dict[str, Any], detectors: list[Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        if name in detectors and isinstance(value, dict):
+            flat |= {f"{name}.{own}": inner for own, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _own(section: dict[str, Any], detector: str) -> dict[str, Any]:
+    """What stands under a detector's name, without that name."""
+    prefix = f"{detector}."
+    return {name.removeprefix(prefix): value for name, value in section.items() if name.startswith(prefix)}
 
 
 def check_value(detector: str, name: str, value: Any) -> Any:
@@ -300,6 +429,8 @@ def _check_dimension(detector: str, name: str, dimension: Dimension) -> None:
     if name in SHARED_PARAMETERS:
         raise ValueError(f"{where}: give choices; a range makes no sense here")
     kind = catalog.parameters(detector)[name].kind
+    if kind == "choice":
+        raise ValueError(f"{where}: {name} is no number; give choices")
     if kind == "int" and dimension.int is None:
         raise ValueError(f"{where}: {name} is a whole number; give int: [low, high]")
     for bound in dimension.bounds:

@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from detectors import catalog
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies import storage as studies_storage
 from studies import summary
-from studies.config import StudyConfig
+from studies.config import DETECTOR_KEY, StudyConfig
 from studies.executors.base import Executor
+from studies.executors.inline import InlineExecutor
 from studies.home import Home
 from studies.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
 from studies.notices import Finished, Listener, Notice, Opened, Progressed, Retried, Said, Started
@@ -55,6 +58,8 @@ DUPLICATES_BEFORE_RANDOM, DUPLICATES_BEFORE_END = 10, 60
 """Repeated suggestions in a row after which the sampler is replaced by chance, and after which the space counts as exhausted."""
 
 
+EPOCHS = "epochs"
+"""What every detector that trains calls the length of its training."""
 UNANSWERED = (INTERRUPTED, "bad_input", "crashed: the driver")
 """Beginnings of failures that say nothing of the setting: it may be tried again. Any other was met in every attempt."""
 
@@ -97,6 +102,10 @@ class Driver:
         self._failures: list[str] = []
         """Of the trials that failed in a row, up to the last one that ended."""
         self._exhausted = False
+        self._pruned: set[int] = set()
+        """Trials that were told to stop: they are pruned, even where their training ended before it heard of it."""
+        if isinstance(executor, InlineExecutor):
+            executor.deliver = self._handle
 
     def run(self, *, fresh: bool = False) -> Outcome:
         """Open or create the study, settle what was left, search, refit and score the selected trial.
@@ -108,6 +117,7 @@ class Driver:
         """
         with self._sole_driver():
             self.study, header, new = studies_storage.create_or_resume(self.storage, self.plan, fresh=fresh)
+            self.study.pruner = make_pruner(self.config)
             self._adopt_header(header)
             try:
                 return self._run(new)
@@ -194,7 +204,8 @@ class Driver:
         """Every baseline whose backbone is there, once; those already in the storage are known by their values."""
         known = {frozen.user_attrs.get("baseline") for frozen in self.study.get_trials(deepcopy=False)}
         for baseline in self.config.baselines:
-            backbone = str(baseline.get("backbone", self.config.fixed.get("backbone", "")))
+            fixed = self.config.for_detector(str(baseline.get(DETECTOR_KEY, self.config.detectors[0]))).fixed
+            backbone = str(baseline.get("backbone", fixed.get("backbone", "")))
             if backbone and backbone not in self.plan.backbones:
                 self._notify(Said(f"baseline skipped: no weights for {backbone} when the study was created"))
                 continue
@@ -262,15 +273,22 @@ class Driver:
     def _submit(self, trial: Trial, params: dict[str, Any], attempt: int) -> None:
         trial.set_user_attr(JOB, {"attempt": attempt, "params": params})
         self._trials[trial.number] = trial
+        # Another attempt reports its epochs again, and is judged by them again.
+        self._pruned.discard(trial.number)
         job = self._job("trial", trial.number, params, attempt)
         self.projection.write_trial(self.view.trial_record(self._view(trial.number)))
         self._running[trial.number] = job
         self.executor.submit(job)
         self._notify(Started(job))
 
-    def _job(self, task: Task, number: int, params: dict[str, Any], attempt: int) -> Job:
+    def _job(self, task: Task, number: int, params: dict[str, Any], attempt: int, *, replicate: int = 0) -> Job:
+        """Args: `replicate`: 0 for the study's own seeds; every other number draws others for all that is random."""
         seed, options = self.config.sampler.seed, self.plan.options
-        folder = self.view.trial_folder(number) if task == "trial" else self.view.final_folder(number)
+        folders = {
+            "trial": self.view.trial_folder(number),
+            "final": self.view.final_folder(number),
+            "replicate": self.view.replicate_folder(number, replicate),
+        }
         return Job(
             task=task,
             study_uid=self.view.header.uid,
@@ -281,10 +299,10 @@ class Driver:
             strides=tuple(self.space.strides(params["backbone"])),
             weights_sha256=self.plan.backbones[params["backbone"]].sha256,
             splits_digest=self.plan.splits.digest,
-            seed=derive_seed(seed, "trial", number),
-            structural_seed=seed,
+            seed=derive_seed(seed, f"replicate {replicate}" if replicate else "trial", number),
+            structural_seed=derive_seed(seed, "structure", replicate) if replicate else seed,
             home=str(self.plan.home.root),
-            folder=str(folder),
+            folder=str(folders[task]),
             device=str(self.plan.device),
             threads=max(1, (os.cpu_count() or 1) // self.executor.slots),
             weights_dir=str(options.weights_dir) if options.weights_dir else None,
@@ -294,7 +312,7 @@ class Driver:
 
     def _handle(self, event: Event) -> None:
         job = self._running.get(event.number)
-        if job is None or event.attempt != job.attempt:
+        if job is None or event.attempt != job.attempt or job.task != "trial":
             return
         if isinstance(event, Stage):
             self._notify(Progressed(event))
@@ -311,9 +329,18 @@ class Driver:
             )
 
     def _report(self, event: Report) -> None:
-        """Store an intermediate value: of one objective, for Optuna takes none of several, and of a step's first attempt."""
-        if len(self.config.objectives) == 1 and event.step not in self._frozen(event.number).intermediate_values:
-            self._trials[event.number].report(event.value, event.step)
+        """Store an intermediate value: of one objective, for Optuna takes none of several, and of a step's first attempt.
+
+        A training that the pruner gives up is told to stop; what it still reports does not count.
+        """
+        trial = self._trials[event.number]
+        if len(self.config.objectives) > 1 or event.number in self._pruned:
+            return
+        if event.step not in self._frozen(event.number).intermediate_values:
+            trial.report(event.value, event.step)
+        if trial.should_prune():
+            self._pruned.add(event.number)
+            self.executor.stop(event.number)
 
     def _lose(self, event: Lost) -> None:
         """A job that will not finish: bad input ends the study, a crash is tried again, the rest fails."""
@@ -340,7 +367,13 @@ class Driver:
         return True
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
-        """Complete a trial; where an objective is missing or not finite, it fails."""
+        """Complete or prune a trial; where an objective is missing or not finite, it fails."""
+        if result.pruned or trial.number in self._pruned:
+            trial.set_user_attr(OUTCOME, _outcome(result) | {"metrics": {}} | {"pruned": True})
+            self.study.tell(trial, state=TrialState.PRUNED)
+            self._failures.clear()
+            self._ended(trial.number)
+            return
         values = [
             result.metrics.get(metric_of(self.config, objective), math.nan) for objective in self.config.objectives
         ]
@@ -455,7 +488,11 @@ class Driver:
                 else f"no trial finished; `study show {self.config.name}` lists the failures"
             )
         if selected.detector is None or not self._has_threshold_of_config(selected.final):
-            self._run_final(selected)
+            self._run_after_search(selected, "final")
+        for replicate in range(1, self.config.seeds):
+            folder = selected.replicate_folder(replicate)
+            if read_result(folder) is None:
+                self._run_after_search(selected, "replicate", replicate)
         for view in self.view.trials():
             # The mark of the selected trial may have moved.
             if view.state != "RUNNING":
@@ -470,10 +507,16 @@ class Driver:
         rate = wanted.rate if wanted.rule == "false_alarm_rate" else None
         return bool(final.threshold["rule"] == wanted.rule and final.threshold["rate"] == rate)
 
-    def _run_final(self, selected: TrialView) -> None:
-        (selected.final_folder / RESULT_FILE).unlink(missing_ok=True)
+    def _run_after_search(self, selected: TrialView, task: Task, replicate: int = 0) -> None:
+        """Fit the selected setting once more and score it on test, trying again what is tried again for a trial.
+
+        Raises:
+            InputError, StudyFailedError: there is no result.
+        """
         for attempt in range(1, self.config.execution.attempts + 1):
-            job = self._job("final", selected.number, selected.params, attempt)
+            job = self._job(task, selected.number, selected.params, attempt, replicate=replicate)
+            if attempt == 1:
+                (job.path / RESULT_FILE).unlink(missing_ok=True)
             self.executor.submit(job)
             self._notify(Started(job))
             ended = self._wait_for_end()
@@ -523,6 +566,37 @@ def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> Bas
     if at_random or config.sampler.name == "random":
         return RandomSampler(seed=seed)
     return TPESampler(seed=seed, n_startup_trials=config.sampler.startup, constant_liar=True)
+
+
+def make_pruner(config: StudyConfig) -> BasePruner:
+    """The study's pruner; a step is an epoch."""
+    pruner = config.pruner
+    if pruner.name == "median":
+        return MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=pruner.min_epochs)
+    if pruner.name == "hyperband":
+        return HyperbandPruner(
+            min_resource=pruner.min_epochs,
+            max_resource=max(most_epochs(config), pruner.min_epochs),
+            reduction_factor=pruner.reduction_factor,
+        )
+    return NopPruner()
+
+
+def most_epochs(config: StudyConfig) -> int:
+    """The longest training that the study allows, in epochs; 1 where no detector trains."""
+    longest = 1
+    for name in config.detectors:
+        part = config.for_detector(name)
+        known = catalog.parameters(name).get(EPOCHS)
+        if known is None:
+            continue
+        dimension = part.search.get(EPOCHS)
+        given: list[Any] = [part.fixed.get(EPOCHS, known.default)]
+        if dimension is not None:
+            given = list(dimension.choices or dimension.bounds)
+        given += [baseline[EPOCHS] for baseline in part.baselines if EPOCHS in baseline]
+        longest = max(longest, *(int(epochs) for epochs in given))
+    return longest
 
 
 def derive_seed(seed: int, purpose: str, number: int) -> int:

@@ -123,6 +123,11 @@ class FeatureStore:
         keys = [FeatureKey(image_set.digest, image_set.image_size, weights_sha256, s, device.type) for s in strides]
         return all((self.root / key.folder / "entry.json").is_file() for key in keys)
 
+    def identity_of(self, image_set: ImageSet, backbone: Backbone, device: torch.device) -> str:
+        """Everything that the features of a set depend on, but for the stride, as one text."""
+        identity = self._key(image_set, backbone, 0, device).identity
+        return json.dumps({name: value for name, value in identity.items() if name != "stride"}, sort_keys=True)
+
     def entries(self) -> list[Entry]:
         """All entries, least recently used first."""
         listed = []

@@ -53,6 +53,11 @@ class Home:
         return self.root / "features"
 
     @property
+    def memos(self) -> Path:
+        """What trials with the same features share, such as coreset orders."""
+        return self.root / "memos"
+
+    @property
     def locks(self) -> Path:
         """Lock files: one per device and study."""
         return self.root / "locks"

@@ -17,7 +17,7 @@ CHECKPOINTS = "checkpoints"
 DETECTOR = "detector"
 """Folder within a final job's folder: the detector artifact."""
 
-Task = Literal["trial", "final"]
+Task = Literal["trial", "final", "replicate"]
 LostKind = Literal["bad_input", "exception", "out_of_memory", "crashed", "timeout", "node_lost"]
 RETRIED: frozenset[LostKind] = frozenset({"out_of_memory", "crashed", "node_lost"})
 """Failures of the surroundings, which another attempt may not meet; the others would come again."""
@@ -28,7 +28,8 @@ class Job:
     """One piece of work for one worker. Holds no open thing: it can be pickled to another process or node."""
 
     task: Task
-    """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test, save it."""
+    """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test, save it. ``replicate``: the
+    same with another seed, and nothing saved."""
     study_uid: str
     number: int
     attempt: int
@@ -66,6 +67,8 @@ class TrialResult(BaseModel):
     number: int
     attempt: int
     params: dict[str, Any]
+    pruned: bool = False
+    """Whether the training was stopped by the pruner; then there are no metrics of the detector."""
     metrics: dict[str, float]
     """With the prefix of their set, ``val/`` or ``test/``; speed and memory without."""
     per_defect: dict[str, float] = {}
@@ -102,7 +105,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Report:
-    """An intermediate value of the first objective."""
+    """The first objective on validation after so many epochs."""
 
     number: int
     attempt: int

@@ -17,7 +17,7 @@ class LedgerLine(BaseModel):
     study: str
     trial: int
     purpose: str
-    """``selected`` after a search, ``paper`` for protocol paper."""
+    """``selected`` after a search, ``replicate`` for the same with another seed, ``paper`` for protocol paper."""
     protocol: str
     test_digest: str
     image_auroc: float | None

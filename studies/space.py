@@ -11,7 +11,7 @@ import optuna
 from detectors import catalog
 from detectors.backbones import channels_by_stride
 from detectors.errors import InputError
-from studies.config import DEFAULT_LAYERS, Dimension, StudyConfig
+from studies.config import DEFAULT_LAYERS, DETECTOR_KEY, Dimension, StudyConfig
 
 Params = dict[str, Any]
 """The full setting of one trial: backbone, layers (strides) and every parameter of the detector. JSON-able."""
@@ -20,8 +20,9 @@ Params = dict[str, Any]
 class SearchSpace:
     """The study file's search over the backbones that this study was created with.
 
-    Choices that only some backbones can take (layers they do not offer) and bounds that follow from earlier choices (channels)
-    are resolved while suggesting, so that every suggestion can be run.
+    Of a study over several detectors, each trial first draws the detector. Choices that only some backbones can take (layers
+    they do not offer) and bounds that follow from earlier choices (channels) are resolved while suggesting, so that every
+    suggestion can be run.
     """
 
     def __init__(self, config: StudyConfig, *, backbones: Sequence[str]) -> None:
@@ -31,9 +32,62 @@ class SearchSpace:
             InputError: the search is left with no backbone, or one of them offers none of the layer choices.
         """
         self.config, self.backbones = config, tuple(backbones)
-        self._head = catalog.head_class(config.detector)
-        self._channels = {name: channels_by_stride(name) for name in backbones}
-        searched = config.search.get("backbone")
+        self._several = len(config.detectors) > 1
+        self._parts = {name: _DetectorSpace(config, name, backbones) for name in config.detectors}
+
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+        """Draw a full setting; what `trial` already holds stays.
+
+        Args:
+            overrides: values outside the search, e.g. a baseline's; they win over ``fixed``.
+        """
+        if not self._several:
+            return self._parts[self.config.detectors[0]].suggest(trial, overrides)
+        given = dict(overrides or {})
+        name = given.pop(DETECTOR_KEY, None) or str(trial.suggest_categorical(DETECTOR_KEY, self.config.detectors))
+        return {DETECTOR_KEY: name} | self._parts[name].suggest(trial, given)
+
+    def strides(self, backbone: str) -> list[int]:
+        """Every stride that some trial with this backbone may ask for."""
+        return sorted({stride for part in self._parts.values() for stride in part.strides(backbone)})
+
+    def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split a person's setting into what Optuna is to fix and what overrides the file.
+
+        Raises:
+            InputError: a value that backbone and layers do not allow.
+        """
+        setting = dict(baseline)
+        name = setting.pop(DETECTOR_KEY, self.config.detectors[0])
+        searched, overrides = self._parts[name].optuna_params(setting)
+        if not self._several:
+            return searched, overrides
+        # Without a search there is nothing that Optuna could draw.
+        return (
+            (searched | {DETECTOR_KEY: name}, overrides)
+            if self.config.search
+            else (searched, overrides | {DETECTOR_KEY: name})
+        )
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Rows (parameter, values) for a person."""
+        if not self._several:
+            return self._parts[self.config.detectors[0]].describe()
+        rows = [(f"{name}.{own}", values) for name, part in self._parts.items() for own, values in part.describe()]
+        return [(DETECTOR_KEY, ", ".join(self.config.detectors)), *rows]
+
+
+class _DetectorSpace:
+    """The search over the settings of one detector."""
+
+    def __init__(self, config: StudyConfig, detector: str, backbones: Sequence[str]) -> None:
+        self.config, self.detector = config.for_detector(detector), detector
+        self._own = {
+            name for name in self.config.search if config.detector != detector and config.belongs_to(detector, name)
+        }
+        self._head = catalog.head_class(detector)
+        self._channels = {name: channels_by_stride(name) for name in backbones if name in self.config.backbones}
+        searched = self.config.search.get("backbone")
         if searched is not None and not self._available(searched):
             raise InputError(
                 "no backbone of search.backbone has weights on this machine; `study weights list` shows them"
@@ -42,19 +96,15 @@ class SearchSpace:
             if not self._layer_choices(name):
                 offered = sorted(self._channels[name])
                 raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
-        fixed = config.fixed.get("backbone")
+        fixed = self.config.fixed.get("backbone")
         if fixed is not None and fixed not in self._channels:
             raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
-        for baseline in config.baselines:
+        for baseline in self.config.baselines:
             if baseline.get("backbone", fixed) in (None, *self._channels):
-                self.optuna_params(baseline)
+                self.optuna_params({name: value for name, value in baseline.items() if name != DETECTOR_KEY})
 
     def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
-        """Draw a full setting; what `trial` already holds stays.
-
-        Args:
-            overrides: values outside the search, e.g. a baseline's; they win over ``fixed``.
-        """
+        """As `SearchSpace.suggest`."""
         given = {**self._defaults(), **self.config.fixed, **(overrides or {})}
         params: Params = {}
         search = self.config.search
@@ -62,27 +112,26 @@ class SearchSpace:
         params["layers"] = self._suggest_layers(trial, params["backbone"], given)
         channels = {stride: self._channels[params["backbone"]][stride] for stride in params["layers"]}
         bounds = self._head.upper_bounds(channels)
-        for name, parameter in catalog.parameters(self.config.detector).items():
+        for name, parameter in catalog.parameters(self.detector).items():
             dimension = search.get(name)
             if dimension is None:
                 value = parameter.check(given[name])
                 params[name] = min(value, bounds[name]) if name in bounds and name not in (overrides or {}) else value
             else:
-                params[name] = parameter.check(suggest_value(trial, name, dimension, upper_bound=bounds.get(name)))
+                drawn = suggest_value(trial, self._name(name), dimension, upper_bound=bounds.get(name))
+                params[name] = parameter.check(drawn)
         return params
 
     def strides(self, backbone: str) -> list[int]:
-        """Every stride that some trial with this backbone may ask for."""
+        """As `SearchSpace.strides`."""
+        if backbone not in self._channels:
+            return []
         baselines = [layers for base in self.config.baselines if isinstance(layers := base.get("layers"), list)]
         asked = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
         return sorted(asked & set(self._channels[backbone]))
 
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Split a person's setting into what Optuna is to fix and what overrides the file.
-
-        Raises:
-            InputError: a value that backbone and layers do not allow.
-        """
+        """As `SearchSpace.optuna_params`."""
         self._check_baseline(baseline)
         searched: dict[str, Any] = {}
         overrides: dict[str, Any] = {}
@@ -97,7 +146,7 @@ class SearchSpace:
                     if value in self._layer_choices(backbone):
                         searched[self._layers_name(backbone)] = encode(value)
             else:
-                searched[name] = encode(value) if dimension.choices is not None else value
+                searched[self._name(name)] = encode(value) if dimension.choices is not None else value
         return searched, overrides
 
     def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
@@ -117,10 +166,8 @@ class SearchSpace:
                 )
 
     def describe(self) -> list[tuple[str, str]]:
-        """Rows (parameter, values) for a person."""
-        return [
-            (name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.config.detector))
-        ]
+        """As `SearchSpace.describe`."""
+        return [(name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.detector))]
 
     def _describe(self, name: str) -> str:
         dimension = self.config.search.get(name)
@@ -130,14 +177,14 @@ class SearchSpace:
         return ", ".join(self._available(dimension)) if name == "backbone" else describe_dimension(dimension)
 
     def _defaults(self) -> dict[str, Any]:
-        known = catalog.parameters(self.config.detector).values()
+        known = catalog.parameters(self.detector).values()
         return {"layers": DEFAULT_LAYERS, **{parameter.name: parameter.default for parameter in known}}
 
     def _available(self, dimension: Dimension | None) -> list[str]:
         return [str(choice) for choice in (dimension.choices or []) if choice in self._channels] if dimension else []
 
     def _suggest_choice(self, trial: optuna.Trial, name: str, given: Mapping[str, Any], choices: list[str]) -> str:
-        return str(trial.suggest_categorical(name, choices)) if choices else str(given[name])
+        return str(trial.suggest_categorical(self._name(name), choices)) if choices else str(given[name])
 
     def _suggest_layers(self, trial: optuna.Trial, backbone: str, given: Mapping[str, Any]) -> list[int]:
         if "layers" not in self.config.search:
@@ -155,7 +202,12 @@ class SearchSpace:
     def _layers_name(self, backbone: str) -> str:
         """Optuna wants the same choices under one name: a backbone that offers fewer layers gets a name of its own."""
         dimension = self.config.search["layers"]
-        return "layers" if len(self._layer_choices(backbone)) == len(dimension.choices or []) else f"layers@{backbone}"
+        name = self._name("layers")
+        return name if len(self._layer_choices(backbone)) == len(dimension.choices or []) else f"{name}@{backbone}"
+
+    def _name(self, parameter: str) -> str:
+        """Optuna's name of a parameter: detectors that search it each in their own range must not share it."""
+        return f"{self.detector}.{parameter}" if parameter in self._own else parameter
 
 
 def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper_bound: int | None = None) -> Any:

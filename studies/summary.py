@@ -33,7 +33,7 @@ def trials_csv(view: StudyView) -> str:
 
 
 def _row(trial: TrialView) -> dict[str, Any]:
-    test = trial.final.metrics if trial.final else {}
+    test = trial.test_metrics
     return {
         "number": trial.number,
         "state": trial.state,
@@ -53,7 +53,12 @@ def headline(metrics: dict[str, float], prefix: str) -> str:
         return ""
     low, high = metrics.get(f"{prefix}/image_auroc_low"), metrics.get(f"{prefix}/image_auroc_high")
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-    return f"image AUROC {value:.3f}{interval}"
+    seeds = metrics.get("seeds")
+    mean, spread = metrics.get(f"{prefix}/image_auroc_seeds_mean"), metrics.get(f"{prefix}/image_auroc_seeds_std")
+    over = (
+        f"; {mean:.3f} ± {spread:.3f} over {seeds:g} seeds" if seeds and mean is not None and spread is not None else ""
+    )
+    return f"image AUROC {value:.3f}{interval}{over}"
 
 
 def note(view: StudyView, reason: str = "") -> str:
@@ -64,7 +69,8 @@ def note(view: StudyView, reason: str = "") -> str:
     }
     counted = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count) or "none yet"
     lines = [
-        f"**{view.config.detector}** on **{view.header.experiment}**, protocol {view.config.protocol}. Trials: {counted}."
+        f"**{view.config.detector_label}** on **{view.header.experiment}**, protocol {view.config.protocol}. "
+        f"Trials: {counted}."
     ]
     if reason:
         lines.append(f"The search ended: {reason}.")
@@ -72,7 +78,7 @@ def note(view: StudyView, reason: str = "") -> str:
     if selected is not None:
         setting = ", ".join(f"{name} {encode(value)}" for name, value in selected.params.items())
         lines.append(f"Selected: trial {selected.number} ({setting}).")
-        if selected.final is not None and (told := headline(selected.final.metrics, "test")):
+        if selected.final is not None and (told := headline(selected.test_metrics, "test")):
             scorings = len(view.ledger())
             lines.append(
                 f"On test, which the search never saw: **{told}**; test was scored {scorings} time(s) in this study."

@@ -58,7 +58,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     yield table(
         ("study", config.name),
         [
-            ("detector", config.detector),
+            ("detector", config.detector_label),
             ("experiment", plan.experiment),
             ("pictures", str(plan.dataset.root)),
             ("image size", "x".join(map(str, config.data.size))),
@@ -66,6 +66,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
             ("objectives", ", ".join(f"{way} {name}" for name, way in config.objectives.items())),
             ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
             ("budget", budget),
+            ("pruner", config.pruner.name),
             ("sampler", f"{config.sampler.name}, seed {config.sampler.seed}"),
             ("device", str(plan.device)),
             ("baselines", str(len(config.baselines))),
@@ -119,7 +120,7 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "params": trial.params,
         "values": list(trial.frozen.values or []),
         "metrics": trial.metrics,
-        "test_metrics": trial.final.metrics if trial.final else {},
+        "test_metrics": trial.test_metrics,
         "failure": trial.failure,
         "seconds": trial.seconds,
         "stages": trial.outcome.get("seconds", {}),
@@ -168,7 +169,7 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
     sets = ", ".join(f"{name} {sum(types.values())}" for name, types in header.counts.items())
     yield Text.assemble(
         (view.study.study_name, "bold"),
-        f": {view.config.detector} on {header.experiment}, protocol {view.config.protocol} ({sets})",
+        f": {view.config.detector_label} on {header.experiment}, protocol {view.config.protocol} ({sets})",
     )
     if header.dropped:
         yield Text(f"left out, no weights when it was created: {', '.join(header.dropped)}", "yellow")
@@ -190,7 +191,7 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     prefix = "test" if view.config.protocol == "paper" else "val"
     if prefix == "val" and (told := headline(selected.metrics, "val")):
         yield Text(f"  on validation, which chose it: {told}")
-    metrics = selected.final.metrics if selected.final and prefix == "val" else selected.metrics
+    metrics = selected.test_metrics if selected.final and prefix == "val" else selected.metrics
     if told := headline(metrics, "test"):
         where = "on test, which the search never saw" if prefix == "val" else "on the whole test set (protocol paper)"
         yield Text(f"  {where}: {told}", "bold green")

@@ -28,7 +28,7 @@ from detectors.catalog import head_class
 from detectors.data.samples import ImageSet
 from detectors.data.splits import Splits
 from detectors.errors import InputError
-from detectors.evaluation import Evaluation, choose_threshold, evaluate
+from detectors.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric
 from detectors.features import Features
 from detectors.files import append_line, told_plainly, write_json, write_text
 from detectors.latency import DeviceLock, measure_latency
@@ -38,6 +38,7 @@ from studies.feature_store import FeatureStore
 from studies.home import Home
 from studies.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 from studies.ledger import LedgerLine
+from studies.memo import FileMemo
 
 Emit = Callable[[Event], None]
 PICTURES = 6
@@ -53,7 +54,7 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
         NumericalError: the detector left the finite numbers.
     """
     worker = _Worker(job, emit, should_stop)
-    return worker.final() if job.task == "final" else worker.trial()
+    return worker.trial() if job.task == "trial" else worker.final()
 
 
 class _Worker:
@@ -63,6 +64,7 @@ class _Worker:
         self.job, self.emit, self.should_stop = job, emit, should_stop
         self.started = time.time()
         self.seconds: dict[str, float] = {}
+        self.stopped = False
         self.config = validate(job.config, source=f"trial {job.number}")
         self.home = Home(Path(job.home))
         self.device = torch.device(job.device)
@@ -78,6 +80,8 @@ class _Worker:
         scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
         with self.lock.shared():
             detector = self._fit()
+            if self.stopped:
+                return self._finish({"train_seconds": self.seconds["fit"]}, Evaluation(metrics={}), pruned=True)
             prediction, evaluation = self._score(detector, scored)
         with self._stage("speed"), self.lock.exclusive():
             images = scored.images(range(min(LATENCY_IMAGES, len(scored))))
@@ -91,10 +95,12 @@ class _Worker:
         if prefix == "test":
             self._write_ledger("paper", evaluation)
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.seconds["fit"]}
+        metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         return self._finish(metrics, evaluation)
 
     def final(self) -> TrialResult:
-        """Refit the selected trial, choose its threshold, score it on test (a ledger line) and save it."""
+        """Refit the selected trial, choose its threshold, score it on test (a ledger line); but for a replicate, save it."""
+        kept = self.job.task == "final"
         with self.lock.shared():
             detector = self._fit()
             normal_scores: NDArray[np.float64] = np.empty(0)
@@ -105,16 +111,18 @@ class _Worker:
             if self.splits.validation is not None:
                 test = self.splits.test
                 prediction, evaluation = self._score(detector, test)
-                self._write_ledger("selected", evaluation)
+                self._write_ledger("selected" if kept else "replicate", evaluation)
                 metrics = _prefixed(evaluation, "test") | _at_threshold(detector, prediction.scores, test)
+            if kept and self.splits.validation is not None:
                 plots.write_curves(
                     prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test"
                 )
                 threshold = detector.threshold.value if detector.threshold else None
                 plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES, threshold=threshold)
-        with self._stage("save"):
-            artifact = Artifact(detector, normal_scores, self._provenance(metrics))
-            save_artifact(artifact, self.job.path / DETECTOR)
+        if kept:
+            with self._stage("save"):
+                artifact = Artifact(detector, normal_scores, self._provenance(metrics))
+                save_artifact(artifact, self.job.path / DETECTOR)
         return self._finish(metrics, evaluation, threshold=detector.threshold.to_json() if detector.threshold else None)
 
     def _build_backbone(self) -> Backbone:
@@ -129,7 +137,7 @@ class _Worker:
 
     def _fit(self) -> Detector:
         params = self.job.params
-        head_type = head_class(self.config.detector)
+        head_type = head_class(params.get("detector") or self.config.detectors[0])
         head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
         detector = Detector(
             self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
@@ -141,11 +149,47 @@ class _Worker:
             seed=job.seed,
             structural_seed=job.structural_seed,
             report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
-            should_stop=self.should_stop,
+            should_stop=self._asked_to_stop,
+            validate=self._validation(detector),
             checkpoint_dir=job.path / CHECKPOINTS,
+            memo=FileMemo(
+                self.home.memos, features=self.store.identity_of(self.splits.train, self.backbone, self.device)
+            ),
         )
         with self._stage("fit"):
-            return detector.fit_features(features, context).to(self.device)
+            detector.fit_features(features, context)
+        # What a training looks at on the way is the search's work, not the training's.
+        self.seconds["fit"] -= self.seconds.get("validate", 0.0)
+        shutil.rmtree(job.path / CHECKPOINTS, ignore_errors=True)
+        return detector.to(self.device)
+
+    def _validation(self, detector: Detector) -> Callable[[], float] | None:
+        """The first objective on validation, which a training is judged by; None where it is a cost, or nothing is held out."""
+        objective = next(iter(self.config.objectives))
+        validation = self.splits.validation
+        if validation is None or objective not in METRICS:
+            return None
+        features = self._features(validation)
+
+        def validate() -> float:
+            start = time.perf_counter()
+            prediction = detector.score_features(features)
+            value = single_metric(
+                objective,
+                scores=prediction.scores.cpu(),
+                maps=prediction.maps.cpu(),
+                labels=validation.labels,
+                masks=_masks(validation) if objective.startswith("pixel_") else None,
+            )
+            self.seconds["validate"] = self.seconds.get("validate", 0.0) + time.perf_counter() - start
+            return value
+
+        return validate
+
+    def _asked_to_stop(self) -> bool:
+        """As the head sees it: one that never asks goes on to its end, and counts."""
+        self.stopped = self.stopped or self.should_stop()
+        return self.stopped
 
     def _features(self, image_set: ImageSet) -> Features:
         name = f"features ({image_set.name})"
@@ -218,7 +262,12 @@ class _Worker:
         }
 
     def _finish(
-        self, metrics: dict[str, float], evaluation: Evaluation, threshold: dict[str, Any] | None = None
+        self,
+        metrics: dict[str, float],
+        evaluation: Evaluation,
+        *,
+        threshold: dict[str, Any] | None = None,
+        pruned: bool = False,
     ) -> TrialResult:
         job = self.job
         result = TrialResult(
@@ -227,6 +276,7 @@ class _Worker:
             number=job.number,
             attempt=job.attempt,
             params=job.params,
+            pruned=pruned,
             metrics=metrics,
             per_defect=evaluation.per_defect,
             undefined=evaluation.undefined,

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.config import COST_METRICS, StudyConfig
+from detectors.evaluation import METRICS
+from studies.config import COST_METRICS, DETECTOR_KEY, StudyConfig
 from studies.home import Home
 from studies.jobs import ARTIFACTS, DETECTOR, LOG_FILE, TrialResult, read_result
 from studies.ledger import LedgerLine, read_ledger
@@ -95,6 +97,37 @@ class TrialView:
         """Result of the refit that was scored on test, where there was one."""
         return read_result(self.final_folder)
 
+    def replicate_folder(self, replicate: int) -> Path:
+        """Where the refit with another seed is left."""
+        return replicate_folder(self.final_folder, replicate)
+
+    @cached_property
+    def replicates(self) -> list[TrialResult]:
+        """The refit and those with other seeds, where they were asked for; without a refit none."""
+        others = (read_result(self.replicate_folder(number)) for number in range(1, self.config.seeds))
+        return [self.final, *(result for result in others if result is not None)] if self.final is not None else []
+
+    @property
+    def test_metrics(self) -> dict[str, float]:
+        """Figures of the refit on test; with several seeds their mean and standard deviation beside them."""
+        if self.final is None:
+            return {}
+        found = dict(self.final.metrics)
+        if len(self.replicates) > 1:
+            found["seeds"] = len(self.replicates)
+            for name in METRICS:
+                values = [
+                    result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
+                ]
+                if len(values) > 1:
+                    found |= {f"test/{name}_seeds_mean": fmean(values), f"test/{name}_seeds_std": stdev(values)}
+        return found
+
+    @property
+    def detector_name(self) -> str:
+        """The kind of detector, in a study over several the one that this trial drew."""
+        return str(self.params.get(DETECTOR_KEY, self.config.detectors[0]))
+
     @property
     def detector(self) -> Path | None:
         """Folder of the saved detector."""
@@ -127,6 +160,10 @@ class StudyView:
     def final_folder(self, number: int) -> Path:
         """Where the refit of a selected trial is left."""
         return self.folder / "final" / f"{number:05d}"
+
+    def replicate_folder(self, number: int, replicate: int) -> Path:
+        """Where the refit of a selected trial with another seed is left."""
+        return replicate_folder(self.final_folder(number), replicate)
 
     def trials(self) -> list[TrialView]:
         """All trials but discarded and waiting ones, by number; the selected one is marked."""
@@ -166,7 +203,7 @@ class StudyView:
             note=note,
             # MLflow lets no param change: these belong to the study's identity, what may differ on resume is a tag.
             params={
-                "detector": config.detector,
+                "detector": config.detector_label,
                 "protocol": config.protocol,
                 "dataset": header.experiment.partition("/")[0],
                 "category": header.experiment.partition("/")[2],
@@ -176,7 +213,7 @@ class StudyView:
                 "backbones": ", ".join(header.backbones),
             },
             tags={
-                "study.detector": config.detector,
+                "study.detector": config.detector_label,
                 "study.protocol": config.protocol,
                 "study.data": header.experiment,
                 "study.sampler": config.sampler.name,
@@ -201,7 +238,7 @@ class StudyView:
         metrics, artifacts = dict(outcome.get("metrics", {})), {"": trial.folder / ARTIFACTS}
         final = trial.final if trial.state == "COMPLETE" else None
         if final is not None:
-            metrics |= final.metrics
+            metrics |= trial.test_metrics
             artifacts["test"] = trial.final_folder / ARTIFACTS
         return TrialRecord(
             number=trial.number,
@@ -220,12 +257,18 @@ class StudyView:
             feasible=trial.feasible,
             tags={
                 "study.selected": str(trial.selected).lower(),
+                "trial.detector": trial.detector_name,
                 "trial.origin": str(trial.frozen.user_attrs.get(ORIGIN, "search")),
                 **{name: value for name, value in outcome.get("environment", {}).items() if name in ("host", "device")},
             },
             artifacts=artifacts,
             log=trial.folder / LOG_FILE,
         )
+
+
+def replicate_folder(final: Path, replicate: int) -> Path:
+    """``00007`` -> ``00007-seed1``."""
+    return final.with_name(f"{final.name}-seed{replicate}")
 
 
 def metric_of(config: StudyConfig, objective: str) -> str:

@@ -25,7 +25,7 @@ def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For s
         rows.append(
             {
                 "study": study.study_name,
-                "detector": view.config.detector,
+                "detector": view.config.detector_label,
                 "experiment": header.experiment,
                 "protocol": view.config.protocol,
                 "trials": sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials),

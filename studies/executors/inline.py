@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from studies.executors.failure import lost
 from studies.jobs import Done, Event, Job
@@ -11,11 +11,16 @@ from studies.trial import run_job
 
 
 class InlineExecutor:
-    """Runs a job within `poll`."""
+    """Runs a job within `poll`.
+
+    What happens during a job would reach the caller only after its end: `deliver`, where it is set, hears of it at once,
+    so that a job can be stopped, and `poll` returns the rest.
+    """
 
     slots = 1
 
     def __init__(self) -> None:
+        self.deliver: Callable[[Event], None] | None = None
         self._waiting: deque[Job] = deque()
         self._stopped: set[int] = set()
 
@@ -28,9 +33,10 @@ class InlineExecutor:
         if not self._waiting:
             return []
         job = self._waiting.popleft()
+        self._stopped.discard(job.number)
         events: list[Event] = []
         try:
-            result = run_job(job, events.append, lambda: job.number in self._stopped)
+            result = run_job(job, self.deliver or events.append, lambda: job.number in self._stopped)
             events.append(Done(job.number, job.attempt, result))
         except Exception as error:
             events.append(lost(job, error))

@@ -85,18 +85,17 @@ def test_searchable_parameters_have_valid_defaults(name):
     for parameter in listed:
         assert parameter.check(parameter.default) == parameter.default
         assert head.settings[parameter.name] == parameter.default
-        assert type(parameter.check(parameter.default)) is (int if parameter.kind == "int" else float)
+        if parameter.kind == "choice":
+            assert parameter.default in parameter.choices
+        else:
+            assert type(parameter.check(parameter.default)) is (int if parameter.kind == "int" else float)
         assert parameter.doc
         assert not parameter.doc.endswith(".")
 
 
 def test_settings_make_the_same_head_again_after_a_trip_through_json(name):
     head_type = HEADS[name]
-    changed = {
-        parameter.name: parameter.default + 1 if parameter.kind == "int" else (parameter.default + parameter.low) / 2
-        for parameter in head_type.searchable
-        if parameter.default + 1 <= parameter.high or parameter.kind == "float"
-    }
+    changed = {parameter.name: other_value(parameter) for parameter in head_type.searchable}
     for given in ({}, changed):
         head = head_type(**given)
         settings = json.loads(json.dumps(head.settings, allow_nan=False))
@@ -105,10 +104,21 @@ def test_settings_make_the_same_head_again_after_a_trip_through_json(name):
         assert head_type(**settings).settings == head.settings
 
 
+def other_value(parameter: Parameter) -> Any:
+    """An allowed value that is not the default."""
+    if parameter.kind == "choice":
+        return next(choice for choice in parameter.choices if choice != parameter.default)
+    if parameter.kind == "float":
+        return (parameter.default + parameter.low) / 2
+    return parameter.default + 1 if parameter.default + 1 <= parameter.high else parameter.default - 1
+
+
 def test_values_out_of_range_are_refused_by_name(name):
     for parameter in HEADS[name].searchable:
         bad: list[Any] = [parameter.low - 1, float("nan"), float("inf"), "much", None, True]
-        if parameter.high < float("inf"):
+        if parameter.kind == "choice":
+            bad = ["much", None, 17, float("nan"), *([] if True in parameter.choices else [True])]
+        elif parameter.high < float("inf"):
             bad.append(parameter.high + 1)
         for value in bad:
             with pytest.raises(InputError, match=parameter.name):

@@ -13,7 +13,7 @@ from detectors.weights import BUNDLED
 from studies import config as study_config
 from studies.config import (
     COST_METRICS,
-    OBJECTIVE_METRICS,
+    METRICS,
     Dimension,
     StudyConfig,
     config_names,
@@ -118,7 +118,7 @@ def test_baselines_alone_may_name_the_backbone():
 
 
 def test_every_metric_may_be_constrained():
-    limits = dict.fromkeys((*OBJECTIVE_METRICS, *COST_METRICS), "<= 1e3")
+    limits = dict.fromkeys((*METRICS, *COST_METRICS), "<= 1e3")
     assert check(constraints=limits).constraints == limits
 
 
@@ -218,7 +218,9 @@ def test_unknown_detector():
         ({"name": "-a"}, ["name: '-a'"]),
         ({"name": "x" * 65}, ["name: 'xxx"]),
         ({"name": 5}, ["name: 5", "string"]),
-        ({"detector": ["padim"]}, ["detector: ['padim']", "string"]),
+        ({"detector": 5}, ["detector: 5", "a list of them"]),
+        ({"detector": []}, ["detector: []", "a list of them"]),
+        ({"detector": ["padim", "padim"]}, ["detector", "listed twice"]),
         ({"protocol": "test"}, ["protocol: 'test'", "'holdout'", "'paper'", "'synthetic'"]),
         ({"data": 3}, ["data: 3", "dictionary"]),
         ({"data": {"dataset": "My Data"}}, ["data.dataset: 'My Data'"]),

@@ -89,7 +89,7 @@ class ScriptedExecutor:
         return [Done(job.number, job.attempt, self._result(job, answer))]
 
     def stop(self, number: int) -> None:
-        raise AssertionError("nothing stops trials yet")
+        raise AssertionError("nothing here is to be pruned")
 
     def close(self) -> None:
         self.closed += 1
@@ -468,6 +468,136 @@ def test_reports_of_a_study_with_two_objectives_are_passed_over(bench: Bench) ->
     outcome = bench.run(Reporting(), objectives={"image_auroc": "maximize", "fps": "maximize"}, budget={"trials": 2})
     assert outcome.selected is not None
     assert len(bench.frozen()[0].values) == 2
+
+
+@dataclass
+class Training(ScriptedExecutor):
+    """Reports an epoch at a time, trial n a value of `curve(n)`, and ends early when it is stopped, unless it is `deaf`."""
+
+    curve: Callable[[int], float] = lambda number: 0.5
+    epochs: int = 4
+    deaf: bool = False
+    stopped: list[int] = field(default_factory=list)
+    done: dict[int, int] = field(default_factory=dict)
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        if not self.waiting or self.waiting[0].task != "trial":
+            return super().poll(timeout)
+        job = self.waiting[0]
+        if job.number in self.stopped and not self.deaf:
+            self.waiting.popleft()
+            result = self._result(job, {"train_seconds": 0.1}).model_copy(update={"pruned": True})
+            write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
+            return [Done(job.number, job.attempt, result)]
+        epoch = self.done[job.number] = self.done.get(job.number, 0) + 1
+        if epoch > self.epochs:
+            self.waiting.popleft()
+            value = {"val/image_auroc": self.curve(job.number), "fps": 50.0}
+            return [Done(job.number, job.attempt, self._result(job, value))]
+        return [Report(job.number, job.attempt, epoch, self.curve(job.number))]
+
+    def stop(self, number: int) -> None:
+        self.stopped.append(number)
+
+
+MEDIAN = {"name": "median", "startup": 2, "min_epochs": 1}
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_training_behind_the_median_is_pruned_and_counts(bench: Bench, deaf: bool) -> None:
+    executor = Training(curve=lambda number: 0.9 - 0.1 * number, deaf=deaf)
+    outcome = bench.run(executor, pruner=MEDIAN, budget={"trials": 4})
+    assert bench.states() == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert executor.stopped == [2, 3]
+    assert outcome.selected is not None
+    assert outcome.selected.number == 0
+    assert [list(trial.intermediate_values) for trial in bench.frozen()] == [[1, 2, 3, 4], [1, 2, 3, 4], [1], [1]]
+    children = bench.children()
+    assert [children[number].info.status for number in range(4)] == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    assert "val/image_auroc" not in children[2].data.metrics
+
+
+def test_hyperband_prunes_by_epochs_and_a_resumed_study_goes_on_pruning(bench: Bench) -> None:
+    def curve(number: int) -> float:
+        return 0.9 if number == 0 else 0.1
+
+    changes = {"pruner": {"name": "hyperband", "min_epochs": 1, "reduction_factor": 2}}
+    bench.run(Training(curve=curve), budget={"trials": 3}, **changes)
+    executor = Training(curve=curve)
+    bench.run(executor, budget={"trials": 12}, **changes)
+    assert set(bench.states()) == {"COMPLETE", "PRUNED"}
+    assert executor.stopped
+    assert len(bench.children()) == 12
+
+
+def test_a_pruned_training_whose_worker_crashes_is_judged_again(bench: Bench) -> None:
+    class Crashing(Training):
+        def poll(self, timeout: float) -> Sequence[Event]:
+            if self.waiting and self.waiting[0].number in self.stopped and self.waiting[0].attempt == 1:
+                job = self.waiting.popleft()
+                self.stopped.remove(job.number)
+                self.done[job.number] = 0
+                return [Lost(job.number, job.attempt, "crashed", "as the script says")]
+            return super().poll(timeout)
+
+    bench.run(Crashing(curve=lambda number: 0.9 - 0.1 * number), pruner=MEDIAN, budget={"trials": 3})
+    assert bench.states() == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert bench.frozen()[2].user_attrs[JOB]["attempt"] == 2
+
+
+def test_a_pruned_result_left_behind_is_told_as_pruned(bench: Bench) -> None:
+    class Dying(Training):
+        def poll(self, timeout: float) -> Sequence[Event]:
+            events = super().poll(timeout)
+            if events and isinstance(events[0], Done) and events[0].result.pruned:
+                raise Killed
+            return events
+
+    bench.kill(Dying(curve=lambda number: 0.9 - 0.1 * number), pruner=MEDIAN, budget={"trials": 3})
+    assert bench.states() == ["COMPLETE", "COMPLETE", "RUNNING"]
+    executor = Training()
+    bench.run(executor, pruner=MEDIAN, budget={"trials": 3})
+    assert bench.states() == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert not executor.trials
+
+
+def test_the_selected_setting_is_scored_with_several_seeds(bench: Bench) -> None:
+    class Seeded(ScriptedExecutor):
+        def poll(self, timeout: float) -> Sequence[Event]:
+            events = super().poll(timeout)
+            if events and isinstance(events[0], Done) and events[0].result.task != "trial":
+                job = next(job for job in reversed(self.jobs) if job.task == events[0].result.task)
+                return [Done(job.number, 1, self._result(job, {"test/image_auroc": 0.7 + 0.1 * (len(self.jobs) - 3)}))]
+            return events
+
+    executor = Seeded()
+    outcome = bench.run(executor, seeds=3, budget={"trials": 2})
+    later = [job for job in executor.jobs if job.task != "trial"]
+    assert [job.task for job in later] == ["final", "replicate", "replicate"]
+    assert len({job.seed for job in later}) == len({job.structural_seed for job in later}) == 3
+    assert len({job.folder for job in later}) == 3
+    assert later[0].seed == executor.trials[later[0].number].seed
+    selected = outcome.selected
+    assert selected is not None
+    metrics = selected.test_metrics
+    assert metrics["test/image_auroc"] == pytest.approx(0.7)
+    assert metrics["seeds"] == 3
+    assert metrics["test/image_auroc_seeds_mean"] == pytest.approx(0.8)
+    assert metrics["test/image_auroc_seeds_std"] == pytest.approx(0.1)
+    assert bench.children()[selected.number].data.metrics["test/image_auroc_seeds_mean"] == pytest.approx(0.8)
+    again = Seeded()
+    bench.run(again, seeds=3, budget={"trials": 2})
+    assert not again.jobs
+
+
+def test_replicates_leave_a_line_each_in_the_ledger_and_no_detector(bench: Bench) -> None:
+    outcome = bench.run(InlineExecutor(), seeds=2, budget={"trials": 1})
+    assert [line.purpose for line in outcome.view.ledger()] == ["selected", "replicate"]
+    selected = outcome.selected
+    assert selected is not None
+    assert (selected.final_folder / DETECTOR).is_dir()
+    assert not (selected.replicate_folder(1) / DETECTOR).exists()
+    assert {"test/image_auroc_seeds_mean", "test/image_auroc_seeds_std"} <= set(selected.test_metrics)
 
 
 def test_an_error_of_the_program_itself_puts_running_trials_back(bench: Bench) -> None:

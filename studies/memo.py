@@ -1,0 +1,91 @@
+"""What fits to the same features share, on disk: a coreset's order, which every trial that changes only the ratio needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from detectors.files import file_lock, told_plainly
+
+MAX_BYTES = 2 * 2**30
+"""Of all memos together; the least recently used go first."""
+
+
+class FileMemo:
+    """A `detectors.base.Memo` in a folder of safetensors files, for one set of features.
+
+    A file that is damaged, or was written for other features, counts as absent: what it held is computed again.
+    """
+
+    def __init__(self, root: Path, *, features: str, max_bytes: int = MAX_BYTES) -> None:
+        """Args: `features`: everything that the features depend on, as one text."""
+        self.root, self.features, self.max_bytes = root, features, max_bytes
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """Tensors saved under a name, on the CPU; None where there are none."""
+        path = self.path(name)
+        try:
+            data = path.read_bytes()
+            head, _, body = data.partition(b"\n")
+            if json.loads(head) != self._head(name, body):
+                return None
+            os.utime(path)
+            return load(body)
+        except (OSError, ValueError, SafetensorError, RecursionError):
+            return None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors under a name, in one step. Raises `InputError` where the disk is full or cannot be written."""
+        body = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        path = self.path(name)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        with told_plainly(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(json.dumps(self._head(name, body)).encode() + b"\n" + body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        self._evict(keep=path)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """One process at a time for one name."""
+        with file_lock(self.root / "locks" / f"{self.path(name).stem}.lock"):
+            yield
+
+    def path(self, name: str) -> Path:
+        """The file of a name."""
+        key = hashlib.sha256(f"{self.features}\0{name}".encode()).hexdigest()
+        return self.root / f"{key[:32]}.memo"
+
+    def _head(self, name: str, body: bytes) -> dict[str, str]:
+        return {"features": self.features, "name": name, "sha256": hashlib.sha256(body).hexdigest()}
+
+    def _evict(self, *, keep: Path) -> None:
+        listed = []
+        for path in self.root.glob("*.memo"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process was faster
+                continue
+            listed.append((status.st_mtime, status.st_size, path))
+        excess = sum(size for _, size, _ in listed) - self.max_bytes
+        for _, size, path in sorted(listed, key=lambda entry: entry[:2]):
+            if excess <= 0:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                excess -= size
