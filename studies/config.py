@@ -133,10 +133,14 @@ class Dimension(Section):
 class SamplerConfig(Section):
     """How the next configuration is chosen."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    """``gp`` is a Gaussian process, for few and dear trials; ``grid`` tries every setting of a finite search once, in the
+    order of the file."""
     seed: int = Field(0, ge=0)
     startup: int = Field(5, ge=1)
-    """Trials before TPE models anything; drawn at random, baselines included."""
+    """Trials before TPE or GP model anything; drawn at random, baselines included."""
+    population: int = Field(20, ge=2)
+    """Trials of one generation of NSGA-II."""
 
 
 class PrunerConfig(Section):
@@ -160,6 +164,8 @@ class BudgetConfig(Section):
     """Of one `study run`, e.g. ``2h``."""
     stagnation: int | None = Field(None, ge=1)
     """Stop after so many finished trials without a better first objective."""
+    goal: float | None = None
+    """Stop at the first trial that meets the constraints and whose first objective is as good as this."""
 
 
 class ExecutionConfig(Section):
@@ -261,6 +267,8 @@ class StudyConfig(Section):
             )
         if isinstance(self.detector, str):
             self._check_parameters(self.detector)
+            if self.sampler.name == "grid":
+                self._check_grid()
             return self
         self._check_groups()
         for name in self.detectors:
@@ -283,6 +291,14 @@ class StudyConfig(Section):
         for index, baseline in enumerate(self.baselines):
             for name, value in baseline.items():
                 _in_place(f"baselines.{index}", lambda name=name, value=value: self._check_baseline(name, value))
+
+    def _check_grid(self) -> None:
+        """A grid is finite."""
+        for name, dimension in self.search.items():
+            if dimension.float is not None and dimension.step is None:
+                raise ValueError(
+                    f"search.{name}: sampler grid needs choices, an int range or a float range with a step"
+                )
 
     def _check_baseline(self, name: str, value: Any) -> None:
         if name == DETECTOR_KEY:
@@ -565,6 +581,39 @@ def load(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     return validate(override(raw, settings), source=source)
 
 
+def parse_idea(text: str, config: StudyConfig) -> dict[str, Any]:
+    """A person's setting, ``backbone=resnet18,layers=8+16,n_features=100``, as a baseline of the study.
+
+    Raises:
+        InputError: not of that form, an unknown parameter, or a value outside the search.
+    """
+    idea: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or not value:
+            raise InputError(f"--enqueue {text}: give KEY=VALUE,..., e.g. n_features=100,layers=8+16")
+        if name in idea:
+            raise InputError(f"--enqueue {text}: {name} is given twice")
+        parsed = yaml_file.parse(value, name=f"--enqueue {name}")
+        if name == "layers":
+            parsed = [int(stride) if stride.isdigit() else stride for stride in value.split("+")]
+        idea[name] = parsed
+    try:
+        StudyConfig.model_validate(config.to_json() | {"baselines": [idea]})
+    except ValidationError as error:
+        raise InputError(f"--enqueue {text}: {_first_problem(error)}") from None
+    return idea
+
+
+def _without_backbones(section: dict[str, Any]) -> dict[str, Any]:
+    """A search or what is fixed without its choice of backbones, those of single detectors included."""
+    return {
+        name: _without_backbones(value) if isinstance(value, dict) else value
+        for name, value in section.items()
+        if name.rpartition(".")[2] != "backbone"
+    }
+
+
 DEMO_TRIALS = 8
 
 
@@ -583,7 +632,9 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    raw["search"] = {**raw.get("search", {}), "backbone": {"choices": [BUNDLED]}}
-    raw["fixed"] = {name: value for name, value in raw.get("fixed", {}).items() if name != "backbone"}
+    raw["search"] = _without_backbones(raw.get("search", {}))
+    raw["fixed"] = _without_backbones(raw.get("fixed", {}))
+    if raw["search"]:
+        raw["search"]["backbone"] = {"choices": [BUNDLED]}
     raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) == BUNDLED]
     return validate(override(raw, settings), source=f"{path} with --demo")

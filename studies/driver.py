@@ -20,7 +20,7 @@ from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -34,7 +34,9 @@ from studies.executors.base import Executor
 from studies.executors.inline import InlineExecutor
 from studies.home import Home
 from studies.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
+from studies.lease import Lease
 from studies.notices import Finished, Listener, Notice, Opened, Progressed, Retried, Said, Started
+from studies.patient_storage import PatientStorage
 from studies.plan import Plan
 from studies.space import SearchSpace, canonical
 from studies.storage import Header
@@ -50,6 +52,7 @@ from studies.view import (
     metric_of,
     violations,
 )
+from tracking.patience import Patience
 from tracking.projection import Projection
 from tracking.records import StudyState
 
@@ -66,6 +69,10 @@ UNANSWERED = (INTERRUPTED, "bad_input", "crashed: the driver")
 
 class StudyFailedError(RuntimeError):
     """The study cannot go on; one line says why (exit code 1)."""
+
+
+class LeaseLostError(InputError):
+    """Another driver has the study now: this one must not touch it any more."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,10 @@ class Driver:
     ) -> None:
         self.plan, self.executor, self.storage = plan, executor, storage
         self.projection, self.listener, self.clock = projection, listener, clock
+        waiting = Patience(tell=lambda text: self._notify(Said(text)))
+        self.projection.patience = waiting
+        if isinstance(storage, PatientStorage):
+            storage.patience = waiting
         self.config: StudyConfig = plan.config
         self._running: dict[int, Job] = {}
         self._trials: dict[int, Trial] = {}
@@ -147,6 +158,10 @@ class Driver:
                     break
             for event in self.executor.poll(POLL_SECONDS):
                 self._handle(event)
+            if self._lease.lost:
+                raise LeaseLostError(
+                    f"study {self.config.name!r} was taken over by another driver while this one stood still; it goes on there"
+                )
         # A limit may end the search while a trial waits for another attempt.
         self._put_back()
         selected = self._finish_selected()
@@ -166,6 +181,8 @@ class Driver:
                 raise InputError(
                     f"study {self.config.name!r} is being run by another process; wait for it or stop it"
                 ) from error
+            self._lease = Lease(self.storage.engine, self.config.name)
+            held.enter_context(self._lease.hold(lambda text: self._notify(Said(text))))
             yield
 
     def _adopt_header(self, header: Header) -> None:
@@ -203,6 +220,8 @@ class Driver:
     def _enqueue_baselines(self) -> None:
         """Every baseline whose backbone is there, once; those already in the storage are known by their values."""
         known = {frozen.user_attrs.get("baseline") for frozen in self.study.get_trials(deepcopy=False)}
+        for idea in self.plan.options.ideas:
+            self._enqueue_idea(dict(idea))
         for baseline in self.config.baselines:
             fixed = self.config.for_detector(str(baseline.get(DETECTOR_KEY, self.config.detectors[0]))).fixed
             backbone = str(baseline.get("backbone", fixed.get("backbone", "")))
@@ -216,6 +235,15 @@ class Driver:
                     params=searched, user_attrs={"baseline": text, OVERRIDES: overrides, ORIGIN: "baseline"}
                 )
 
+    def _enqueue_idea(self, idea: dict[str, Any]) -> None:
+        """Queue a person's setting before all else. What was tried before is told and not tried again (it is a duplicate)."""
+        searched, overrides = self.space.optuna_params(idea)
+        waiting = self.study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+        if any(frozen.user_attrs.get("idea") == canonical(idea) for frozen in waiting):
+            return
+        attributes = {"idea": canonical(idea), OVERRIDES: overrides, ORIGIN: "person"}
+        self.study.enqueue_trial(params=searched, user_attrs=attributes)
+
     # Asking
 
     def _submit_next(self) -> bool:
@@ -228,9 +256,11 @@ class Driver:
                 self._submit(trial, params, attempt)
                 return True
             self._discard(trial)
+        if self.config.sampler.name == "grid":
+            self._enqueue_next_of_grid()
         for repeated in range(DUPLICATES_BEFORE_END):
             waiting = self._waiting()
-            if not self.config.search and not waiting:
+            if (not self.config.search or self.config.sampler.name == "grid") and not waiting:
                 break
             count = len(self.study.get_trials(deepcopy=False))
             trial = self._reseeded(count, at_random=repeated >= DUPLICATES_BEFORE_RANDOM).ask()
@@ -241,6 +271,20 @@ class Driver:
             self._discard(trial)
         self._exhausted = True
         return False
+
+    def _enqueue_next_of_grid(self) -> None:
+        """Queue the first setting of the grid that was not tried yet, unless another one waits already."""
+        if self._waiting():
+            return
+        frozen = self.study.get_trials(deepcopy=False)
+        tried = {trial.user_attrs["grid"] for trial in frozen if "grid" in trial.user_attrs}
+        for setting in self.space.grid():
+            text = canonical(setting)
+            if text not in tried:
+                searched, overrides = self.space.optuna_params(setting)
+                attributes = {"grid": text, OVERRIDES: overrides, ORIGIN: "grid"}
+                self.study.enqueue_trial(params=searched, user_attrs=attributes)
+                return
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         return self.space.suggest(trial, trial.user_attrs.get(OVERRIDES))
@@ -436,11 +480,14 @@ class Driver:
         frozen = self._frozen(number)
         given = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
         attributes = {ORIGIN: INTERRUPTED, OVERRIDES: frozen.user_attrs.get(OVERRIDES, {})}
+        attributes |= {name: frozen.user_attrs[name] for name in ("grid",) if name in frozen.user_attrs}
         self.study.enqueue_trial(params=given, user_attrs=attributes)
 
     def _wind_up(self, error: BaseException) -> None:
         """End a run that cannot go on. What fails here too (a full disk, a store that is gone) is left to the next run."""
         self.executor.close()
+        if isinstance(error, LeaseLostError):
+            return
         with suppress(Exception):
             self._put_back()
             if isinstance(error, KeyboardInterrupt):
@@ -462,6 +509,8 @@ class Driver:
             )
         if budget.timeout is not None and self.clock() - begin > budget.timeout:
             return f"the time limit of {budget.timeout:.0f} s is reached"
+        if budget.goal is not None and self._goal_is_met(budget.goal):
+            return f"the goal of {budget.goal:g} is reached"
         if budget.stagnation is not None and self._trials_since_best() >= budget.stagnation:
             return f"no better trial among the last {budget.stagnation}"
         return None
@@ -469,6 +518,12 @@ class Driver:
     def _counted(self) -> int:
         states = [TrialState.COMPLETE, TrialState.PRUNED]
         return len(self.study.get_trials(deepcopy=False, states=states))
+
+    def _goal_is_met(self, goal: float) -> bool:
+        selected = self.view.selected()
+        if selected is None or selected.value is None:
+            return False
+        return selected.value >= goal if self.config.direction == "maximize" else selected.value <= goal
 
     def _trials_since_best(self) -> int:
         """Finished trials after the one that set the present best value."""
@@ -563,9 +618,14 @@ def driver_lock(home: Home, name: str) -> Path:
 
 def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> BaseSampler:
     """The study's sampler with a seed of its own."""
-    if at_random or config.sampler.name == "random":
+    sampler = config.sampler
+    if at_random or sampler.name in ("random", "grid"):
         return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=config.sampler.startup, constant_liar=True)
+    if sampler.name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=sampler.startup)
+    if sampler.name == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=sampler.population)
+    return TPESampler(seed=seed, n_startup_trials=sampler.startup, constant_liar=True)
 
 
 def make_pruner(config: StudyConfig) -> BasePruner:

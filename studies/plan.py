@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Options:
     jobs: int = 1
     offline: bool = False
     weights_dir: Path | None = None
+    ideas: tuple[Mapping[str, Any], ...] = ()
+    """A person's own settings, tried before all others."""
 
 
 @dataclass(frozen=True)

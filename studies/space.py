@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -46,6 +48,12 @@ class SearchSpace:
         given = dict(overrides or {})
         name = given.pop(DETECTOR_KEY, None) or str(trial.suggest_categorical(DETECTOR_KEY, self.config.detectors))
         return {DETECTOR_KEY: name} | self._parts[name].suggest(trial, given)
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Every setting of a finite search, as a person would give it, in the order of the file; the last key varies fastest."""
+        for name, part in self._parts.items():
+            for setting in part.grid():
+                yield ({DETECTOR_KEY: name} if self._several else {}) | setting
 
     def strides(self, backbone: str) -> list[int]:
         """Every stride that some trial with this backbone may ask for."""
@@ -121,6 +129,21 @@ class _DetectorSpace:
                 drawn = suggest_value(trial, self._name(name), dimension, upper_bound=bounds.get(name))
                 params[name] = parameter.check(drawn)
         return params
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """As `SearchSpace.grid`."""
+        names = list(self.config.search)
+        for values in itertools.product(*(dimension_values(self.config.search[name]) for name in names)):
+            setting = dict(zip(names, values, strict=True))
+            backbone = setting.get("backbone", self.config.fixed.get("backbone"))
+            if backbone not in self._channels:
+                continue
+            layers = setting.get("layers", self.config.fixed.get("layers", DEFAULT_LAYERS))
+            if layers not in self._layer_choices(str(backbone)):
+                continue
+            bounds = self._head.upper_bounds({stride: self._channels[str(backbone)][stride] for stride in layers})
+            if all(setting.get(name, bound) <= bound for name, bound in bounds.items()):
+                yield setting
 
     def strides(self, backbone: str) -> list[int]:
         """As `SearchSpace.strides`."""
@@ -220,6 +243,20 @@ def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper
     if dimension.int is not None:
         return trial.suggest_int(name, int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
     return trial.suggest_float(name, low, high, log=dimension.log, step=dimension.step)
+
+
+def dimension_values(dimension: Dimension) -> list[Any]:
+    """All values of a finite dimension; of a logarithmic int range those nearest to each doubling."""
+    if dimension.choices is not None:
+        return list(dimension.choices)
+    low, high = dimension.bounds
+    if dimension.log:
+        doublings = max(1, math.ceil(math.log2(high / low)))
+        return sorted({round(low * (high / low) ** (step / doublings)) for step in range(doublings + 1)})
+    step = dimension.step or 1
+    count = math.floor((high - low) / step + 1e-9) + 1
+    values = [low + index * step for index in range(count)]
+    return [int(value) for value in values] if dimension.int is not None else values
 
 
 def encode(choice: Any) -> Any:

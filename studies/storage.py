@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies.home import Home, prepare_sqlite, sqlite_file
+from studies.patient_storage import PatientStorage
 from studies.plan import Plan, differences
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -49,17 +50,26 @@ class Header:
     splits_digest: str
 
 
-def open_storage(home: Home) -> RDBStorage:
+def open_storage(home: Home) -> PatientStorage:
     """The Optuna storage, its tables made where they are missing. Raises `InputError` where it cannot be opened."""
     url = home.storage_url
     prepare_sqlite(url)
-    options = {"connect_args": {"timeout": 60}} if sqlite_file(url) else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    if url.startswith("postgresql"):
+        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    elif not sqlite_file(url):
+        options = {"pool_pre_ping": True}
     try:
         with file_lock(home.locks / "optuna-migration.lock"):
-            return RDBStorage(url, engine_kwargs=options)
-    except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
+            storage = PatientStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        hint = "; pip install 'anomaly-studies[postgres]'" if url.startswith("postgresql") else ""
+        raise InputError(f"Optuna storage {without_password(url)}: no driver for this database{hint}") from error
+    except (SQLAlchemyError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"Optuna storage {without_password(url)}: {first}; check STUDY_STORAGE") from error
+    storage.shown_url = f"Optuna storage {without_password(url)}"
+    return storage
 
 
 def study_names(storage: RDBStorage) -> list[str]:

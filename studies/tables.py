@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from studies import insight
 from studies.driver import Outcome
 from studies.plan import Plan
 from studies.space import encode
@@ -95,7 +97,7 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> T
     same = [f"{name} {shown(trials[0].params[name])}" for name in names if name not in varied]
     rows = [
         (
-            f"{'*' if trial.selected else ' '}{trial.number}",
+            f"{'*' if trial.selected else ' '}{trial.number}{' P' if trial.pareto else ''}",
             "infeasible" if trial.feasible is False else trial.state.lower(),
             *(trial.metrics.get(f"{prefix}/{metric}") for metric in METRIC_COLUMNS),
             trial.metrics.get("fps"),
@@ -106,6 +108,8 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> T
     ]
     heads = (metric.replace("_", "\n") for metric in METRIC_COLUMNS)
     short = (name.replace("_", "\n", 1) for name in varied)
+    if any(trial.pareto for trial in trials):
+        prefix += "; P: on the Pareto front"
     title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")
     return table(("trial", "state", *heads, "fps", "seconds", *short), rows, title=title)
 
@@ -116,6 +120,7 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state,
         "selected": trial.selected,
+        "pareto": trial.pareto,
         "feasible": trial.feasible,
         "params": trial.params,
         "values": list(trial.frozen.values or []),
@@ -149,6 +154,8 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "dropped": header.dropped,
         "config": view.config.to_json(),
         "trials": [trial_json(trial) for trial in view.trials()],
+        "importances": insight.importances(view),
+        "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
     }
 
@@ -178,6 +185,23 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
     for trial in failed[-3:]:
         yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
     yield from selected_parts(view)
+
+
+def insight_parts(view: StudyView) -> Iterator[RenderableType]:
+    """How much each parameter matters, and how the trials with each of its values did."""
+    shares = insight.importances(view)
+    if not shares:
+        return
+    rows = [(name, share, "█" * round(20 * share)) for name, share in shares.items()]
+    yield table(("parameter", "importance", ""), rows, title=f"what matters for {next(iter(view.config.objectives))}")
+    found = [effect for effect in insight.effects(view) if effect.parameter.rpartition(".")[2] in _plain(shares)]
+    effects = [(effect.parameter, effect.value, effect.trials, effect.mean, effect.best) for effect in found]
+    yield table(("parameter", "value", "trials", "mean", "best"), effects, title="what each choice did")
+
+
+def _plain(names: Iterable[str]) -> set[str]:
+    """Parameters without the detector or backbone that their Optuna name may carry."""
+    return {name.rpartition(".")[2].partition("@")[0] for name in names}
 
 
 def selected_parts(view: StudyView) -> Iterator[RenderableType]:

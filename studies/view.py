@@ -46,6 +46,8 @@ class TrialView:
     final_folder: Path
     config: StudyConfig
     selected: bool = False
+    pareto: bool = False
+    """On the Pareto front of a study with several objectives."""
 
     @property
     def number(self) -> int:
@@ -173,13 +175,16 @@ class StudyView:
             if trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs
         ]
         best = select(self.config, frozen)
-        return [self.view(trial, selected=best is not None and trial.number == best.number) for trial in frozen]
+        front = pareto_front(self.config, frozen)
+        return [
+            self.view(trial, selected=best is not None and trial.number == best.number, pareto=trial.number in front)
+            for trial in frozen
+        ]
 
-    def view(self, trial: FrozenTrial, *, selected: bool = False) -> TrialView:
+    def view(self, trial: FrozenTrial, *, selected: bool = False, pareto: bool = False) -> TrialView:
         """One trial."""
-        return TrialView(
-            trial, self.trial_folder(trial.number), self.final_folder(trial.number), self.config, selected=selected
-        )
+        folder, final = self.trial_folder(trial.number), self.final_folder(trial.number)
+        return TrialView(trial, folder, final, self.config, selected=selected, pareto=pareto)
 
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""
@@ -258,6 +263,7 @@ class StudyView:
             tags={
                 "study.selected": str(trial.selected).lower(),
                 "trial.detector": trial.detector_name,
+                **({"trial.pareto": str(trial.pareto).lower()} if len(self.config.objectives) > 1 else {}),
                 "trial.origin": str(trial.frozen.user_attrs.get(ORIGIN, "search")),
                 **{name: value for name, value in outcome.get("environment", {}).items() if name in ("host", "device")},
             },
@@ -306,6 +312,28 @@ def select(config: StudyConfig, trials: Sequence[FrozenTrial]) -> FrozenTrial | 
         and is_feasible(config, metrics := trial.user_attrs.get(OUTCOME, {}).get("metrics", {}))
     ]
     return max(candidates, key=lambda candidate: candidate[:3], default=(0, 0, 0, None))[3]
+
+
+def pareto_front(config: StudyConfig, trials: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the feasible trials that no other one beats; empty for a single objective."""
+    if len(config.objectives) < 2:
+        return set()
+    signs = [1 if way == "maximize" else -1 for way in config.objectives.values()]
+    candidates = {
+        trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and is_feasible(config, trial.user_attrs.get(OUTCOME, {}).get("metrics", {}))
+    }
+    return {
+        number for number, own in candidates.items() if not any(_beats(other, own) for other in candidates.values())
+    }
+
+
+def _beats(first: Sequence[float], second: Sequence[float]) -> bool:
+    """At least as good everywhere, and better somewhere."""
+    pairs = list(zip(first, second, strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def _seconds(moment: Any) -> float | None:

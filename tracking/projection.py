@@ -15,23 +15,28 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own retries say nothing for minutes: `Patience` does the waiting, aloud.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from detectors.errors import InputError
 from detectors.files import file_lock, sync_folder, told_plainly
+from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 
 for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -42,6 +47,16 @@ PAGE = 1000
 MAX_PARAM_LENGTH = 6000
 MAX_NAME_LENGTH = 250
 LOG_TAIL_BYTES = 20_000
+AWAY = (
+    "API request to",
+    "Max retries exceeded",
+    "Connection refused",
+    "OperationalError",
+    "server closed the connection",
+)
+"""In messages of MLflow that come of a server which is away, or whose own database is."""
+
+T = TypeVar("T")
 
 
 class Projection:
@@ -58,6 +73,7 @@ class Projection:
             InputError: the store cannot be reached or opened.
         """
         self.tracking_uri, self._artifact_root = tracking_uri, artifact_root
+        self.patience = Patience()
         with _told_plainly(tracking_uri):
             _check_reachable(tracking_uri)
             with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
@@ -84,77 +100,126 @@ class Projection:
         Raises:
             InputError: the store cannot be reached, or the experiment was deleted in MLflow.
         """
-        with _told_plainly(self.tracking_uri):
-            self._study = study
-            self._experiment_id = self._find_experiment(study.experiment)
-            runs = list(self._runs(study.uid))
-            parents = [run for run in runs if run.data.tags.get("study.role") == "study"]
-            self._children = {
-                int(run.data.tags["trial.number"]): run for run in runs if run.data.tags.get("study.role") == "trial"
-            }
-            if parents:
-                self._parent = parents[0].info.run_id
-            else:
-                self._parent = self._client.create_run(
-                    self._experiment_id,
-                    start_time=study.started_ms,
-                    run_name=study.name,
-                    tags={**self._common_tags(), "study.role": "study"},
-                ).info.run_id
-            self.write_study(study)
+        self._study = study
+        self._patiently(lambda tries: self._open(study))
+        self.write_study(study)
         return self._parent
+
+    def _open(self, study: StudyRecord) -> None:
+        self._experiment_id = self._find_experiment(study.experiment)
+        runs = list(self._runs(study.uid))
+        parents = [run for run in runs if run.data.tags.get("study.role") == "study"]
+        self._children = {
+            int(run.data.tags["trial.number"]): run for run in runs if run.data.tags.get("study.role") == "trial"
+        }
+        if parents:
+            self._parent = parents[0].info.run_id
+            return
+        self._parent = self._client.create_run(
+            self._experiment_id,
+            start_time=study.started_ms,
+            run_name=study.name,
+            tags={**self._common_tags(), "study.role": "study"},
+        ).info.run_id
 
     def write_study(self, study: StudyRecord) -> None:
         """Bring the parent run to what the record says; one that a person deleted in MLflow is brought back."""
+        self._study = study
+        self._patiently(lambda tries: self._write_study(study))
+
+    def _write_study(self, study: StudyRecord) -> None:
+        if self._client.get_run(self._parent).info.lifecycle_stage == "deleted":
+            self._client.restore_run(self._parent)
+        tags = {
+            **self._common_tags(),
+            "study.role": "study",
+            "study.state": study.state,
+            "mlflow.note.content": study.note,
+        }
+        self._write(self._parent, params=study.params, tags=tags)
+        if study.datasets:
+            self._client.log_inputs(self._parent, [_dataset_input(dataset) for dataset in study.datasets])
+        if study.artifacts and study.artifacts.is_dir():
+            self._client.log_artifacts(self._parent, str(study.artifacts))
+        if study.state == "RUNNING":
+            self._client.update_run(self._parent, status="RUNNING")
+        else:
+            self._client.set_terminated(self._parent, status=study.state, end_time=study.finished_ms)
+
+    def add_files(self, *, experiment: str, uid: str, folder: Path) -> str:
+        """Add a folder's files to a study's run, whoever has it open; files of the same name are replaced. Returns the run id.
+
+        Raises:
+            InputError: the study has no run there, or the store cannot be reached.
+        """
         with _told_plainly(self.tracking_uri):
-            self._study = study
-            if self._client.get_run(self._parent).info.lifecycle_stage == "deleted":
-                self._client.restore_run(self._parent)
-            tags = {
-                **self._common_tags(),
-                "study.role": "study",
-                "study.state": study.state,
-                "mlflow.note.content": study.note,
-            }
-            self._write(self._parent, params=study.params, tags=tags)
-            if study.datasets:
-                self._client.log_inputs(self._parent, [_dataset_input(dataset) for dataset in study.datasets])
-            if study.artifacts and study.artifacts.is_dir():
-                self._client.log_artifacts(self._parent, str(study.artifacts))
-            if study.state == "RUNNING":
-                self._client.update_run(self._parent, status="RUNNING")
-            else:
-                self._client.set_terminated(self._parent, status=study.state, end_time=study.finished_ms)
+            found = self._client.get_experiment_by_name(experiment)
+            runs = (
+                self._client.search_runs(
+                    [found.experiment_id],
+                    filter_string=f"tags.`study.uid` = '{uid}' and tags.`study.role` = 'study'",
+                    max_results=1,
+                )
+                if found is not None
+                else []
+            )
+            if not runs:
+                raise InputError(
+                    f"the MLflow experiment {experiment!r} has no run of this study; `study run` makes it again"
+                )
+            self._client.log_artifacts(runs[0].info.run_id, str(folder))
+            return str(runs[0].info.run_id)
 
     def write_trial(self, trial: TrialRecord) -> str:
         """Bring a trial's child run to what the record says; nothing where it is there already. Returns its run id.
 
         A child that a person deleted in MLflow stays deleted.
         """
-        with _told_plainly(self.tracking_uri):
-            digest = self._digest(trial)
-            run = self._children.get(trial.number)
-            if run is not None and run.data.tags.get("trial.synced") == digest:
-                return str(run.info.run_id)
-            if run is not None:
-                # Asked anew: a person may have deleted it since.
-                run = self._children[trial.number] = self._client.get_run(run.info.run_id)
-                if run.info.lifecycle_stage == "deleted":
-                    return str(run.info.run_id)
-            tags = self._trial_tags(trial)
-            if run is None:
-                run = self._client.create_run(
-                    self._experiment_id, start_time=trial.started_ms, run_name=trial.run_name, tags=tags
-                )
-            self._fill(run.info.run_id, trial, tags)
-            if trial.state != "RUNNING":
-                status = "KILLED" if trial.failure == "interrupted" else RUN_STATUS[trial.state]
-                self._client.set_terminated(run.info.run_id, status=status, end_time=trial.finished_ms)
-            elif run.info.status != "RUNNING":
-                self._client.update_run(run.info.run_id, status="RUNNING")
-            self._client.set_tag(run.info.run_id, "trial.synced", digest)
-            self._children[trial.number] = self._client.get_run(run.info.run_id)
+        return self._patiently(lambda tries: self._write_trial(trial, again=tries > 0))
+
+    def _write_trial(self, trial: TrialRecord, *, again: bool) -> str:
+        digest = self._digest(trial)
+        if again and trial.number not in self._children and (made := self._find_child(trial.number)) is not None:
+            # The connection broke when the run was made, and before its id came back.
+            self._children[trial.number] = made
+        run = self._children.get(trial.number)
+        if run is not None and run.data.tags.get("trial.synced") == digest:
             return str(run.info.run_id)
+        if run is not None:
+            # Asked anew: a person may have deleted it since.
+            run = self._children[trial.number] = self._client.get_run(run.info.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                return str(run.info.run_id)
+        tags = self._trial_tags(trial)
+        if run is None:
+            run = self._children[trial.number] = self._client.create_run(
+                self._experiment_id, start_time=trial.started_ms, run_name=trial.run_name, tags=tags
+            )
+        self._fill(run.info.run_id, trial, tags)
+        if trial.state != "RUNNING":
+            status = "KILLED" if trial.failure == "interrupted" else RUN_STATUS[trial.state]
+            self._client.set_terminated(run.info.run_id, status=status, end_time=trial.finished_ms)
+        elif run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._client.set_tag(run.info.run_id, "trial.synced", digest)
+        self._children[trial.number] = self._client.get_run(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _find_child(self, number: int) -> Run | None:
+        key = f"{self._require_study().uid}/{number}"
+        found = self._client.search_runs(
+            [self._experiment_id],
+            filter_string=f"tags.`trial.key` = '{key}'",
+            run_view_type=ViewType.ALL,
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _patiently(self, action: Callable[[int], T]) -> T:
+        """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
+        with _told_plainly(self.tracking_uri):
+            what = f"MLflow store {_without_password(self.tracking_uri)}"
+            return self.patience.until_back(action, is_away=_is_away, what=what)
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
         """Params, metrics, data and files of one trial."""
@@ -253,6 +318,16 @@ class Projection:
         if self._study is None:
             raise RuntimeError("open a study first")
         return self._study
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether an error of MLflow's client comes of a server or database that cannot be reached now."""
+    if isinstance(error, requests.ConnectionError | requests.Timeout):
+        return True
+    if isinstance(error, MlflowException):
+        text = str(error)
+        return any(word in text for word in AWAY) or error.get_http_status_code() in (502, 503, 504)
+    return isinstance(error, OperationalError) and not any(word in str(error).lower() for word in ("full", "readonly"))
 
 
 def _connect(uri: str) -> MlflowClient:

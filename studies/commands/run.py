@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,10 @@ def run(
     jobs: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 1,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file.")
+    ] = None,
+    enqueue: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Try this setting first, e.g. n_features=100,layers=8+16."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Your own pictures: a folder with good/, optional defects and masks.")
@@ -65,7 +69,9 @@ def run(
     console = tables.console(stderr=json_output)
     config = _load_config(name, settings, images=images, study_name=study_name, demo=demo)
     home = Home.from_environment().prepare()
-    options = Options(device=device, jobs=jobs, offline=offline or demo, weights_dir=weights_dir)
+    options = Options(
+        device=device, jobs=jobs, offline=offline or demo, weights_dir=weights_dir, ideas=_ideas(enqueue, config)
+    )
     with Live(console) as live:
         plan = _plan(config, home, options, live)
         if dry_run:
@@ -100,6 +106,12 @@ def _load_config(
         # The file's own search, cut to the bundled backbone and to minutes.
         return study_config.load_demo(name, settings)
     return study_config.load(name, settings)
+
+
+def _ideas(texts: list[str] | None, config: StudyConfig) -> tuple[dict[str, Any], ...]:
+    from studies.config import parse_idea
+
+    return tuple(parse_idea(text, config) for text in texts or [])
 
 
 def _quoted(text: str) -> str:

@@ -56,7 +56,7 @@ def show(
         typer.echo(json.dumps(tables.study_json(view), indent=1))
         return
     console = tables.console()
-    for part in tables.study_parts(view):
+    for part in (*tables.study_parts(view), *tables.insight_parts(view)):
         console.print(part)
     where = studies_storage.without_password(view.home.tracking_uri)
     console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)

@@ -1,0 +1,55 @@
+"""Waiting for a database or server that is away for a while, as when it is restarted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0
+TELL_EVERY_SECONDS = 15.0
+
+
+@dataclass
+class Patience:
+    """How long to wait, and whom to tell meanwhile.
+
+    ``Patience().until_back(action, is_away=..., what="...")`` runs `action` until it succeeds, with growing pauses.
+    """
+
+    give_up_seconds: float = 600.0
+    tell: Callable[[str], None] = lambda text: None
+    """Told in words, soon after the start and then now and again, what is waited for."""
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def until_back(self, action: Callable[[int], T], *, is_away: Callable[[BaseException], bool], what: str) -> T:
+        """The result of `action`, which is called with the number of the try, from 0.
+
+        Args:
+            is_away: whether an exception means that waiting may help; any other ends it at once.
+            what: what is away, for the person: ``MLflow server http://...``.
+
+        Raises:
+            Exception: the last one of `action`, when the time is up or it is none that waiting helps against.
+        """
+        begin, told, pause, tries = self.clock(), float("-inf"), FIRST_WAIT_SECONDS, 0
+        while True:
+            try:
+                result = action(tries)
+            except Exception as error:
+                waited = self.clock() - begin
+                if not is_away(error) or waited + pause > self.give_up_seconds:
+                    raise
+                if waited - told >= TELL_EVERY_SECONDS:
+                    left = self.give_up_seconds - waited
+                    self.tell(f"{what} does not answer; waiting for it, for up to {left:.0f} s; nothing is lost")
+                    told = waited
+                self.sleep(pause)
+                pause, tries = min(2 * pause, LONGEST_WAIT_SECONDS), tries + 1
+            else:
+                if tries:
+                    self.tell(f"{what} is back after {self.clock() - begin:.0f} s")
+                return result
