@@ -596,7 +596,8 @@ def parse_idea(text: str, config: StudyConfig) -> dict[str, Any]:
             raise InputError(f"--enqueue {text}: {name} is given twice")
         parsed = yaml_file.parse(value, name=f"--enqueue {name}")
         if name == "layers":
-            parsed = [int(stride) if stride.isdigit() else stride for stride in value.split("+")]
+            strides = value.split("+")
+            parsed = [int(stride) for stride in strides] if all(map(str.isdigit, strides)) else value
         idea[name] = parsed
     try:
         StudyConfig.model_validate(config.to_json() | {"baselines": [idea]})

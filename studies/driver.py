@@ -256,9 +256,9 @@ class Driver:
                 self._submit(trial, params, attempt)
                 return True
             self._discard(trial)
-        if self.config.sampler.name == "grid":
-            self._enqueue_next_of_grid()
         for repeated in range(DUPLICATES_BEFORE_END):
+            if self.config.sampler.name == "grid":
+                self._enqueue_next_of_grid()
             waiting = self._waiting()
             if (not self.config.search or self.config.sampler.name == "grid") and not waiting:
                 break
