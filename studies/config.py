@@ -25,6 +25,10 @@ SHARED_PARAMETERS = ("backbone", "layers")
 DETECTOR_KEY = "detector"
 """Name under which a study over several detectors draws one of them."""
 DEFAULT_LAYERS = [8, 16]
+ALL = "all"
+"""As a category: every product under the root."""
+MIN_WILCOXON = 5
+"""Products from which on a Wilcoxon test can tell two settings apart: with fewer its p-value cannot get small."""
 COST_METRICS = (
     "fps",
     "latency_ms_p50",
@@ -64,10 +68,11 @@ class DataConfig(Section):
 
     dataset: str = Field("mvtec", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """``mvtec``, ``rendered``, ``folder``, or your own name for a data set of MVTec's layout under `root`."""
-    category: str | None = None
-    """Folder of the product under `root`; a plain folder needs none."""
-    root: Path | None = None
-    """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``."""
+    category: str | list[str] | None = None
+    """Folder of the product under `root`; a plain folder needs none. With a list, or ``all`` that lie under `root`, every
+    trial is fitted to each product by itself, and the objective is the mean over them."""
+    root: Path | dict[str, Path] | None = None
+    """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Of several products, one for each."""
     image_size: int | tuple[int, int] = 256
     """Pixels that pictures are resized to: one side, or [height, width]."""
 
@@ -78,6 +83,31 @@ class DataConfig(Section):
             if not 32 <= side <= 2048:
                 raise ValueError(f"a side of {side} pixels is out of range; give 32 to 2048")
         return value
+
+    @model_validator(mode="after")
+    def _products(self) -> DataConfig:
+        if isinstance(self.category, list):
+            if not self.category or len(set(self.category)) < len(self.category):
+                raise ValueError("category: give each product once, and at least one")
+            if self.dataset == "folder":
+                raise ValueError(
+                    "category: a plain folder is one product; for several give a data set of MVTec's layout"
+                )
+        if isinstance(self.root, dict):
+            listed = self.category if isinstance(self.category, list) else []
+            if set(self.root) != set(listed):
+                raise ValueError("root: with a folder for each product, name the same products under category")
+        return self
+
+    @property
+    def is_several(self) -> bool:
+        """Whether the study is over several products."""
+        return isinstance(self.category, list) or self.category == ALL
+
+    def of(self, category: str) -> DataConfig:
+        """The section for one of several products."""
+        root = self.root[category] if isinstance(self.root, dict) else self.root
+        return self.model_copy(update={"category": category, "root": root})
 
     @property
     def size(self) -> Size:
@@ -146,13 +176,17 @@ class SamplerConfig(Section):
 class PrunerConfig(Section):
     """Which trainings end early because others did better by the same epoch; only detectors that train are affected."""
 
-    name: Literal["none", "median", "hyperband"] = "none"
+    name: Literal["none", "median", "hyperband", "wilcoxon"] = "none"
+    """``wilcoxon`` is for studies over several products, from five on: a setting that is worse than the best on the first
+    products is not tried on the others."""
     min_epochs: int = Field(1, ge=1)
-    """Epochs that every training gets."""
+    """Epochs, or products, that every trial gets."""
     reduction_factor: int = Field(3, ge=2, le=10)
     """Hyperband: of so many trainings, one goes on at each rung."""
     startup: int = Field(5, ge=1)
     """Median: finished trials before anything is pruned."""
+    p_value: float = Field(0.1, gt=0, lt=0.5)
+    """Wilcoxon: below it a trial counts as worse than the best one."""
 
 
 class BudgetConfig(Section):
@@ -265,6 +299,7 @@ class StudyConfig(Section):
                 f"pruner {self.pruner.name} needs a single objective, for it compares one value per epoch; "
                 "make the others constraints, or set pruner.name: none"
             )
+        self._check_pruner()
         if isinstance(self.detector, str):
             self._check_parameters(self.detector)
             if self.sampler.name == "grid":
@@ -274,6 +309,22 @@ class StudyConfig(Section):
         for name in self.detectors:
             _in_place(name, lambda name=name: self.for_detector(name))
         return self
+
+    def _check_pruner(self) -> None:
+        """Each pruner compares what it is made for."""
+        several, name = self.data.is_several, self.pruner.name
+        if name == "hyperband" and several:
+            raise ValueError(
+                "pruner hyperband compares epochs, but in a study over several products a step is a product; "
+                "take wilcoxon, median or none"
+            )
+        if name == "wilcoxon":
+            listed = self.data.category if isinstance(self.data.category, list) else None
+            if not several or (listed is not None and len(listed) < MIN_WILCOXON):
+                raise ValueError(
+                    f"pruner wilcoxon needs a study over at least {MIN_WILCOXON} products (data.category); "
+                    "take median or none"
+                )
 
     def _check_parameters(self, detector: str) -> None:
         """Everything of a study over one detector."""
@@ -392,6 +443,13 @@ class StudyConfig(Section):
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary that `validate` reads back."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def metric_of(config: StudyConfig, objective: str) -> str:
+    """The name under which a trial's result holds an objective or constraint."""
+    if objective in COST_METRICS:
+        return objective
+    return f"{'test' if config.protocol == 'paper' else 'val'}/{objective}"
 
 
 def _ungrouped(section: dict[str, Any], detectors: list[Any]) -> dict[str, Any]:

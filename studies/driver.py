@@ -11,25 +11,28 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from detectors import catalog
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies import storage as studies_storage
 from studies import summary
-from studies.config import DETECTOR_KEY, StudyConfig
+from studies.config import DETECTOR_KEY, StudyConfig, metric_of
 from studies.executors.base import Executor
 from studies.executors.inline import InlineExecutor
 from studies.home import Home
@@ -49,7 +52,6 @@ from studies.view import (
     OVERRIDES,
     StudyView,
     TrialView,
-    metric_of,
     violations,
 )
 from tracking.patience import Patience
@@ -57,6 +59,8 @@ from tracking.projection import Projection
 from tracking.records import StudyState
 
 POLL_SECONDS = 1.0
+LAST_WAIT_SECONDS = 2.0
+"""For a store that is away when the run is to end."""
 DUPLICATES_BEFORE_RANDOM, DUPLICATES_BEFORE_END = 10, 60
 """Repeated suggestions in a row after which the sampler is replaced by chance, and after which the space counts as exhausted."""
 
@@ -101,10 +105,11 @@ class Driver:
     ) -> None:
         self.plan, self.executor, self.storage = plan, executor, storage
         self.projection, self.listener, self.clock = projection, listener, clock
-        waiting = Patience(tell=lambda text: self._notify(Said(text)))
-        self.projection.patience = waiting
+        self._patience = Patience(tell=lambda text: self._notify(Said(text)), may_go_on=self._check_lease)
+        self.projection.patience = self._patience
         if isinstance(storage, PatientStorage):
-            storage.patience = waiting
+            storage.patience = self._patience
+        self._lease = Lease(storage.engine, plan.config.name)
         self.config: StudyConfig = plan.config
         self._running: dict[int, Job] = {}
         self._trials: dict[int, Trial] = {}
@@ -113,6 +118,8 @@ class Driver:
         self._failures: list[str] = []
         """Of the trials that failed in a row, up to the last one that ended."""
         self._exhausted = False
+        self._is_sole = False
+        """Whether this driver took the lease."""
         self._pruned: set[int] = set()
         """Trials that were told to stop: they are pruned, even where their training ended before it heard of it."""
         if isinstance(executor, InlineExecutor):
@@ -156,12 +163,8 @@ class Driver:
                 reason = reason or self._reason_to_end(begin)
                 if reason is not None:
                     break
-            for event in self.executor.poll(POLL_SECONDS):
+            for event in self._poll():
                 self._handle(event)
-            if self._lease.lost:
-                raise LeaseLostError(
-                    f"study {self.config.name!r} was taken over by another driver while this one stood still; it goes on there"
-                )
         # A limit may end the search while a trial waits for another attempt.
         self._put_back()
         selected = self._finish_selected()
@@ -178,12 +181,22 @@ class Driver:
             try:
                 held.enter_context(file_lock(driver_lock(self.plan.home, self.config.name), wait=False))
             except BlockingIOError as error:
+                holder = None
+                with suppress(SQLAlchemyError):
+                    holder = self._lease.holder()
                 raise InputError(
-                    f"study {self.config.name!r} is being run by another process; wait for it or stop it"
+                    f"study {self.config.name!r} is being run by {holder or 'another process'}; wait for it or stop it"
                 ) from error
-            self._lease = Lease(self.storage.engine, self.config.name)
             held.enter_context(self._lease.hold(lambda text: self._notify(Said(text))))
+            self._is_sole = True
             yield
+
+    def _check_lease(self) -> None:
+        """Raises `LeaseLostError` where another driver has the study by now."""
+        if self._is_sole and self._lease.is_lost():
+            raise LeaseLostError(
+                f"study {self.config.name!r} was taken over by another driver while this one stood still; it goes on there"
+            )
 
     def _adopt_header(self, header: Header) -> None:
         """What the study was created with wins over what this machine could offer now."""
@@ -191,7 +204,7 @@ class Driver:
         self.plan = replace(self.plan, backbones=backbones)
         self.space: SearchSpace = self.plan.space
         self.view = StudyView(self.study, header, self.plan.home)
-        self.view.config = self.config.model_copy(update={"protocol": self.plan.splits.protocol})
+        self.view.config = self.config.model_copy(update={"protocol": self.plan.pictures.protocol})
         self.config = self.view.config
         summary.write_files(self.view, self.space)
 
@@ -342,7 +355,7 @@ class Driver:
             params=params,
             strides=tuple(self.space.strides(params["backbone"])),
             weights_sha256=self.plan.backbones[params["backbone"]].sha256,
-            splits_digest=self.plan.splits.digest,
+            splits_digest=self.plan.pictures.digest,
             seed=derive_seed(seed, f"replicate {replicate}" if replicate else "trial", number),
             structural_seed=derive_seed(seed, "structure", replicate) if replicate else seed,
             home=str(self.plan.home.root),
@@ -353,6 +366,12 @@ class Driver:
         )
 
     # Telling
+
+    def _poll(self) -> Sequence[Event]:
+        """What the executor has to tell. Another driver may have taken over meanwhile: nothing may be stored then."""
+        events = self.executor.poll(POLL_SECONDS)
+        self._check_lease()
+        return events
 
     def _handle(self, event: Event) -> None:
         job = self._running.get(event.number)
@@ -486,8 +505,10 @@ class Driver:
     def _wind_up(self, error: BaseException) -> None:
         """End a run that cannot go on. What fails here too (a full disk, a store that is gone) is left to the next run."""
         self.executor.close()
-        if isinstance(error, LeaseLostError):
+        if isinstance(error, LeaseLostError) or self._lease.is_lost():
             return
+        # Who ends a run does not want to wait, and what was waited for in vain does not come back now.
+        self._patience.give_up_seconds = LAST_WAIT_SECONDS
         with suppress(Exception):
             self._put_back()
             if isinstance(error, KeyboardInterrupt):
@@ -542,7 +563,7 @@ class Driver:
                 if self._counted()
                 else f"no trial finished; `study show {self.config.name}` lists the failures"
             )
-        if selected.detector is None or not self._has_threshold_of_config(selected.final):
+        if not selected.detectors or not self._has_threshold_of_config(selected.final):
             self._run_after_search(selected, "final")
         for replicate in range(1, self.config.seeds):
             folder = selected.replicate_folder(replicate)
@@ -585,7 +606,7 @@ class Driver:
     def _wait_for_end(self) -> Done | Lost:
         """Of the only job under way."""
         while True:
-            for event in self.executor.poll(POLL_SECONDS):
+            for event in self._poll():
                 if isinstance(event, Stage):
                     self._notify(Progressed(event))
                 elif isinstance(event, Done | Lost):
@@ -629,10 +650,14 @@ def make_sampler(config: StudyConfig, seed: int, at_random: bool = False) -> Bas
 
 
 def make_pruner(config: StudyConfig) -> BasePruner:
-    """The study's pruner; a step is an epoch."""
+    """The study's pruner; a step is an epoch, and in a study over several products a product."""
     pruner = config.pruner
     if pruner.name == "median":
         return MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=pruner.min_epochs)
+    if pruner.name == "wilcoxon":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return WilcoxonPruner(p_threshold=pruner.p_value, n_startup_steps=pruner.min_epochs)
     if pruner.name == "hyperband":
         return HyperbandPruner(
             min_resource=pruner.min_epochs,

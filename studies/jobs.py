@@ -14,6 +14,8 @@ ARTIFACTS = "artifacts"
 """Folder within a trial's folder whose files go to MLflow."""
 CHECKPOINTS = "checkpoints"
 """Folder within a job's folder: what a training that was cut off goes on from."""
+PRODUCTS = "products"
+"""Folder within a job's folder that holds one job's folder for each of several products."""
 DETECTOR = "detector"
 """Folder within a final job's folder: the detector artifact."""
 

@@ -17,7 +17,8 @@ from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.weights import BackboneSpec, available_backbones, find_weights, weights_folder
 from studies import datasets
-from studies.config import StudyConfig
+from studies.config import MIN_WILCOXON, StudyConfig
+from studies.datasets import Pictures
 from studies.home import Home
 from studies.space import SearchSpace
 
@@ -45,8 +46,7 @@ class Plan:
     home: Home
     options: Options
     device: torch.device
-    dataset: Dataset
-    splits: Splits
+    pictures: Pictures
     backbones: dict[str, WeightsIdentity]
     """Of the file, those whose weights are there."""
     dropped: tuple[str, ...]
@@ -60,7 +60,17 @@ class Plan:
     @property
     def experiment(self) -> str:
         """MLflow experiment: ``<dataset>/<category>``."""
-        return f"{self.dataset.name}/{self.dataset.category}"
+        return self.pictures.experiment
+
+    @property
+    def dataset(self) -> Dataset:
+        """The pictures of the first product, in most studies the only one."""
+        return self.pictures.parts[0].dataset
+
+    @property
+    def splits(self) -> Splits:
+        """The sets of the first product."""
+        return self.pictures.parts[0].splits
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -70,8 +80,8 @@ class Plan:
         }
         return {
             "detector": self.config.detector,
-            "protocol": self.splits.protocol,
-            "data": {image_set.name: image_set.digest for image_set in self.splits.sets},
+            "protocol": self.pictures.protocol,
+            "data": self.pictures.digests,
             "image_size": list(self.config.data.size),
             "search": search,
             "fixed": dict(self.config.fixed),
@@ -111,18 +121,23 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         return None if progress is None else lambda done, total: progress(name, done, total)
 
     device = choose_device(options.device)
-    dataset = datasets.open_dataset(config.data, home, progress=step("rendering pictures"))
-    splits = datasets.split(dataset, config)
-    warnings = datasets.check_pictures(dataset, splits, home, progress=step("checking pictures"))
-    _check_objectives(config, splits)
+    pictures = datasets.load(config, home, progress=step("rendering pictures"))
+    warnings = []
+    for part in pictures.parts:
+        warnings += datasets.check_pictures(part.dataset, part.splits, home, progress=step("checking pictures"))
+        _check_objectives(config, part.splits)
+    if config.pruner.name == "wilcoxon" and len(pictures.parts) < MIN_WILCOXON:
+        raise InputError(
+            f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {pictures.source} has {len(pictures.parts)}; "
+            "take median or none"
+        )
     backbones, dropped = _find_backbones(config, options)
     return Plan(
         config=config,
         home=home,
         options=options,
         device=device,
-        dataset=dataset,
-        splits=splits,
+        pictures=pictures,
         backbones=backbones,
         dropped=tuple(dropped),
         warnings=tuple(warnings),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,18 +13,27 @@ from typing import Any, Literal
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies.home import Home, prepare_sqlite, sqlite_file
 from studies.patient_storage import PatientStorage
 from studies.plan import Plan, differences
+from tracking.addresses import without_password
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Direction = Literal["maximize", "minimize"]
 HEADER = "header"
+CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""For PostgreSQL: a machine that is gone without a word is noticed before another driver takes this one for dead."""
 GENERATION = "#"
 """``padim_screw#2`` is the study that ``--fresh`` started beside ``padim_screw``."""
 
@@ -54,22 +62,30 @@ def open_storage(home: Home) -> PatientStorage:
     """The Optuna storage, its tables made where they are missing. Raises `InputError` where it cannot be opened."""
     url = home.storage_url
     prepare_sqlite(url)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}}
-    if url.startswith("postgresql"):
-        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-    elif not sqlite_file(url):
-        options = {"pool_pre_ping": True}
     try:
         with file_lock(home.locks / "optuna-migration.lock"):
-            storage = PatientStorage(url, engine_kwargs=options)
+            storage = _open(url)
     except ImportError as error:
         hint = "; pip install 'anomaly-studies[postgres]'" if url.startswith("postgresql") else ""
         raise InputError(f"Optuna storage {without_password(url)}: no driver for this database{hint}") from error
     except (SQLAlchemyError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = without_password(str(error)).strip().splitlines()[0]
         raise InputError(f"Optuna storage {without_password(url)}: {first}; check STUDY_STORAGE") from error
     storage.shown_url = f"Optuna storage {without_password(url)}"
     return storage
+
+
+def _open(url: str) -> PatientStorage:
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    if url.startswith("postgresql"):
+        options = {"pool_pre_ping": True, "connect_args": CONNECTION}
+    elif not sqlite_file(url):
+        options = {"pool_pre_ping": True}
+    try:
+        return PatientStorage(url, engine_kwargs=options)
+    except (IntegrityError, ProgrammingError):
+        # Another machine made the tables in the same moment.
+        return PatientStorage(url, engine_kwargs=options)
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -178,15 +194,15 @@ def _new_header(plan: Plan) -> Header:
         backbones={name: identity.to_json() for name, identity in plan.backbones.items()},
         dropped=list(plan.dropped),
         experiment=plan.experiment,
-        dataset=str(plan.dataset.root),
-        counts=plan.splits.counts,
-        splits_digest=plan.splits.digest,
+        dataset=plan.pictures.source,
+        counts=plan.pictures.counts,
+        splits_digest=plan.pictures.digest,
     )
 
 
 def _resolved_config(plan: Plan) -> dict[str, Any]:
     """The study file with the protocol that ``auto`` came to, as the storage gives it back."""
-    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.splits.protocol}))
+    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.pictures.protocol}))
     return config
 
 
@@ -200,8 +216,3 @@ def _create(storage: RDBStorage, name: str, directions: Sequence[Direction]) -> 
 def _generation(name: str) -> int:
     number = name.partition(GENERATION)[2]
     return int(number) if number.isdigit() else 1
-
-
-def without_password(url: str) -> str:
-    """A database address as it may be shown."""
-    return re.sub(r"(?<=:)[^:@/]+(?=@)", "***", url)

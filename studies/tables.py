@@ -18,9 +18,9 @@ from studies import insight
 from studies.driver import Outcome
 from studies.plan import Plan
 from studies.space import encode
-from studies.storage import without_password
 from studies.summary import headline
 from studies.view import StudyView, TrialView
+from tracking.addresses import without_password
 
 METRIC_COLUMNS = ("image_auroc", "pixel_auroc", "pixel_aupro")
 
@@ -62,9 +62,9 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         [
             ("detector", config.detector_label),
             ("experiment", plan.experiment),
-            ("pictures", str(plan.dataset.root)),
+            ("pictures", plan.pictures.source),
             ("image size", "x".join(map(str, config.data.size))),
-            ("protocol", plan.splits.protocol),
+            ("protocol", plan.pictures.protocol),
             ("objectives", ", ".join(f"{way} {name}" for name, way in config.objectives.items())),
             ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
             ("budget", budget),
@@ -80,10 +80,10 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         [(name, found.origin, found.tag, found.sha256[:12]) for name, found in plan.backbones.items()],
         title="backbones",
     )
-    kinds = list(dict.fromkeys(kind for types in plan.splits.counts.values() for kind in types))
+    kinds = list(dict.fromkeys(kind for types in plan.pictures.counts.values() for kind in types))
     rows = [
         (name, *(types.get(kind, 0) for kind in kinds), sum(types.values()))
-        for name, types in plan.splits.counts.items()
+        for name, types in plan.pictures.counts.items()
     ]
     yield table(("set", *kinds, "all"), rows, title="pictures")
 
@@ -133,6 +133,7 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "told": _timestamp(trial.frozen.datetime_complete),
         "folder": str(trial.folder),
         "detector": str(trial.detector) if trial.detector else None,
+        "detectors": {name: str(folder) for name, folder in trial.detectors.items()},
     }
 
 
@@ -237,7 +238,7 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
     pictures = pictures or sorted((selected.folder / "artifacts" / "heatmaps").glob("*.png"))
     if pictures:
         yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
-    if selected.detector:
-        yield Text.assemble("detector: ", (str(selected.detector), "cyan"))
+    for category, folder in selected.detectors.items():
+        yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
     yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
     yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))

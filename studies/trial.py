@@ -26,19 +26,19 @@ from detectors.backbones import Backbone, build_backbone
 from detectors.base import Detector, FitContext, Prediction
 from detectors.catalog import head_class
 from detectors.data.samples import ImageSet
-from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric
 from detectors.features import Features
 from detectors.files import append_line, told_plainly, write_json, write_text
 from detectors.latency import DeviceLock, measure_latency
-from studies import datasets, plots
+from studies import plots
 from studies.config import StudyConfig, validate
 from studies.feature_store import FeatureStore
 from studies.home import Home
 from studies.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 from studies.ledger import LedgerLine
 from studies.memo import FileMemo
+from studies.products import load_pictures, run_products
 
 Emit = Callable[[Event], None]
 PICTURES = 6
@@ -53,25 +53,26 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
         InputError: pictures or weights are missing, damaged or not those that the study was created with.
         NumericalError: the detector left the finite numbers.
     """
-    worker = _Worker(job, emit, should_stop)
+    config, home = validate(job.config, source=f"trial {job.number}"), Home(Path(job.home))
+    if config.data.is_several:
+        return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
+    worker = _Worker(job, config, home, emit, should_stop)
     return worker.trial() if job.task == "trial" else worker.final()
 
 
 class _Worker:
     """The steps of one job and the time that each took."""
 
-    def __init__(self, job: Job, emit: Emit, should_stop: Callable[[], bool]) -> None:
-        self.job, self.emit, self.should_stop = job, emit, should_stop
+    def __init__(self, job: Job, config: StudyConfig, home: Home, emit: Emit, should_stop: Callable[[], bool]) -> None:
+        self.job, self.config, self.home, self.emit, self.should_stop = job, config, home, emit, should_stop
         self.started = time.time()
         self.seconds: dict[str, float] = {}
         self.stopped = False
-        self.config = validate(job.config, source=f"trial {job.number}")
-        self.home = Home(Path(job.home))
         self.device = torch.device(job.device)
         self.lock = DeviceLock(self.home.locks, self.device)
         torch.set_num_threads(job.threads)
         seed_everything(job.seed)
-        self.splits = _load_splits(self.config, self.home, job.splits_digest)
+        self.splits = load_pictures(config, home, job.splits_digest).parts[0].splits
         self.backbone = self._build_backbone()
         self.store = FeatureStore(self.home.features, max_bytes=int(self.config.execution.feature_store_gb * 1e9))
 
@@ -331,23 +332,6 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
-
-
-@lru_cache(maxsize=4)
-def _cached_splits(config_json: str, home: Home) -> Splits:
-    config = StudyConfig.model_validate_json(config_json)
-    return datasets.split(datasets.open_dataset(config.data, home), config)
-
-
-def _load_splits(config: StudyConfig, home: Home, digest: str) -> Splits:
-    """Splits of a study, read once per process. Raises `InputError` where the pictures are not those of the study."""
-    splits = _cached_splits(config.model_dump_json(), home)
-    if splits.digest != digest:
-        raise InputError(
-            f"the pictures of {config.data.dataset}/{config.data.category} changed while the study was running; "
-            "restore them, or start anew with --fresh"
-        )
-    return splits
 
 
 @lru_cache(maxsize=8)

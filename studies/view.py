@@ -13,9 +13,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from detectors.evaluation import METRICS
-from studies.config import COST_METRICS, DETECTOR_KEY, StudyConfig
+from studies.config import DETECTOR_KEY, StudyConfig, metric_of
 from studies.home import Home
-from studies.jobs import ARTIFACTS, DETECTOR, LOG_FILE, TrialResult, read_result
+from studies.jobs import ARTIFACTS, DETECTOR, LOG_FILE, PRODUCTS, TrialResult, read_result
 from studies.ledger import LedgerLine, read_ledger
 from studies.space import encode
 from studies.storage import Header
@@ -132,9 +132,15 @@ class TrialView:
 
     @property
     def detector(self) -> Path | None:
-        """Folder of the saved detector."""
-        folder = self.final_folder / DETECTOR
-        return folder if folder.is_dir() else None
+        """Folder of the saved detector; None where there is none, or one for each of several products."""
+        return self.detectors.get("")
+
+    @property
+    def detectors(self) -> dict[str, Path]:
+        """Folders of the saved detectors by product; under an empty name where the study is over a single one."""
+        parts = sorted((self.final_folder / PRODUCTS).glob("*"))
+        places = {"": self.final_folder, **{folder.name: folder for folder in parts}}
+        return {name: folder / DETECTOR for name, folder in places.items() if (folder / DETECTOR).is_dir()}
 
     @property
     def seconds(self) -> float | None:
@@ -198,6 +204,7 @@ class StudyView:
         """The parent run."""
         header, config = self.header, self.config
         digests: Mapping[str, str] = header.identity["data"]
+        dataset = header.experiment.partition("/")[0]
         return StudyRecord(
             uid=header.uid,
             name=self.study.study_name,
@@ -224,7 +231,13 @@ class StudyView:
                 "study.sampler": config.sampler.name,
             },
             datasets=tuple(
-                DatasetRecord(header.experiment, name, digest, header.dataset, header.counts[name])
+                DatasetRecord(
+                    f"{dataset}/{product}" if (product := name.rpartition("/")[0]) else header.experiment,
+                    name.rpartition("/")[2],
+                    digest,
+                    header.dataset,
+                    header.counts[name],
+                )
                 for name, digest in digests.items()
             ),
             artifacts=self.folder / "summary",
@@ -275,13 +288,6 @@ class StudyView:
 def replicate_folder(final: Path, replicate: int) -> Path:
     """``00007`` -> ``00007-seed1``."""
     return final.with_name(f"{final.name}-seed{replicate}")
-
-
-def metric_of(config: StudyConfig, objective: str) -> str:
-    """The name under which a trial's result holds an objective or constraint."""
-    if objective in COST_METRICS:
-        return objective
-    return f"{'test' if config.protocol == 'paper' else 'val'}/{objective}"
 
 
 def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:

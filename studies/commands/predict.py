@@ -63,10 +63,14 @@ def _folder(model: str) -> Path:
         return Path(model)
     if Path(model).is_dir():
         raise InputError(f"{model}: no detector in this folder (detector.json is missing)")
-    selected = open_view(model).selected()
-    if selected is None or selected.detector is None:
-        raise InputError(f"study {model!r} has no saved detector yet; run it to its end first")
-    return selected.detector
+    study, _, product = model.partition("/")
+    selected = open_view(study).selected()
+    if selected is None or not selected.detectors:
+        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
+    if product not in selected.detectors:
+        known = ", ".join(f"{study}/{name}" if name else study for name in selected.detectors)
+        raise InputError(f"{model!r} is no detector; there are: {known}")
+    return selected.detectors[product]
 
 
 def _files(given: list[Path]) -> list[Path]:

@@ -20,7 +20,7 @@ from detectors.data import samples
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.weights import BUNDLED
-from studies import trial, yaml_file
+from studies import products, trial, yaml_file
 from studies.config import validate
 from studies.driver import derive_seed
 from studies.feature_store import FeatureStore
@@ -55,7 +55,7 @@ def plan(tiny_mvtec: Path, tmp_path: Path) -> Plan:
 
 def forget() -> None:
     """What a worker process keeps between jobs."""
-    for kept in (trial._cached_splits, trial._backbone, trial._masks):
+    for kept in (products._cached_pictures, trial._backbone, trial._masks):
         kept.cache_clear()
 
 
