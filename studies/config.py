@@ -307,7 +307,10 @@ class StudyConfig(Section):
             return self
         self._check_groups()
         for name in self.detectors:
-            _in_place(name, lambda name=name: self.for_detector(name))
+            try:
+                self.for_detector(name)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {_first_problem(error)}") from None
         return self
 
     def _check_pruner(self) -> None:
@@ -695,5 +698,7 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     raw["fixed"] = _without_backbones(raw.get("fixed", {}))
     if raw["search"]:
         raw["search"]["backbone"] = {"choices": [BUNDLED]}
+    else:
+        raw["fixed"]["backbone"] = BUNDLED
     raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) == BUNDLED]
     return validate(override(raw, settings), source=f"{path} with --demo")

@@ -1,51 +1,110 @@
-"""``study compare``: several studies side by side, by their selected trials."""
+"""``study compare``: studies side by side, and what others published beside them."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from studies.comparison import Comparison
+    from studies.view import StudyView
+
+
+Shape = Literal["table", "markdown", "csv", "json"]
+"""How a comparison is written."""
+
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Two or more studies.")],
-    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    names: Annotated[list[str], typer.Argument(help="Studies; one alone stands beside the published figures.")],
+    shape: Annotated[
+        Shape | None,
+        typer.Option("--format", help="Default: table, or what the name of --out ends in (.md, .csv, .json, .png)."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
+    log: Annotated[
+        bool, typer.Option("--log/--no-log", help="Leave the comparison in MLflow, with each of the studies.")
+    ] = True,
 ) -> None:
-    """The selected trials of several studies in one table."""
-    from studies import tables
-    from studies.commands.open import open_view
+    """Accuracy, training time, speed and size of several studies, and the papers' figures, in one table."""
+    from studies import comparison, tables
+    from studies.commands.open import open_home
+    from studies.storage import load_study
+    from studies.view import StudyView
 
-    rows = [_row(open_view(name)) for name in names]
+    wanted = _wanted(shape, json_output=json_output, out=out)
+    home, storage = open_home()
+    views = [StudyView(*load_study(storage, name), home) for name in dict.fromkeys(names)]
+    # NAME and NAME#2 may be one study.
+    views = list({view.header.uid: view for view in views}.values())
+    compared = comparison.compare(views)
+    if wanted == "table":
+        console = tables.console()
+        for part in comparison.terminal_parts(compared):
+            console.print(part)
+    else:
+        if wanted == "png":
+            comparison.save_picture(compared, Path(out or ""))
+        else:
+            _write(comparison.WRITERS[wanted](compared), out)
+        if wanted in ("csv", "png") or out is not None:
+            for line in compared.remarks:
+                typer.echo(f"warning: {line}", err=True)
+    if log:
+        _log(compared, views)
+
+
+def _wanted(shape: Shape | None, *, json_output: bool, out: Path | None) -> Shape | Literal["png"]:
+    """What is to be written. Raises `InputError` where the options contradict each other."""
+    from detectors.errors import InputError
+    from studies.comparison import SUFFIXES
+
     if json_output:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    console = tables.console()
-    console.print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
-    if len({(row["experiment"], row["test pictures"]) for row in rows}) > 1:
-        console.print("these studies were measured on different pictures: their figures do not compare", style="yellow")
+        if shape not in (None, "json"):
+            raise InputError(f"--json and --format {shape} contradict each other; give one of them")
+        return "json"
+    if out is None:
+        return shape or "table"
+    if shape == "table":
+        raise InputError("a table is for the terminal; give --out with --format markdown, csv or json")
+    if shape is not None:
+        return shape
+    suffix = out.suffix.lower()
+    if suffix == ".png":
+        return "png"
+    if suffix not in SUFFIXES:
+        raise InputError(f"{out}: its name says no format; end it in {', '.join(SUFFIXES)} or .png, or give --format")
+    return SUFFIXES[suffix]
 
 
-def _row(view: Any) -> dict[str, Any]:
-    selected = view.selected()
-    metrics = dict(selected.metrics) if selected else {}
-    if selected and selected.final:
-        metrics |= selected.final.metrics
-    low, high = metrics.get("test/image_auroc_low"), metrics.get("test/image_auroc_high")
-    return {
-        "study": view.study.study_name,
-        "detector": view.config.detector,
-        "experiment": view.header.experiment,
-        "protocol": view.config.protocol,
-        "trial": selected.number if selected else None,
-        "val image_auroc": metrics.get("val/image_auroc"),
-        "test image_auroc": metrics.get("test/image_auroc"),
-        "95 % interval": f"{low:.3f} .. {high:.3f}" if low is not None and high is not None else None,
-        "test pixel_auroc": metrics.get("test/pixel_auroc"),
-        "test pixel_aupro": metrics.get("test/pixel_aupro"),
-        "train seconds": metrics.get("train_seconds"),
-        "fps": metrics.get("fps"),
-        "throughput": metrics.get("throughput"),
-        "size MB": metrics.get("model_size_mb"),
-        "test pictures": view.header.identity["data"].get("test", "")[:8],
-    }
+def _write(text: str, out: Path | None) -> None:
+    from detectors.files import write_text
+
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+def _log(compared: Comparison, views: list[StudyView]) -> None:
+    """Leave the files with each study's run. A store that is away costs a warning, nothing else: the table is there."""
+    from detectors.errors import InputError
+    from studies.comparison import write_files
+    from studies.home import sqlite_file
+    from tracking.projection import Projection
+
+    home = views[0].home
+    try:
+        local = sqlite_file(home.tracking_uri)
+        if local is not None and not local.is_file():
+            raise InputError(f"there is no MLflow store at {local}")
+        projection = Projection(home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks)
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(compared, Path(folder))
+            for view in views:
+                projection.add_files(experiment=view.header.experiment, uid=view.header.uid, folder=Path(folder))
+    except (InputError, OSError) as error:
+        typer.echo(f"warning: the comparison was not left in MLflow: {' '.join(str(error).split())}", err=True)

@@ -158,7 +158,7 @@ def test_duration_of_blanks():
     [
         ({"detectr": "padim"}, ["unknown key 'detectr'", "did you mean detector?", "known here: baselines, budget"]),
         ({"data": {"categry": "a"}}, ["'data.categry'", "did you mean category?", "dataset, image_size, root"]),
-        ({"sampler": {"seeed": 1}}, ["'sampler.seeed'", "did you mean seed?", "known here: name, seed, startup"]),
+        ({"sampler": {"seeed": 1}}, ["'sampler.seeed'", "did you mean seed?", "known here: name, population, seed, startup"]),
         ({"budget": {"trails": 3}}, ["'budget.trails'", "did you mean trials?", "stagnation, timeout, trials"]),
         ({"execution": {"retries": 3}}, ["'execution.retries'", "attempts", "trial_timeout"]),
         ({"threshold": {"rat": 0.1}}, ["'threshold.rat'", "did you mean rate?"]),
@@ -246,7 +246,7 @@ def test_unknown_detector():
         ({"constraints": {"fps": ">= 1.2.3"}}, ["constraints.fps: '>= 1.2.3'", "'>= 10'"]),
         ({"constraints": {"fps": ">= ."}}, ["constraints.fps: '>= .'"]),
         ({"constraints": {"fps": ">= nan"}}, ["constraints.fps: '>= nan'"]),
-        ({"sampler": {"name": "grid"}}, ["sampler.name: 'grid'", "'tpe' or 'random'"]),
+        ({"sampler": {"name": "hill"}}, ["sampler.name: 'hill'", "'tpe'", "'grid'"]),
         ({"sampler": {"seed": -1}}, ["sampler.seed: -1", "greater than or equal to 0"]),
         ({"sampler": {"startup": 0}}, ["sampler.startup: 0"]),
         ({"budget": {"trials": 0}}, ["budget.trials: 0", "greater than or equal to 1"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -110,7 +111,7 @@ def test_changed_pictures_are_refused(plan):
         run_job(build_job(plan, splits_digest="0" * 64))
 
 
-def test_a_study_over_two_products_ends_with_a_detector_for_each(bench: Bench, plan, shelves, monkeypatch, capsys):
+def test_a_study_over_two_products_ends_with_a_detector_for_each(bench: Bench, plan, shelves):
     bench.base = plan
     outcome = bench.run(InlineExecutor(), budget={"trials": 2}, **changes(shelves))
     selected = outcome.selected
@@ -138,12 +139,14 @@ def test_values_of_the_products_are_steps_of_the_pruner(bench: Bench, plan, shel
     assert trial.values[0] == pytest.approx(fmean(trial.intermediate_values.values()))
 
 
-def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench, tiny_mvtec, tmp_path):
+def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench, tmp_path):
     names = [f"w{number}" for number in range(8)]
     data = {"dataset": "tiny", "category": names, "root": str(tmp_path), "image_size": 64}
 
+    @dataclass
     class OnProducts(ScriptedExecutor):
-        stopped: list[int] = []
+        stopped: list[int] = field(default_factory=list)
+        done: dict[int, bool] = field(default_factory=dict)
 
         def poll(self, timeout):
             if self.waiting and self.waiting[0].task == "trial" and not self.done.get(self.waiting[0].number):
@@ -152,8 +155,6 @@ def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench
                 base = 0.9 if job.number == 0 else 0.5
                 return [Report(job.number, 1, step, base + 0.001 * step) for step in range(8)]
             return super().poll(timeout)
-
-        done: dict[int, bool] = {}
 
         def stop(self, number: int) -> None:
             self.stopped.append(number)

@@ -392,3 +392,105 @@ def test_one_text_for_one_setting(order):
     values = {"backbone": BACKBONE, "layers": [8, 16], "n_features": 5}
     assert canonical({name: values[name] for name in order}) == canonical(values)
     assert canonical(values) != canonical(values | {"n_features": 6})
+
+
+# --- several detectors
+
+
+BOTH = {
+    "detector": ["padim", "patchcore"],
+    "search": {
+        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "layers": {"choices": [[8, 16], [16, 32]]},
+        "padim": {"n_features": {"int": [50, 550], "log": True}, "neighbourhood": {"int": [0, 2]}},
+        "patchcore": {"layers": {"choices": [[8], [8, 16]]}, "coreset_ratio": {"float": [0.001, 0.1], "log": True}},
+    },
+    "fixed": {"smoothing_sigma": 2.0, "patchcore": {"projection": 64}},
+    "baselines": [
+        {"detector": "padim", "backbone": BUNDLED, "layers": [16, 32], "n_features": 100},
+        {"detector": "patchcore", "backbone": BUNDLED, "layers": [8], "coreset_ratio": 0.01},
+    ],
+}
+
+
+def test_each_trial_draws_a_detector_and_its_own_settings():
+    seen = set()
+    for params, trial in suggested(make_space(**BOTH), 40):
+        name = params["detector"]
+        assert set(params) == {"detector", "backbone", "layers", *catalog.parameters(name)}
+        assert trial.params["detector"] == name
+        assert all(parameter.partition(".")[0] == name for parameter in trial.params if "." in parameter)
+        if name == "patchcore":
+            assert params["layers"] in ([8], [8, 16])
+            assert params["projection"] == min(64, sum(channels_by_stride(params["backbone"])[s] for s in params["layers"]))
+            assert {"patchcore.layers", "patchcore.coreset_ratio"} <= set(trial.params)
+        else:
+            assert params["layers"] in ([8, 16], [16, 32])
+            assert {"layers", "padim.n_features"} <= set(trial.params)
+        assert params["smoothing_sigma"] == 2.0
+        seen.add((name, params["backbone"], tuple(params["layers"])))
+    assert len(seen) == 8
+
+
+def test_baselines_of_several_detectors_can_be_enqueued():
+    space, study = make_space(**BOTH), make_study()
+    for baseline in space.config.baselines:
+        searched, overrides = space.optuna_params(baseline)
+        study.enqueue_trial(searched)
+        params = space.suggest(study.ask(), overrides)
+        assert {name: params[name] for name in baseline} == baseline
+
+
+def test_baselines_alone_name_their_detector_outside_optuna():
+    space = make_space(**BOTH | {"search": {}, "fixed": {}})
+    for baseline in space.config.baselines:
+        searched, overrides = space.optuna_params(baseline)
+        assert searched == {}
+        params = space.suggest(make_study().ask(), overrides)
+        assert {name: params[name] for name in baseline} == baseline
+
+
+def test_strides_of_several_detectors_are_those_of_all():
+    assert make_space(**BOTH).strides(BUNDLED) == [8, 16, 32]
+
+
+def test_several_detectors_are_described_each():
+    rows = dict(make_space(**BOTH).describe())
+    assert rows["detector"] == "padim, patchcore"
+    assert rows["padim.layers"] == "8+16, 16+32"
+    assert rows["patchcore.layers"] == "8, 8+16"
+    assert rows["patchcore.projection"] == "64 (fixed)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"search": {**BOTH["search"], "n_features": {"int": [5, 9]}}},
+            ["search.n_features", "search.padim.n_features"],
+        ),
+        ({"search": {**BOTH["search"], "padim": {"coreset_ratio": {"float": [0.1, 0.2]}}}}, ["coreset_ratio", "padim"]),
+        ({"fixed": {"padim": {"n_features": 4}}}, ["padim", "n_features is both searched and fixed"]),
+        ({"fixed": {"cflow.epochs": 4}}, ["fixed.cflow.epochs", "padim, patchcore"]),
+        ({"baselines": [{"n_features": 4}]}, ["baselines.0", "which detector"]),
+        ({"search": {"padim": {"n_features": {"int": [5, 9]}}}, "baselines": []}, ["no backbone"]),
+        ({"detector": ["padim", "padmi"], "search": TWO["search"], "fixed": {}}, ["padmi", "did you mean padim?"]),
+    ],
+)
+def test_what_belongs_to_which_detector_is_told(changes, words):
+    with pytest.raises(InputError) as caught:
+        make_space(**BOTH | changes)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_over_several_detectors_survives_its_plain_form():
+    config = make_space(**BOTH).config
+    again = validate(json.loads(json.dumps(config.to_json())), source="again")
+    assert again == config
+    assert config.for_detector("patchcore").search["layers"].choices == [[8], [8, 16]]
+    assert config.backbones == [BACKBONE, BUNDLED]
+
+
+def test_a_list_of_one_detector_is_that_detector():
+    assert make_space(detector=["padim"]).config.detector == "padim"

@@ -326,7 +326,7 @@ def test_everything_random_is_seeded_before_the_model_is_built(plan, monkeypatch
         trial._Worker, "_build_backbone", lambda self: drawn.append((float(torch.rand(1)), float(np.random.rand())))
     )
     for number in (1, 1, 2):
-        trial._Worker(build_job(plan, number), lambda event: None, lambda: False)
+        trial._Worker(build_job(plan, number), plan.config, plan.home, lambda event: None, lambda: False)
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[2][0]
     assert drawn[0][1] != drawn[2][1]

@@ -1,0 +1,104 @@
+"""The script that runs beside Anomalib: what it computes of both sides' runs, and that neither side imports the other."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from detectors import catalog
+from detectors.data.mvtec import read_mvtec
+from detectors.data.samples import ImageSet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("against_anomalib")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_neither_side_imports_the_other() -> None:
+    assert "anomalib" in imports(ROOT / "benchmarks" / "_anomalib_side.py")
+    assert not {"detectors", "studies", "tracking"} & imports(ROOT / "benchmarks" / "_anomalib_side.py")
+    ours = [path for package in ("detectors", "studies", "tracking") for path in (ROOT / package).rglob("*.py")]
+    for path in [*ours, ROOT / "benchmarks" / "against_anomalib.py"]:
+        assert "anomalib" not in imports(path), path
+
+
+def test_help_and_mistakes(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MVTEC_AD_ROOT", raising=False)
+    for words, code, said in (
+        (["--help"], 0, "--limit-train"),
+        ([], 2, "--anomalib-python"),
+        (["--anomalib-python", "python"], 2, "MVTEC_AD_ROOT"),
+        (["--anomalib-python", "python", "--data", ".", "--detectors", "padim,spade"], 2, "unknown detector spade"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            script.parse_arguments(words)
+        assert end.value.code == code
+        told = capsys.readouterr()
+        assert said in told.out + told.err
+    given = script.parse_arguments(["--anomalib-python", "python", "--data", ".", "--detectors", "padim, cflow"])
+    assert given.detectors == ["padim", "cflow"]
+
+
+def test_settings_are_those_that_the_detectors_know(script: ModuleType) -> None:
+    for name, case in script.CASES.items():
+        if name in catalog.HEADS:
+            assert set(case.ours) <= set(catalog.parameters(name))
+
+
+def test_ratios_are_of_the_medians_and_leave_out_the_validation(script: ModuleType) -> None:
+    theirs = [
+        script.with_auroc(
+            {
+                "fit_seconds": fit, "validation_seconds": 10.0, "test_seconds": 9.0, "latency_ms": 40.0,
+                "scores": [0.1, 0.2, 0.3], "labels": [0, 1, 1], "versions": {}, "feature_means": {},
+                "reported": {"image_AUROC": 0.5},
+            }
+        )
+        for fit in (110.0, 60.0, 500.0)
+    ]  # fmt: skip
+    ours = [
+        {"fit_seconds": fit, "test_seconds": 3.0, "latency_ms": 20.0, "image_auroc": 0.75} for fit in (5.0, 4.0, 9.0)
+    ]
+    summary = script.summarise(theirs, ours)
+    assert summary["fit_ratio"] == pytest.approx(20.0)
+    assert summary["fit_ratio_with_its_validation"] == pytest.approx(22.0)
+    assert (summary["test_ratio"], summary["latency_ratio"]) == (3.0, 2.0)
+    assert summary["anomalib"]["image_auroc"] == 1.0
+    assert "scores" not in theirs[0]
+    *_, row = script.table({"padim": {"summary": summary}}).splitlines()
+    assert row == "| padim | 100.0, 5.0, 20.0x | 9.0, 3.0, 3.0x | 40, 20, 2.0x | 1.000, 0.750 |"
+
+
+def test_a_small_test_set_keeps_all_types_and_is_copied_as_it_is(
+    script: ModuleType, tiny_mvtec: Path, tmp_path: Path
+) -> None:
+    dataset = read_mvtec(tiny_mvtec, "widget")
+    assert script.choose(dataset.test, None) == dataset.test
+    few = script.choose(dataset.test, 4)
+    assert sorted(sample.defect_type for sample in few) == ["dent", "dent", "good", "good"]
+    script.copy_pictures([ImageSet("test", few), ImageSet("train", dataset.train[:2])], tmp_path, "widget")
+    copied = read_mvtec(tmp_path, "widget")
+    assert [sample.key for sample in copied.test] == [sample.key for sample in few]
+    assert all(sample.mask_file for sample in copied.test if sample.label)
+    assert ImageSet("test", copied.test).digest == ImageSet("test", few).digest
