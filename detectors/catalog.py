@@ -7,8 +7,9 @@ import difflib
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
 from detectors.errors import InputError
 from detectors.padim import Padim
+from detectors.patchcore import Patchcore
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim,)}
+HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim, Patchcore)}
 
 
 def head_class(name: str) -> type[Head]:
