@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
+from detectors.cflow import Cflow
 from detectors.errors import InputError
 from detectors.padim import Padim
 from detectors.patchcore import Patchcore
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim, Patchcore)}
+HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim, Patchcore, Cflow)}
 
 
 def head_class(name: str) -> type[Head]:
