@@ -54,11 +54,11 @@ class Cflow(Head):
         Parameter("condition_dimension", "int", 128, "length of the sine and cosine code of a position", 4, 1024),
         Parameter("hidden_ratio", "float", 2.0, "hidden units of a block's subnet for each of its inputs", 0.1, 8.0),
         Parameter("clamp", "float", 1.9, "largest logarithm of a coupling's factor", 0.1, 4.0),
-        Parameter("learning_rate", "float", 5e-3, "largest step size of Adam", 1e-6, 0.1),
+        Parameter("learning_rate", "float", 1e-2, "largest step size of Adam", 1e-6, 0.1),
         Parameter(
-            "fibre_batch", "int", 4096, "vectors (fibres), of all layers together, in a training step", 64, 2**20
+            "fibre_batch", "int", 2048, "vectors (fibres), of all layers together, in a training step", 64, 2**20
         ),
-        Parameter("epochs", "int", 8, "passes over all training images", 1, 1000),
+        Parameter("epochs", "int", 10, "passes over all training images", 1, 1000),
         Parameter(
             "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 1000
         ),
@@ -73,9 +73,9 @@ class Cflow(Head):
         condition_dimension: int = 128,
         hidden_ratio: float = 2.0,
         clamp: float = 1.9,
-        learning_rate: float = 5e-3,
-        fibre_batch: int = 4096,
-        epochs: int = 8,
+        learning_rate: float = 1e-2,
+        fibre_batch: int = 2048,
+        epochs: int = 10,
         patience: int = 0,
     ) -> None:
         """Args as in `searchable`. Raises `InputError` for values out of range."""

@@ -123,11 +123,22 @@ class Cells(NamedTuple):
 
 def draw_cells(positions: int, images: int, generator: torch.Generator) -> Cells:
     """All cells of one stride in random order; where n does not divide N, some images are seen twice."""
-    groups = -(-images // CELL_IMAGES)
+    groups = _groups(images)
     length = -(-images // groups)
     first = (torch.arange(groups) * length).clamp_max(images - length)
     cells = torch.randperm(positions * groups, generator=generator)
     return Cells(cells // groups, first[cells % groups], length)
+
+
+def _groups(images: int) -> int:
+    """Groups that N images fall into."""
+    return -(-images // CELL_IMAGES)
+
+
+def steps_of_an_epoch(positions: Sequence[int], images: int, *, fibre_batch: int) -> int:
+    """As many as `fibre_batch` says, given the strides' P, but each with a cell of every stride at least."""
+    wanted = round(sum(positions) * images / fibre_batch)
+    return max(1, min(wanted, min(positions) * _groups(images)))
 
 
 def learning_rate(step: int, steps: int, *, largest: float) -> float:
@@ -155,8 +166,10 @@ class _Training(pl.LightningModule):
         self.values = _on_device(features, context.device)
         self.checkpoint: _Checkpoint | None = None
         self.crew = _Crew(torch.get_num_threads() if context.device.type == "cpu" else 1)
-        vectors = sum(values.shape[0] for values in self.values.values()) * len(features)
-        self.steps = max(1, round(vectors / head.fibre_batch))
+        self.steps = steps_of_an_epoch(
+            [len(values) for values in self.values.values()], len(features), fibre_batch=head.fibre_batch
+        )
+        self.weights = dict(head.named_parameters())
         self.epoch, self.loss, self.best = 0, float("nan"), None
         self.ended = self.stopped = False
         self._asked = 0.0
@@ -173,7 +186,7 @@ class _Training(pl.LightningModule):
         return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self._parameters_by_name().values(), lr=self.head.learning_rate, fused=True)
+        return torch.optim.Adam(self.weights.values(), lr=self.head.learning_rate, fused=True)
 
     def on_train_start(self) -> None:
         if self._moments:
@@ -205,7 +218,7 @@ class _Training(pl.LightningModule):
         self._loss += loss
         if (batch + 1) % CHECK_EVERY == 0:
             self._check_finite()
-        clip_grad_norm_(self._parameters_by_name().values(), LARGEST_GRADIENT)
+        clip_grad_norm_(self.weights.values(), LARGEST_GRADIENT)
         self.optimizers().step()  # type: ignore[union-attr]
 
     def on_train_epoch_end(self) -> None:
@@ -238,7 +251,7 @@ class _Training(pl.LightningModule):
         def work(worker: int) -> Tensor:
             loss = torch.zeros(())
             for stride, own in cells.items():
-                weight = 1 / max(1, len(own.positions) * own.images)
+                weight = 1 / (len(own.positions) * own.images)
                 gradients, workspace = self.crew.gradients(worker, stride, flows[stride])
                 gradients.zero_()
                 for chunk in own.part(worker, self.crew.size).chunks():
@@ -261,8 +274,6 @@ class _Training(pl.LightningModule):
         flows = self.head.flows
         loss = torch.zeros((), device=self.device)
         for stride, own in cells.items():
-            if not len(own.positions):
-                continue
             vectors = own.gather(self.values[stride]).to(self.device).permute(1, 2, 0).flatten(0, 1)
             positions = own.positions.to(self.device).repeat_interleave(own.images)
             loss = loss + training_loss(flows[stride].log_likelihood(vectors, positions), flows[stride].channels).mean()
@@ -284,7 +295,7 @@ class _Training(pl.LightningModule):
         value = validate()
         self.context.report(self.epoch, value)
         if self.best is None or value > self.best.value or math.isnan(self.best.value):
-            weights = {name: tensor.detach().clone() for name, tensor in self._parameters_by_name().items()}
+            weights = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
             self.best = _Best(self.epoch, value, weights)
 
     def _out_of_patience(self) -> bool:
@@ -298,7 +309,7 @@ class _Training(pl.LightningModule):
     def use_best(self) -> None:
         """Put the best epoch's weights in place; those of the last where there is no validation."""
         if self.best:
-            for name, parameter in self._parameters_by_name().items():
+            for name, parameter in self.weights.items():
                 parameter.copy_(self.best.weights[name])
 
     # --- going on after a crash
@@ -310,22 +321,19 @@ class _Training(pl.LightningModule):
         if found is None:
             return
         tensors, progress = found
-        parameters = self._parameters_by_name()
-        for name, parameter in parameters.items():
+        for name, parameter in self.weights.items():
             parameter.copy_(tensors[f"weights.{name}"])
         self._moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
         self.epoch, self.loss = progress["epoch"], progress["loss"]
         if progress["best"]:
-            weights = {name: tensors[f"best.{name}"].to(parameters[name].device) for name in parameters}
+            weights = {name: tensors[f"best.{name}"].to(parameter.device) for name, parameter in self.weights.items()}
             epoch, value = progress["best"]
             self.best = _Best(epoch, value, weights)
         self.ended = self._out_of_patience()
 
     def _state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {
-            f"weights.{name}": parameter for name, parameter in self._parameters_by_name().items()
-        }
-        for name, parameter in self._parameters_by_name().items():
+        state: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in self.weights.items()}
+        for name, parameter in self.weights.items():
             state |= {f"adam.{key}.{name}": value for key, value in self._adam.state[parameter].items()}
         if self.best:
             state |= {f"best.{name}": value for name, value in self.best.weights.items()}
@@ -336,16 +344,13 @@ class _Training(pl.LightningModule):
         return {"epoch": self.epoch, "loss": self.loss, "best": best}
 
     def _restore_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        for name, parameter in self._parameters_by_name().items():
+        for name, parameter in self.weights.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
             optimizer.state[parameter] = {key: self._moments[f"adam.{key}.{name}"].to(parameter.device) for key in keys}
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
-
-    def _parameters_by_name(self) -> dict[str, torch.nn.Parameter]:
-        return dict(self.head.named_parameters())
 
 
 class _Crew:

@@ -37,6 +37,8 @@ CHUNK = 2048
 """Vectors that a pass works on at a time: the hidden units of more no longer fit into a core's cache."""
 DEVIATION_FLOOR = 1e-3
 """Smallest deviation that a channel is divided by, as a share of that of all channels."""
+CHUNK_ON_GPU = 65_536
+"""The same on a GPU, which wants to be busy."""
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -266,11 +268,12 @@ class FlowPass:
         """log p of all vectors of B images, [h * w, C, B] -> [h * w, B]; some whole rows of the grid at a time."""
         height, width = self.grid
         out = values.new_empty(height * width, values.shape[2], device=self.device)
-        most = max(1, CHUNK // width)
+        chunk = CHUNK if self.device.type == "cpu" else CHUNK_ON_GPU
+        most = max(1, chunk // width)
         for first in range(0, values.shape[2], most):
             images = slice(first, min(first + most, values.shape[2]))
             count = images.stop - images.start
-            step = max(1, CHUNK // (width * count))
+            step = max(1, chunk // (width * count))
             for top in range(0, height, step):
                 rows = slice(top, min(top + step, height))
                 positions = slice(rows.start * width, rows.stop * width)

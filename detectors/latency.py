@@ -7,9 +7,10 @@ the median of at least 30 runs and one second; alone on the device, with all of 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,11 +54,12 @@ class DeviceLock:
     """Shared by trials that work on a device, exclusive for the one that measures speed on it.
 
     Two files: ``gate`` keeps newcomers out while somebody waits for the exclusive lock, which would otherwise never come.
-    The operating system frees the locks of a dead process.
+    The operating system frees the locks of a dead process. Workers that each see one GPU only, and machines that share the
+    folder, have locks of their own.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        name = re.sub(r"\W", "-", str(device))
+        name = re.sub(r"\W", "-", f"{platform.node()}-{physical_name(device)}")
         self._gate, self._work = folder / f"device-{name}.gate", folder / f"device-{name}.work"
 
     @contextmanager
@@ -73,6 +75,15 @@ class DeviceLock:
         """Held while speed is measured; the holder must not hold the shared lock."""
         with file_lock(self._gate), file_lock(self._work):
             yield
+
+
+def physical_name(device: torch.device, environment: Mapping[str, str] = os.environ) -> str:
+    """The same name in every process of a machine: with CUDA_VISIBLE_DEVICES=3, ``cuda:0`` is GPU 3."""
+    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    index = device.index or 0
+    if device.type != "cuda":
+        return str(device)
+    return f"cuda:{visible[index] if index < len(visible) else index}"
 
 
 def measure_latency(detector: Detector, images: Tensor, device: torch.device) -> Latency:

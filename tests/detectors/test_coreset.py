@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
 ]
 KINDS = ("random", "duplicates", "grid", "clusters", "far", "tiny", "mixed")
+MIDDLE = {"BATCH": 128, "WINDOW": 16}
 SMALL = {"BATCH": 24, "WINDOW": 4, "ROWS": 7, "GROUP": 2, "CENTERS": 6, "PAIRS": 5, "COMPACTION": 3}
 
 
@@ -69,20 +72,13 @@ def check_exact(points: torch.Tensor, order: CoresetOrder, *, k: int) -> None:
     assert len(picks) == min(k, len(np.unique(values, axis=0)))
 
 
-def with_sizes(**sizes: int):
+@contextmanager
+def with_sizes(**sizes: int) -> Iterator[None]:
     """The module's sizes changed for a while."""
-    patch = pytest.MonkeyPatch.context()
-
-    class Context:
-        def __enter__(self) -> None:
-            monkeypatch = patch.__enter__()
-            for name, value in sizes.items():
-                monkeypatch.setattr(coreset, name, value)
-
-        def __exit__(self, *details: object) -> None:
-            patch.__exit__(*details)
-
-    return Context()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(coreset, name, value)
+        yield
 
 
 def same(first: CoresetOrder, second: CoresetOrder) -> bool:
@@ -115,7 +111,8 @@ def test_every_pick_is_the_farthest_point_and_the_first_among_equals(kind, n, di
 @pytest.mark.parametrize("kind", KINDS)
 def test_thousands_of_points_of_many_dimensions(kind, device):
     points = make_points(kind, 3000, 40, seed=1).to(device)
-    order = greedy_k_center(points, 200, start=5)
+    with with_sizes(**MIDDLE):  # by default all of them would fit into the first window
+        order = greedy_k_center(points, 200, start=5)
     check_exact(points, order, k=200)
     assert order.picks.tolist() == textbook(points, 200, start=5)
 
@@ -124,8 +121,15 @@ def test_the_lowest_index_wins_among_equals():
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, 1.0]])
     for sizes in ({}, SMALL, SMALL | {"BATCH": 1, "WINDOW": 1}, SMALL | {"BATCH": 2, "WINDOW": 2}):
         with with_sizes(**sizes):
-            # From the centre all four corners are equally far; opposite corners follow.
-            assert greedy_k_center(corners, 6).picks.tolist() == [0, 1, 4, 2, 3]
+            # The centre stays every corner's nearest pick.
+            assert greedy_k_center(corners, 6).picks.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_lowest_index_wins_where_the_best_of_the_window_falls_to_the_floor():
+    points = [[4, 1], [5, 4], [1, 2], [3, 3], [1, 2], [3, 2], [1, 1], [1, 5], [1, 5], [1, 3], [2, 3]]
+    with with_sizes(BATCH=5, WINDOW=1, ROWS=4, GROUP=1, CENTERS=2):
+        # Points 9 and 10 are equally far from the others; 10 is in the window and 9 is not.
+        assert greedy_k_center(torch.tensor(points).float(), 11).picks.tolist() == [0, 7, 1, 2, 3, 5, 6, 9, 10]
 
 
 def test_no_more_picks_than_distinct_points():
@@ -149,32 +153,45 @@ def test_points_that_differ_in_float32s_smallest_numbers_are_distinct():
     check_exact(points, order, k=100)
 
 
+def test_points_too_near_the_mean_for_float32s_squares_are_distinct():
+    points = torch.tensor([[0.0], [1.0], [-1.0], [1e-25], [-2e-25], [0.0]])
+    for sizes in ({}, SMALL, SMALL | {"BATCH": 1, "WINDOW": 1}):
+        with with_sizes(**sizes):
+            assert greedy_k_center(points, 6).picks.tolist() == [0, 1, 2, 4, 3]
+
+
 def test_the_largest_numbers_of_float32_do_not_overflow():
     points = 3e38 * (2 * torch.rand(200, 6, generator=torch.Generator().manual_seed(0)) - 1)
     check_exact(points, greedy_k_center(points, 60), k=60)
 
 
-def test_a_lower_precision_of_products_changes_nothing():
-    points = make_points("clusters", 2500, 64, seed=2)
-    wanted = greedy_k_center(points, 150)
+@pytest.mark.parametrize("lowered", ["autocast", "matmul precision"])
+def test_a_lower_precision_of_products_changes_nothing(lowered):
+    points = make_points("random", 2500, 64, seed=2)
     before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            order = greedy_k_center(points, 150)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with with_sizes(**MIDDLE):
+        wanted = greedy_k_center(points, 150)
+        try:
+            torch.set_float32_matmul_precision("medium" if lowered == "matmul precision" else "highest")
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered == "autocast"):
+                order = greedy_k_center(points, 150)
+        finally:
+            torch.set_float32_matmul_precision(before)
     assert same(order, wanted)
+    assert torch.equal(order.bounds, wanted.bounds)
 
 
 def test_the_precision_of_products_is_restored_after_an_error():
+    def fail_in_full_precision() -> None:
+        with full_precision(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise KeyError
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(KeyError), full_precision(torch.device("cpu")):
-            assert torch.get_float32_matmul_precision() == "highest"
-            raise KeyError
+        with pytest.raises(KeyError):
+            fail_in_full_precision()
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -242,7 +259,8 @@ def test_most_points_never_meet_most_picks():
     """What makes it fast, by count: in a crowd around a centre, points near it are covered early and left alone."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(20_000, 4, generator=generator) * torch.rand(20_000, 1, generator=generator) ** 4
-    order = greedy_k_center(points, 500)
+    with with_sizes(BATCH=512, WINDOW=64):
+        order = greedy_k_center(points, 500)
     assert order.picks.tolist() == textbook(points, 500)
     assert float(order.seen.float().mean()) < 0.5 * len(order)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_widget
+from widgets import draw_widget
 
 from detectors.artifact import Artifact, load_artifact, save_artifact
 from detectors.backbones import Backbone, build_backbone, channels_by_stride
@@ -20,7 +20,10 @@ from detectors.features import Features
 from detectors.metrics import auroc
 
 BACKBONE, STRIDES = "test_resnet@random", (8, 16)
-QUICK: dict[str, dict[str, Any]] = {"padim": {"n_features": 12}}
+QUICK: dict[str, dict[str, Any]] = {
+    "padim": {"n_features": 12},
+    "cflow": {"coupling_blocks": 2, "condition_dimension": 8, "fibre_batch": 256, "epochs": 2, "learning_rate": 0.02},
+}
 """Settings that keep a head's fit short; the defaults where a head is not listed."""
 DEVICES = [
     "cpu",

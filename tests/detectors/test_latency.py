@@ -23,7 +23,7 @@ from detectors.artifact import model_size_mb
 from detectors.backbones import build_backbone
 from detectors.base import Detector
 from detectors.files import file_lock
-from detectors.latency import DeviceLock, measure_latency
+from detectors.latency import DeviceLock, measure_latency, physical_name
 from detectors.padim import Padim
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def until_somebody_waits_at_the_gate(folder: Path) -> None:
     deadline = time.monotonic() + LATE
     while time.monotonic() < deadline:
         try:
-            with file_lock(folder / "device-cpu.gate", shared=True, wait=False):
+            with file_lock(DeviceLock(folder, CPU)._gate, shared=True, wait=False):
                 time.sleep(0.01)
         except BlockingIOError:
             return
@@ -208,6 +208,37 @@ def test_devices_have_locks_of_their_own(trial):
     assert trial("exclusive", "cuda:1").gets_it()
     assert trial("exclusive", "cpu").gets_it()
     assert trial("shared", "cuda:1").waits()
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "name"),
+    [
+        ("cpu", "3", "cpu"),
+        ("cuda:1", None, "cuda:1"),
+        ("cuda", None, "cuda:0"),
+        ("cuda:0", "3", "cuda:3"),
+        ("cuda:1", "3, GPU-ab", "cuda:GPU-ab"),
+        ("cuda:2", "3,4", "cuda:2"),
+        ("cuda:1", "", "cuda:1"),
+    ],
+)
+def test_a_device_has_one_name_in_all_workers(device, visible, name):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert physical_name(torch.device(device), environment) == name
+
+
+def test_workers_that_see_one_gpu_each_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    def lock(gpu: str) -> DeviceLock:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
+        return DeviceLock(tmp_path, torch.device("cuda:0"))
+
+    with (
+        lock("0").exclusive(),
+        lock("1").exclusive(),
+        pytest.raises(BlockingIOError),
+        file_lock(lock("0")._work, wait=False),
+    ):
+        pass
 
 
 def test_an_exception_frees_both_locks(tmp_path):
