@@ -6,9 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad input, 3 refused by the gate, 130 interrupt
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -37,8 +35,10 @@ def main() -> None:
     """Entry point: run a command, turn errors into one line and an exit code."""
     from detectors.errors import InputError
     from studies.commands import register
+    from tracking.interrupts import handle_interrupts
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM is Ctrl-C: what is running is put back before the process ends.
+    handle_interrupts()
     register(app)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -66,11 +66,6 @@ def _tell(errors: Console, error: Exception) -> None:
     known = isinstance(error, InputError | StudyFailedError | ArithmeticError)
     hint = "" if known else f" ({type(error).__name__}; --debug before the command shows the traceback)"
     errors.print(f"[bold red]error:[/] {escape(text)}{hint}")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM is Ctrl-C: what is running is put back before the process ends."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

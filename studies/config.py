@@ -211,6 +211,8 @@ class ExecutionConfig(Section):
     """Tries for a trial whose worker crashed or ran out of memory; an exception is never tried again."""
     failures_in_a_row: int = Field(5, ge=1)
     """The study stops after so many failed trials in a row."""
+    gpus_per_trial: float = Field(1.0, gt=0)
+    """0.5 puts two trials on a GPU, 2 gives each trial two."""
     feature_store_gb: float = Field(20, gt=0)
     """Least recently used features go when the store outgrows this."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 import warnings
 from collections import deque
@@ -35,6 +34,7 @@ from studies import summary
 from studies.config import DETECTOR_KEY, StudyConfig, metric_of
 from studies.executors.base import Executor
 from studies.executors.inline import InlineExecutor
+from studies.executors.slots import available_cores
 from studies.home import Home
 from studies.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
 from studies.lease import Lease
@@ -361,7 +361,7 @@ class Driver:
             home=str(self.plan.home.root),
             folder=str(folders[task]),
             device=str(self.plan.device),
-            threads=max(1, (os.cpu_count() or 1) // self.executor.slots),
+            threads=max(1, available_cores() // max(1, self.executor.slots)),
             weights_dir=str(options.weights_dir) if options.weights_dir else None,
         )
 

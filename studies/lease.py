@@ -12,20 +12,37 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Double,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    delete,
+    insert,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from detectors.errors import InputError
+from tracking.interrupts import undisturbed
 
 RENEW_SECONDS = 5.0
 DEAD_SECONDS = 20.0
 """A holder on another machine whose count stands still for so long is dead."""
+
+SAME_SECONDS = 5.0
+"""Two processes of one number start further apart than this, and one process's start is never read so wrongly."""
 
 _LEASES = Table(
     "anomaly_studies_leases",
@@ -35,7 +52,7 @@ _LEASES = Table(
     Column("host", String(256), nullable=False),
     Column("place", String(320), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("born", Float, nullable=False),
+    Column("born", Double, nullable=False),
     Column("beat", Integer, nullable=False),
 )
 
@@ -47,10 +64,10 @@ class Holder:
     id: str
     host: str
     place: str
-    """Where its process number means something: a host, or one of its containers."""
+    """Where its process number means something: a machine since its last start, or one of its containers."""
     pid: int
     born: float
-    """When its process started, seconds since the epoch: a number that is used again is told apart."""
+    """When its process started, seconds since the machine did: a number that is used again is told apart."""
     beat: int
 
     def __str__(self) -> str:
@@ -63,9 +80,10 @@ class Holder:
 
     @property
     def is_running_here(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process is there, and more than a dead one that its parent has not taken note of."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) < 1.0
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and abs(_born(process) - self.born) < SAME_SECONDS
         except psutil.NoSuchProcess:
             return False
 
@@ -81,9 +99,17 @@ class Lease:
         self._holder = uuid.uuid4().hex
         self._lost = threading.Event()
 
-    @property
-    def lost(self) -> bool:
-        """Whether another driver took the study over, because this one did not renew its row in time."""
+    def is_lost(self) -> bool:
+        """Whether another driver took the study over, because this one did not renew its row in time.
+
+        Asks the database: a process that stood still, as in a laptop that slept, has not heard of it yet. While that cannot be
+        reached the answer is no, for then nobody else can take the study over.
+        """
+        if not self._lost.is_set():
+            with suppress(SQLAlchemyError):
+                holder = self.holder()
+                if holder is None or holder.id != self._holder:
+                    self._lost.set()
         return self._lost.is_set()
 
     @contextmanager
@@ -94,9 +120,13 @@ class Lease:
             waiting: told in words where it takes a while to find out whether the holder is alive.
 
         Raises:
-            InputError: another driver, which is named, holds it.
+            InputError: another driver, which is named, holds it, or the database takes no note of it.
         """
-        self._take(waiting)
+        try:
+            self._take(waiting)
+        except SQLAlchemyError as error:
+            first = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise InputError(f"study {self.study!r}: cannot note in the database who runs it ({first})") from error
         ended = threading.Event()
         thread = threading.Thread(target=self._keep, args=(ended,), daemon=True, name=f"lease of {self.study}")
         thread.start()
@@ -109,34 +139,33 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """Who holds the study now; None where nobody does."""
-        with self._engine.connect() as connection:
+        with undisturbed(), self._engine.connect() as connection:
             return self._read(connection)
 
     def _take(self, waiting: Callable[[str], None]) -> None:
-        _LEASES.create(self._engine, checkfirst=True)
-        found = self.holder()
-        deadline = time.monotonic() + self._dead_seconds
-        while found is not None:
-            if self._is_dead(found, deadline, waiting):
-                if self._replace(found):
-                    return
-                raise self._refused(self.holder() or found)
+        _make_table(self._engine)
+        while True:
             found = self.holder()
-        mine = {"study": self.study, "holder": self._holder, **_this_process(), "beat": 0}
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(_LEASES).values(mine))
-        except IntegrityError as error:
+            if found is None:
+                if self._insert():
+                    return
+            elif not self._is_dead(found, waiting):
+                continue
+            elif self._replace(found):
+                return
+            # Somebody was faster just now, and lives.
             other = self.holder()
-            raise (self._refused(other) if other else InputError(f"study {self.study!r}: try again")) from error
+            if other is not None:
+                raise self._refused(other)
 
-    def _is_dead(self, found: Holder, deadline: float, waiting: Callable[[str], None]) -> bool:
+    def _is_dead(self, found: Holder, waiting: Callable[[str], None]) -> bool:
         """Whether a holder is dead; False where it gave the lease back meanwhile. Raises `InputError` where it lives."""
         if found.is_here:
             if found.is_running_here:
                 raise self._refused(found)
             return True
         waiting(f"{found} holds study {self.study!r}; finding out whether it still runs")
+        deadline = time.monotonic() + self._dead_seconds
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._renew_seconds))
             now = self.holder()
@@ -149,11 +178,21 @@ class Lease:
     def _refused(self, holder: Holder) -> InputError:
         return InputError(f"study {self.study!r} is being run by {holder}; wait for it or stop it")
 
+    def _insert(self) -> bool:
+        """Take the lease where nobody has it; False where somebody else was faster."""
+        mine = {"study": self.study, "holder": self._holder, **_this_process(), "beat": 0}
+        try:
+            with undisturbed(), self._engine.begin() as connection:
+                connection.execute(insert(_LEASES).values(mine))
+        except IntegrityError:
+            return False
+        return True
+
     def _replace(self, dead: Holder) -> bool:
         """Take over from a dead holder; False where somebody else was faster."""
         mine = {"holder": self._holder, **_this_process(), "beat": 0}
         still = (_LEASES.c.study == self.study) & (_LEASES.c.holder == dead.id) & (_LEASES.c.beat == dead.beat)
-        with self._engine.begin() as connection:
+        with undisturbed(), self._engine.begin() as connection:
             return bool(connection.execute(update(_LEASES).where(still).values(mine)).rowcount)
 
     def _keep(self, ended: threading.Event) -> None:
@@ -171,30 +210,38 @@ class Lease:
 
     def _give_back(self) -> None:
         mine = (_LEASES.c.study == self.study) & (_LEASES.c.holder == self._holder)
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(delete(_LEASES).where(mine))
-        except SQLAlchemyError:
-            # The next driver finds this process dead.
-            return
+        # Where that fails, the next driver finds this process dead.
+        with undisturbed(), suppress(SQLAlchemyError), self._engine.begin() as connection:
+            connection.execute(delete(_LEASES).where(mine))
 
     def _read(self, connection: Connection) -> Holder | None:
         row = connection.execute(select(_LEASES).where(_LEASES.c.study == self.study)).first()
         return None if row is None else Holder(row.holder, row.host, row.place, row.pid, row.born, row.beat)
 
 
+def _make_table(engine: Engine) -> None:
+    try:
+        _LEASES.create(engine, checkfirst=True)
+    except SQLAlchemyError:
+        # Another driver may have made it in the same moment.
+        if not inspect(engine).has_table(_LEASES.name):
+            raise
+
+
 def _this_process() -> dict[str, str | int | float]:
-    return {
-        "host": socket.gethostname(),
-        "place": _place(),
-        "pid": os.getpid(),
-        "born": psutil.Process().create_time(),
-    }
+    return {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "born": _born(psutil.Process())}
+
+
+def _born(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's: no change of the clock moves it."""
+    return process.create_time() - psutil.boot_time()
 
 
 def _place() -> str:
-    """Containers may share a host name, but not their processes."""
+    """Machines may share a name, and containers that and the kernel, but neither their processes."""
     try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        container = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
-        return socket.gethostname()
+        boot, container = f"{uuid.getnode():x}", ""
+    return f"{socket.gethostname()} {boot} {container}"

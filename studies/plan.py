@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,9 +31,11 @@ class Options:
     """How a study is run here, as opposed to what it is."""
 
     device: str = "auto"
-    jobs: int = 1
+    jobs: int | Literal["auto"] = 1
     offline: bool = False
     weights_dir: Path | None = None
+    remote: bool = False
+    """Trials run on other machines, whose devices are not looked for here."""
     ideas: tuple[Mapping[str, Any], ...] = ()
     """A person's own settings, tried before all others."""
 
@@ -98,11 +100,11 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device {name!r}: give auto, cpu or cuda:N") from error
+        raise InputError(f"device {name!r}: give auto, cpu, cuda or cuda:N") from error
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise InputError(f"device {name!r}: give auto, cpu or cuda:N")
+        raise InputError(f"device {name!r}: give auto, cpu, cuda or cuda:N")
     if (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
@@ -120,7 +122,8 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     def step(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
-    device = choose_device(options.device)
+    # On the nodes of a cluster each finds its own.
+    device = torch.device("cpu") if options.remote else choose_device(options.device)
     pictures = datasets.load(config, home, progress=step("rendering pictures"))
     warnings = []
     for part in pictures.parts:

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ CONNECTION = {
     "tcp_user_timeout": 10_000,
 }
 """For PostgreSQL: a machine that is gone without a word is noticed before another driver takes this one for dead."""
+PAUSES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds between attempts to make the tables of an empty database."""
 GENERATION = "#"
 """``padim_screw#2`` is the study that ``--fresh`` started beside ``padim_screw``."""
 
@@ -81,11 +84,12 @@ def _open(url: str) -> PatientStorage:
         options = {"pool_pre_ping": True, "connect_args": CONNECTION}
     elif not sqlite_file(url):
         options = {"pool_pre_ping": True}
-    try:
-        return PatientStorage(url, engine_kwargs=options)
-    except (IntegrityError, ProgrammingError):
-        # Another machine made the tables in the same moment.
-        return PatientStorage(url, engine_kwargs=options)
+    for pause in PAUSES:
+        # Other machines may be making the tables in the same moment.
+        with suppress(IntegrityError, ProgrammingError):
+            return PatientStorage(url, engine_kwargs=options)
+        time.sleep(pause)
+    return PatientStorage(url, engine_kwargs=options)
 
 
 def study_names(storage: RDBStorage) -> list[str]:

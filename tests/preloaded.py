@@ -13,6 +13,8 @@ MODULES = [
     "matplotlib.pyplot",
     "mlflow.store.tracking.sqlalchemy_store",
     "optuna.storages",
+    "psycopg",
+    "sqlalchemy.dialects.postgresql.psycopg",
     "studies.cli",
     "studies.driver",
     "studies.executors.inline",

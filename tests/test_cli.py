@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import copy_stores, draw_widget, write_widgets
 from PIL import Image
 from preloaded import Ended, quick_trials, study
+from widgets import copy_stores, draw_widget, write_widgets
 
 BACKBONE = "resnet18@random"
 NAMES = ("STUDY_STORAGE", "MLFLOW_TRACKING_URI", "STUDY_WEIGHTS", "MVTEC_AD_ROOT", "STUDY_DEBUG")
@@ -254,7 +254,7 @@ def test_a_folder_of_weights_that_is_not_there_is_told(bare: Shell, tiny_mvtec: 
 
 def test_a_device_that_is_not_there_is_told(bare: Shell, tiny_mvtec: Path) -> None:
     path = bare.write(raw_study(tiny_mvtec))
-    assert_told(bare("run", path, "--device", "gpu"), "'gpu'", "auto, cpu or cuda:N")
+    assert_told(bare("run", path, "--device", "gpu"), "'gpu'", "auto, cpu, cuda or cuda:N")
     assert_told(bare("run", path, "--device", "cuda:99"), "'cuda:99'", "--device cpu")
 
 

@@ -7,9 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tracking.interrupts import undisturbed
+
 T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0
+SILENT_SECONDS = 1.0
+"""What is over by then, such as a lock that two writers met at, is nobody's business."""
 TELL_EVERY_SECONDS = 15.0
+
+LASTING = (
+    "disk is full",
+    "does not exist",
+    "malformed",
+    "no space left",
+    "no such table",
+    "not a database",
+    "password",
+    "read-only",
+    "readonly",
+)
+"""Words of a database's errors against which waiting does not help."""
 
 
 @dataclass
@@ -21,12 +38,16 @@ class Patience:
 
     give_up_seconds: float = 600.0
     tell: Callable[[str], None] = lambda text: None
-    """Told in words, soon after the start and then now and again, what is waited for."""
+    """Told in words, soon after the start and then now and again, what is waited for, and when it is back."""
+    may_go_on: Callable[[], None] = lambda: None
+    """Called before each further try; what it raises ends the waiting."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     def until_back(self, action: Callable[[int], T], *, is_away: Callable[[BaseException], bool], what: str) -> T:
         """The result of `action`, which is called with the number of the try, from 0.
+
+        Ctrl-C and SIGTERM end the waiting, but not `action` in its midst.
 
         Args:
             is_away: whether an exception means that waiting may help; any other ends it at once.
@@ -38,18 +59,27 @@ class Patience:
         begin, told, pause, tries = self.clock(), float("-inf"), FIRST_WAIT_SECONDS, 0
         while True:
             try:
-                result = action(tries)
+                with undisturbed():
+                    if tries:
+                        self.may_go_on()
+                    result = action(tries)
             except Exception as error:
                 waited = self.clock() - begin
                 if not is_away(error) or waited + pause > self.give_up_seconds:
                     raise
-                if waited - told >= TELL_EVERY_SECONDS:
+                if waited + pause >= SILENT_SECONDS and waited - told >= TELL_EVERY_SECONDS:
                     left = self.give_up_seconds - waited
                     self.tell(f"{what} does not answer; waiting for it, for up to {left:.0f} s; nothing is lost")
                     told = waited
                 self.sleep(pause)
                 pause, tries = min(2 * pause, LONGEST_WAIT_SECONDS), tries + 1
             else:
-                if tries:
+                if told >= 0:
                     self.tell(f"{what} is back after {self.clock() - begin:.0f} s")
                 return result
+
+
+def is_lasting(message: str) -> bool:
+    """Whether a database's error is one that waiting does not help against: a full disk, a wrong password, no such table."""
+    text = message.lower()
+    return any(word in text for word in LASTING)

@@ -16,27 +16,33 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# MLflow's own retries say nothing for minutes: `Patience` does the waiting, aloud.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# MLflow's own retries say nothing for minutes, and repeat a request whose answer was lost: a run would be made twice.
+# `Patience` does the waiting, aloud, and looks for the run first.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+# Else every run that ends is a line on standard output, which may be JSON.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from detectors.errors import InputError
 from detectors.files import file_lock, sync_folder, told_plainly
-from tracking.patience import Patience
+from tracking.addresses import without_password
+from tracking.patience import Patience, is_lasting
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 
 for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -55,6 +61,12 @@ AWAY = (
     "server closed the connection",
 )
 """In messages of MLflow that come of a server which is away, or whose own database is."""
+
+ANSWER_SECONDS = 10
+CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {"postgresql": {"connect_timeout": 10}, "mysql": {}, "mssql": {}}
+"""How to open a connection to a database that may be on another machine."""
+BUSY = (408, 429)
+"""Status codes below 500 that waiting helps against."""
 
 T = TypeVar("T")
 
@@ -218,7 +230,7 @@ class Projection:
     def _patiently(self, action: Callable[[int], T]) -> T:
         """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
         with _told_plainly(self.tracking_uri):
-            what = f"MLflow store {_without_password(self.tracking_uri)}"
+            what = f"MLflow store {without_password(self.tracking_uri)}"
             return self.patience.until_back(action, is_away=_is_away, what=what)
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
@@ -326,8 +338,11 @@ def _is_away(error: BaseException) -> bool:
         return True
     if isinstance(error, MlflowException):
         text = str(error)
+        refused = re.search(r"failed with error code (\d+)", text)
+        if is_lasting(text) or (refused and int(refused[1]) < 500 and int(refused[1]) not in BUSY):
+            return False
         return any(word in text for word in AWAY) or error.get_http_status_code() in (502, 503, 504)
-    return isinstance(error, OperationalError) and not any(word in str(error).lower() for word in ("full", "readonly"))
+    return isinstance(error, OperationalError) and not is_lasting(str(error))
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -423,16 +438,29 @@ def _user() -> str:
 
 
 def _check_reachable(uri: str) -> None:
-    """Ask a server's port at once: MLflow itself would retry for minutes before it said anything."""
+    """Ask a server or database at once: MLflow itself would try again for minutes before it said anything."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
+    kind = parts.scheme.partition("+")[0]
+    if kind in CONNECT_ARGUMENTS:
+        try:
+            create_engine(uri, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS[kind]).connect().close()
+        except ImportError as error:
+            raise InputError(
+                f"MLflow store {without_password(uri)}: no driver for this database ({error}); "
+                "pip install 'anomaly-studies[postgres]' brings the one of postgresql+psycopg://"
+            ) from error
+    if kind not in ("http", "https"):
         return
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        port = parts.port or (443 if kind == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
+        with suppress(requests.ConnectionError):
+            # Whatever it answers, it does; what hinders MLflow's requests, MLflow tells.
+            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS, stream=True).close()
     except (OSError, ValueError) as error:
+        reason = f"no answer within {ANSWER_SECONDS} s" if isinstance(error, requests.Timeout) else error
         raise InputError(
-            f"MLflow server {_without_password(uri)} cannot be reached ({error}); start it, "
+            f"MLflow server {without_password(uri)} cannot be reached ({reason}); start it, "
             "or unset MLFLOW_TRACKING_URI to use the local store"
         ) from error
 
@@ -442,9 +470,5 @@ def _told_plainly(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"MLflow store {_without_password(uri)}: {first}; check MLFLOW_TRACKING_URI") from error
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(?<=:)[^:@/]+(?=@)", "***", uri)
+        first = without_password(str(error)).strip().splitlines()[0]
+        raise InputError(f"MLflow store {without_password(uri)}: {first}; check MLFLOW_TRACKING_URI") from error

@@ -204,7 +204,7 @@ def _disk(path: Path) -> tuple[str, str, str]:
 def _optuna(home: Home) -> Iterator[Check]:
     from studies import storage as studies_storage
     from studies.home import sqlite_file
-    from studies.storage import without_password
+    from tracking.addresses import without_password
 
     url = home.storage_url
     shown = without_password(url)
@@ -220,7 +220,7 @@ def _optuna(home: Home) -> Iterator[Check]:
 
 def _mlflow(home: Home) -> Iterator[Check]:
     from studies.home import sqlite_file
-    from studies.storage import without_password
+    from tracking.addresses import without_password
 
     uri = home.tracking_uri
     shown = without_password(uri)
@@ -243,7 +243,7 @@ def _has_table(url: str, name: str, variable: str) -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
     from detectors.errors import InputError
-    from studies.storage import without_password
+    from tracking.addresses import without_password
 
     try:
         engine = create_engine(url)

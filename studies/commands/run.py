@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,7 +27,10 @@ def run(
     ],
     trials: Annotated[int | None, typer.Option(help="Finished trials in all, over every resumption.", min=1)] = None,
     timeout: Annotated[str | None, typer.Option(help="Time limit of this run, e.g. 90s, 30m, 2h.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials at the same time.", min=1)] = 1,
+    jobs: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU or four cores."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file.")
     ] = None,
@@ -45,7 +50,14 @@ def run(
         bool, typer.Option("--offline", help="Open no connection; leave out backbones without weights here.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and end.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (every GPU) or cuda:N.")] = "auto",
+    executor: Annotated[
+        str, typer.Option(metavar="local|ray", help="Processes of this machine, or the nodes of a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="auto, HOST:PORT or ray://HOST:PORT; without it Ray is started here."),
+    ] = None,
     inline: Annotated[
         bool, typer.Option("--inline", help="Run trials in this process, for debuggers and profilers.")
     ] = False,
@@ -70,7 +82,12 @@ def run(
     config = _load_config(name, settings, images=images, study_name=study_name, demo=demo)
     home = Home.from_environment().prepare()
     options = Options(
-        device=device, jobs=jobs, offline=offline or demo, weights_dir=weights_dir, ideas=_ideas(enqueue, config)
+        device=device,
+        jobs=_jobs(jobs, executor),
+        offline=offline or demo,
+        weights_dir=weights_dir,
+        remote=executor == "ray",
+        ideas=_ideas(enqueue, config),
     )
     with Live(console) as live:
         plan = _plan(config, home, options, live)
@@ -80,7 +97,8 @@ def run(
             return
         for line in _remarks(plan):
             live.say(line)
-        outcome = _drive(plan, live, fresh=fresh, inline=inline)
+        make_executor = partial(_executor, inline=inline, kind=executor, ray_address=ray_address, say=live.say)
+        outcome = _drive(plan, live, fresh=fresh, make_executor=make_executor)
     if json_output:
         typer.echo(tables.outcome_json(outcome))
     else:
@@ -124,7 +142,7 @@ def _plan(config: StudyConfig, home: Home, options: Options, live: Live) -> Plan
     return make_plan(config, home, options, progress=live.preparing)
 
 
-def _drive(plan: Plan, live: Live, *, fresh: bool, inline: bool) -> Outcome:
+def _drive(plan: Plan, live: Live, *, fresh: bool, make_executor: Callable[[Plan], Executor]) -> Outcome:
     from studies.driver import Driver
     from studies.storage import open_storage
     from tracking.projection import Projection
@@ -133,25 +151,59 @@ def _drive(plan: Plan, live: Live, *, fresh: bool, inline: bool) -> Outcome:
     home = plan.home
     storage = open_storage(home)
     projection = Projection(home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks)
-    executor = _executor(plan, inline=inline)
+    executor = make_executor(plan)
     return Driver(plan, executor, storage=storage, projection=projection, listener=live).run(fresh=fresh)
 
 
-def _executor(plan: Plan, *, inline: bool) -> Executor:
+def _jobs(text: str | None, executor: str) -> int | Literal["auto"]:
+    from detectors.errors import InputError
+
+    if text is None:
+        return "auto" if executor == "ray" else 1
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--jobs {text}: give a number from 1 on, or auto")
+    return int(text)
+
+
+def _executor(plan: Plan, *, inline: bool, kind: str, ray_address: str | None, say: Callable[[str], None]) -> Executor:
     from detectors.errors import InputError
     from studies.executors.inline import InlineExecutor
     from studies.executors.local import LocalExecutor
+    from studies.executors.slots import available_cores, plan_slots, visible_gpus
 
+    execution, options = plan.config.execution, plan.options
+    if kind not in ("local", "ray"):
+        raise InputError(f"--executor {kind}: give local or ray")
+    if ray_address is not None and kind != "ray":
+        raise InputError("--ray-address goes with --executor ray")
     if inline:
-        if plan.options.jobs > 1:
-            raise InputError("--inline runs one trial at a time; leave out --jobs")
+        if kind == "ray" or options.jobs not in (1, "auto"):
+            raise InputError("--inline runs one trial at a time in this process; leave out --jobs and --executor")
         return InlineExecutor()
-    # A fresh process gives all of a GPU's memory back; on a CPU there is nothing to give back.
-    return LocalExecutor(
-        slots=plan.options.jobs,
-        reuse=plan.device.type == "cpu",
-        trial_timeout=plan.config.execution.trial_timeout,
+    if kind == "ray":
+        from studies.executors.ray import RayExecutor
+
+        return RayExecutor(
+            address=ray_address,
+            jobs=options.jobs,
+            device=options.device,
+            gpus_per_trial=execution.gpus_per_trial,
+            trial_timeout=execution.trial_timeout,
+            say=say,
+        )
+    import torch
+
+    slots = plan_slots(
+        options.jobs,
+        device=options.device,
+        gpus_per_trial=execution.gpus_per_trial,
+        cores=available_cores(),
+        gpu_ids=visible_gpus(torch.cuda.device_count()),
     )
+    # A fresh process gives all of a GPU's memory back; on a CPU there is nothing to give back.
+    return LocalExecutor(slots=slots, reuse=plan.device.type == "cpu", trial_timeout=execution.trial_timeout)
 
 
 def _remarks(plan: Plan) -> list[str]:

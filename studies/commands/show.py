@@ -47,9 +47,9 @@ def show(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Trials, selected configuration and the honest figure of one study."""
-    from studies import storage as studies_storage
     from studies import tables
     from studies.commands.open import open_view
+    from tracking.addresses import without_password
 
     view = open_view(name)
     if json_output:
@@ -58,5 +58,5 @@ def show(
     console = tables.console()
     for part in (*tables.study_parts(view), *tables.insight_parts(view)):
         console.print(part)
-    where = studies_storage.without_password(view.home.tracking_uri)
+    where = without_password(view.home.tracking_uri)
     console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)

@@ -32,7 +32,7 @@ class Ended:
 def study(*words: object, typed: str = "") -> Ended:
     """Run ``study WORDS...``; `typed` is what comes from standard input, which is no terminal."""
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with (
             # `main` adds the commands, which a process does once.
@@ -49,5 +49,6 @@ def study(*words: object, typed: str = "") -> Ended:
     else:
         code = 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return Ended(code, out.getvalue(), err.getvalue())

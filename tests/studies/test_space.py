@@ -422,7 +422,9 @@ def test_each_trial_draws_a_detector_and_its_own_settings():
         assert all(parameter.partition(".")[0] == name for parameter in trial.params if "." in parameter)
         if name == "patchcore":
             assert params["layers"] in ([8], [8, 16])
-            assert params["projection"] == min(64, sum(channels_by_stride(params["backbone"])[s] for s in params["layers"]))
+            assert params["projection"] == min(
+                64, sum(channels_by_stride(params["backbone"])[s] for s in params["layers"])
+            )
             assert {"patchcore.layers", "patchcore.coreset_ratio"} <= set(trial.params)
         else:
             assert params["layers"] in ([8, 16], [16, 32])

@@ -1,0 +1,13 @@
+"""Addresses of databases and servers, as they may be shown."""
+
+from __future__ import annotations
+
+import re
+
+_USER_AND_PASSWORD = re.compile(r"(://[^\s:/@?]*):[^\s]*@")
+_PASSWORD_IN_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^\s&]*")
+
+
+def without_password(text: str) -> str:
+    """An address, or a text with addresses in it, without the passwords."""
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", text))
