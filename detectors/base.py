@@ -21,6 +21,7 @@ from detectors.data.images import Size
 from detectors.errors import InputError, NumericalError
 from detectors.evaluation import Threshold
 from detectors.features import Features
+from detectors.working_memory import portion
 
 ParameterValue = bool | int | float | str
 
@@ -216,7 +217,7 @@ class Detector(nn.Module):
     def extract(self, images: Tensor) -> Features:
         """Features of uint8 [N, 3, H, W] images, computed in small batches."""
         check_images(images, self.image_size)
-        parts = [self.backbone(batch) for batch in images.split(EXTRACTION_BATCH)]
+        parts = [self.backbone(batch) for batch in images.split(portion(EXTRACTION_BATCH))]
         pyramid = {stride: torch.cat([part[stride] for part in parts]) for stride in self.backbone.strides}
         return Features.from_pyramid(pyramid, self.image_size)
 

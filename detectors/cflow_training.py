@@ -38,6 +38,7 @@ from detectors.coupling import CHUNK, Flow, FlowGradients, FlowPass, Workspace, 
 from detectors.errors import NumericalError
 from detectors.features import Features
 from detectors.files import write_bytes
+from detectors.working_memory import parts, portion
 
 CELL_IMAGES = 32
 """Images of a cell: as many as make the code's share of the hidden units cheap, as few as make cells differ."""
@@ -270,16 +271,22 @@ class _Training(pl.LightningModule):
         return torch.stack(losses).sum()
 
     def _gradients_by_autograd(self, cells: dict[int, Cells]) -> Tensor:
-        """The same, under the trainer's precision."""
+        """The same, under the trainer's precision; in several pieces where memory is short."""
         flows = self.head.flows
-        loss = torch.zeros((), device=self.device)
-        for stride, own in cells.items():
-            vectors = own.gather(self.values[stride]).to(self.device).permute(1, 2, 0).flatten(0, 1)
-            positions = own.positions.to(self.device).repeat_interleave(own.images)
-            loss = loss + training_loss(flows[stride].log_likelihood(vectors, positions), flows[stride].channels).mean()
+        total = torch.zeros((), device=self.device)
         self.zero_grad()
-        self.manual_backward(loss)
-        return loss.detach()
+        pieces = min(parts(), *(len(whole.positions) for whole in cells.values()))
+        for index in range(pieces):
+            loss = torch.zeros((), device=self.device)
+            for stride, whole in cells.items():
+                own = whole.part(index, pieces)
+                vectors = own.gather(self.values[stride]).to(self.device).permute(1, 2, 0).flatten(0, 1)
+                positions = own.positions.to(self.device).repeat_interleave(own.images)
+                losses = training_loss(flows[stride].log_likelihood(vectors, positions), flows[stride].channels)
+                loss = loss + losses.sum() / (len(whole.positions) * whole.images)
+            self.manual_backward(loss)
+            total += loss.detach()
+        return total
 
     def _check_finite(self) -> None:
         if not bool(torch.isfinite(self._loss)):
@@ -456,7 +463,7 @@ def _on_device(features: Features, device: torch.device) -> dict[int, Tensor]:
     """The maps, on the GPU as far as half its free memory holds them."""
     if device.type != "cuda":
         return {stride: features.maps[stride].contiguous() for stride in features.strides}
-    room = torch.cuda.mem_get_info(device)[0] // 2
+    room = portion(torch.cuda.mem_get_info(device)[0] // 2)
     placed = {}
     for stride in features.strides:
         values = features.maps[stride].contiguous()

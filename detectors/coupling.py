@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.data.images import Size
+from detectors.working_memory import portion
 
 SUBNET_SCALE = 0.1
 """Factor of a subnet's output, as in FrEIA's `AllInOneBlock`: a fresh block is close to the identity."""
@@ -268,7 +269,7 @@ class FlowPass:
         """log p of all vectors of B images, [h * w, C, B] -> [h * w, B]; some whole rows of the grid at a time."""
         height, width = self.grid
         out = values.new_empty(height * width, values.shape[2], device=self.device)
-        chunk = CHUNK if self.device.type == "cpu" else CHUNK_ON_GPU
+        chunk = portion(CHUNK if self.device.type == "cpu" else CHUNK_ON_GPU)
         most = max(1, chunk // width)
         for first in range(0, values.shape[2], most):
             images = slice(first, min(first + most, values.shape[2]))

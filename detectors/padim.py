@@ -32,6 +32,7 @@ from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.errors import NumericalError
 from detectors.features import Features
+from detectors.working_memory import portion
 
 BLOCK_BYTES = 64 * 2**20
 """Working memory of one block of positions: large enough for batched products, small enough for any machine."""
@@ -169,14 +170,14 @@ class Padim(Head):
         """Slices of positions whose vectors and factors fit into `BLOCK_BYTES`."""
         height, width = self.grid
         per_position = 4 * self.n_features * (3 * self.n_features + 2 * images)
-        length = max(1, BLOCK_BYTES // per_position)
+        length = max(1, portion(BLOCK_BYTES) // per_position)
         for start in range(0, height * width, length):
             yield slice(start, min(start + length, height * width))
 
     def _blocks_of_rows(self) -> Iterator[slice]:
         """Slices of positions that are whole rows of the grid, as many as `ROWS_BYTES` allows, at least one."""
         height, width = self.grid
-        length = max(1, ROWS_BYTES // (4 * width * 3 * self.n_features**2))
+        length = max(1, portion(ROWS_BYTES) // (4 * width * 3 * self.n_features**2))
         for row in range(0, height, length):
             yield slice(row * width, min(row + length, height) * width)
 

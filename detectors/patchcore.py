@@ -43,6 +43,7 @@ from detectors.coreset import CoresetOrder, full_precision, greedy_k_center
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
+from detectors.working_memory import portion
 
 ORDER_VERSION = 1
 """Of everything that decides the order of a coreset; a stored one of another version is not found."""
@@ -358,7 +359,7 @@ class Patchcore(Head):
         """The same before they are whitened."""
         height, width = self.grid
         channels = sum(features.maps[stride].shape[1] for stride in features.strides)
-        length = max(1, BLOCK_BYTES // (4 * width * channels * len(features)))
+        length = max(1, portion(BLOCK_BYTES) // (4 * width * channels * len(features)))
         for row in range(0, height, length):
             rows = slice(row, min(row + length, height))
             values = patch_features(features, rows, reach=self.neighbourhood, device=device)
@@ -371,7 +372,7 @@ class Patchcore(Head):
         k = min(k, len(self.bank_))
         candidates = self._search(queries, min(k + EXTRA, len(self.bank_)))
         distances = torch.empty(candidates.shape, device=queries.device)
-        length = max(1, PRODUCT_BYTES // (4 * candidates.shape[1] * queries.shape[1]))
+        length = max(1, portion(PRODUCT_BYTES) // (4 * candidates.shape[1] * queries.shape[1]))
         for part in (slice(first, first + length) for first in range(0, len(queries), length)):
             there = self.bank_.index_select(0, candidates[part].flatten()).unflatten(0, candidates[part].shape)
             distances[part] = torch.linalg.vector_norm(there.sub_(queries[part, None]), dim=2)
@@ -460,7 +461,7 @@ class _Search:
 def nearest_by_products(queries: Tensor, bank: Tensor, k: int) -> Tensor:
     """Indices of the k nearest of each query by |b|^2 - 2 q b, nearest first; [Q, D], [M, D] -> int64 [Q, k]."""
     squares = bank.square().sum(dim=1)
-    length = max(1, PRODUCT_BYTES // (4 * len(bank)))
+    length = max(1, portion(PRODUCT_BYTES) // (4 * len(bank)))
     with full_precision(bank.device):
         parts = [
             torch.addmm(squares, part, bank.T, alpha=-2).topk(k, dim=1, largest=False).indices

@@ -80,6 +80,15 @@ class LeaseLostError(InputError):
 
 
 @dataclass(frozen=True)
+class _Attempt:
+    """A trial that is to be submitted."""
+
+    trial: Trial
+    attempt: int = 1
+    memory_halvings: int = 0
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a run of a study ended."""
 
@@ -113,8 +122,8 @@ class Driver:
         self.config: StudyConfig = plan.config
         self._running: dict[int, Job] = {}
         self._trials: dict[int, Trial] = {}
-        self._again: deque[tuple[Trial, int]] = deque()
-        """Trials to be submitted (again), with the attempt."""
+        self._again: deque[_Attempt] = deque()
+        """Trials to be submitted (again)."""
         self._failures: list[str] = []
         """Of the trials that failed in a row, up to the last one that ended."""
         self._exhausted = False
@@ -172,6 +181,36 @@ class Driver:
         self._close_parent("FINISHED", reason)
         return Outcome(self.view, reason, selected, self.projection.parent_run_id)
 
+    def refit(self, number: int) -> TrialView:
+        """Fit a finished trial once more, score it on test (a ledger line) and save its detector, unless that was done before.
+
+        Raises:
+            InputError: no such trial, or one that did not finish; as `run` does.
+            StudyFailedError: the refit failed.
+        """
+        with self._sole_driver():
+            self.study, header, _ = studies_storage.create_or_resume(self.storage, self.plan, fresh=False)
+            self._adopt_header(header)
+            try:
+                chosen = next((trial for trial in self.view.trials() if trial.number == number), None)
+                if chosen is None or chosen.state != "COMPLETE":
+                    state = "does not exist" if chosen is None else f"is {chosen.state}"
+                    raise InputError(
+                        f"trial {number} of study {self.study.study_name!r} {state}; choose a finished one"
+                    )
+                if not chosen.detectors:
+                    self.projection.open(self.view.study_record(state="RUNNING", note=summary.note(self.view)))
+                    self._run_after_search(chosen, "final")
+                    chosen = self._view(number)
+                    self.projection.write_trial(self.view.trial_record(chosen))
+                    self._close_parent("FINISHED", f"trial {number} was refitted")
+                return chosen
+            except BaseException as error:
+                self._wind_up(error)
+                raise
+            finally:
+                self.executor.close()
+
     # Opening
 
     @contextmanager
@@ -215,7 +254,8 @@ class Driver:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             trial = Trial(self.study, frozen._trial_id)
-            attempt = int(frozen.user_attrs.get(JOB, {}).get("attempt", 0))
+            job = frozen.user_attrs.get(JOB, {})
+            attempt, halvings = int(job.get("attempt", 0)), int(job.get("memory_halvings", 0))
             decided = frozen.user_attrs.get(OUTCOME, {}).get("failure")
             if self._tell_finished(trial, attempt):
                 continue
@@ -224,7 +264,7 @@ class Driver:
             elif attempt >= self.config.execution.attempts:
                 self._fail(trial, f"crashed: the driver ended {attempt} times while this trial was running")
             else:
-                self._again.append((trial, attempt + 1))
+                self._again.append(_Attempt(trial, attempt + 1, halvings))
         self._failures.clear()
         for view in self.view.trials():
             if view.state != "RUNNING":
@@ -262,13 +302,13 @@ class Driver:
     def _submit_next(self) -> bool:
         """Submit one job; False where there is nothing to try any more."""
         if self._again:
-            trial, attempt = self._again.popleft()
-            self._reseeded(trial.number)
-            params = self._suggest(trial)
-            if attempt > 1 or not self._is_duplicate(trial.number, params):
-                self._submit(trial, params, attempt)
+            again = self._again.popleft()
+            self._reseeded(again.trial.number)
+            params = self._suggest(again.trial)
+            if again.attempt > 1 or not self._is_duplicate(again.trial.number, params):
+                self._submit(again, params)
                 return True
-            self._discard(trial)
+            self._discard(again.trial)
         for repeated in range(DUPLICATES_BEFORE_END):
             if self.config.sampler.name == "grid":
                 self._enqueue_next_of_grid()
@@ -279,7 +319,7 @@ class Driver:
             trial = self._reseeded(count, at_random=repeated >= DUPLICATES_BEFORE_RANDOM).ask()
             params = self._suggest(trial)
             if not self._is_duplicate(trial.number, params):
-                self._submit(trial, params, 1)
+                self._submit(_Attempt(trial), params)
                 return True
             self._discard(trial)
         self._exhausted = True
@@ -327,12 +367,16 @@ class Driver:
         trial.set_user_attr(DISCARDED, "the same setting was tried before")
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def _submit(self, trial: Trial, params: dict[str, Any], attempt: int) -> None:
-        trial.set_user_attr(JOB, {"attempt": attempt, "params": params})
+    def _submit(self, attempt: _Attempt, params: dict[str, Any]) -> None:
+        trial, record = attempt.trial, {"attempt": attempt.attempt, "params": params}
+        if attempt.memory_halvings:
+            record["memory_halvings"] = attempt.memory_halvings
+        trial.set_user_attr(JOB, record)
         self._trials[trial.number] = trial
         # Another attempt reports its epochs again, and is judged by them again.
         self._pruned.discard(trial.number)
-        job = self._job("trial", trial.number, params, attempt)
+        job = self._job("trial", trial.number, params, attempt.attempt)
+        job = replace(job, memory_halvings=attempt.memory_halvings)
         self.projection.write_trial(self.view.trial_record(self._view(trial.number)))
         self._running[trial.number] = job
         self.executor.submit(job)
@@ -416,8 +460,10 @@ class Driver:
             self._fail(trial, f"bad_input: {event.message}")
             raise InputError(event.message)
         if event.kind in RETRIED and event.attempt < self.config.execution.attempts:
-            self._notify(Retried(event.number, event.attempt + 1, f"{event.kind}: {event.message}"))
-            self._again.appendleft((trial, event.attempt + 1))
+            short = event.kind == "out_of_memory"
+            again = " with smaller batches" if short else ""
+            self._notify(Retried(event.number, event.attempt + 1, f"{event.kind}: {event.message}", how=again))
+            self._again.appendleft(_Attempt(trial, event.attempt + 1, job.memory_halvings + short))
         else:
             self._fail(trial, f"{event.kind}: {event.message}")
 
@@ -589,8 +635,10 @@ class Driver:
         Raises:
             InputError, StudyFailedError: there is no result.
         """
+        halvings = int(selected.job.get("memory_halvings", 0))
         for attempt in range(1, self.config.execution.attempts + 1):
             job = self._job(task, selected.number, selected.params, attempt, replicate=replicate)
+            job = replace(job, memory_halvings=halvings)
             if attempt == 1:
                 (job.path / RESULT_FILE).unlink(missing_ok=True)
             self.executor.submit(job)
@@ -602,6 +650,7 @@ class Driver:
                 raise InputError(ended.message)
             if ended.kind not in RETRIED or attempt == self.config.execution.attempts:
                 raise StudyFailedError(f"the refit of trial {selected.number} failed: {ended.kind}: {ended.message}")
+            halvings += ended.kind == "out_of_memory"
 
     def _wait_for_end(self) -> Done | Lost:
         """Of the only job under way."""

@@ -29,6 +29,7 @@ from detectors.data.images import RESIZE_RULE, Size
 from detectors.data.samples import ImageSet
 from detectors.features import Features
 from detectors.files import file_lock, told_plainly, write_json
+from detectors.working_memory import portion
 
 LAYOUT_VERSION = 1
 DEFAULT_MAX_BYTES = 20 * 2**30
@@ -258,8 +259,9 @@ class FeatureStore:
         written = done = 0
         try:
             with told_plainly(self.root), torch.inference_mode():
-                for start in range(0, len(image_set), EXTRACTION_BATCH):
-                    indices = range(start, min(start + EXTRACTION_BATCH, len(image_set)))
+                batch = portion(EXTRACTION_BATCH)
+                for start in range(0, len(image_set), batch):
+                    indices = range(start, min(start + batch, len(image_set)))
                     pyramid = backbone(image_set.images(indices).to(device))
                     pending.append({stride: pyramid[stride].cpu() for stride in keys})
                     done = indices.stop

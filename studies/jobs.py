@@ -52,6 +52,8 @@ class Job:
     device: str
     threads: int
     weights_dir: str | None = None
+    memory_halvings: int = 0
+    """How many attempts ran out of memory: batches and blocks are halved as many times, with the same outcome."""
 
     @property
     def path(self) -> Path:

@@ -80,9 +80,9 @@ class Live:
                 if task is not None:
                     self._advance(task, stage.name, stage.done, stage.total)
                 self._plain(f"trial {stage.number}: {stage.name}", stage.done, stage.total)
-            case Retried(number, attempt, reason):
+            case Retried(number, attempt, reason, how):
                 self._remove(number)
-                self.say(f"trial {number}: {reason}; attempt {attempt} follows")
+                self.say(f"trial {number}: {reason}; attempt {attempt}{how} follows")
             case Finished(trial, counted, best):
                 self._finished(trial, counted, best)
             case Said(text):

@@ -42,6 +42,8 @@ class Retried:
     number: int
     attempt: int
     reason: str
+    how: str = ""
+    """What is done otherwise this time."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors import working_memory
 from detectors.artifact import Artifact, save_artifact
 from detectors.backbones import Backbone, build_backbone
 from detectors.base import Detector, FitContext, Prediction
@@ -56,8 +57,9 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
     config, home = validate(job.config, source=f"trial {job.number}"), Home(Path(job.home))
     if config.data.is_several:
         return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
-    worker = _Worker(job, config, home, emit, should_stop)
-    return worker.trial() if job.task == "trial" else worker.final()
+    with working_memory.halved(job.memory_halvings):
+        worker = _Worker(job, config, home, emit, should_stop)
+        return worker.trial() if job.task == "trial" else worker.final()
 
 
 class _Worker:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from detectors import cflow_training, coupling
+from detectors import cflow_training, coupling, working_memory
 from detectors.backbones import build_backbone
 from detectors.base import Detector, FitContext
 from detectors.catalog import head_class
@@ -397,10 +397,12 @@ def test_threads_share_the_work_and_are_given_back():
     assert not any(thread.name.startswith("cflow") for thread in threading.enumerate())
 
 
-def test_autograd_trains_as_the_gradients_by_hand_do(monkeypatch):
+@pytest.mark.parametrize("halvings", [0, 1, 5])
+def test_autograd_trains_as_the_gradients_by_hand_do(monkeypatch, halvings):
     by_hand = Cflow(**SMALL, epochs=2).fit(make_features(40), FitContext())
     monkeypatch.setattr(cflow_training._Training, "_gradients_by_hand", cflow_training._Training._gradients_by_autograd)
-    by_autograd = Cflow(**SMALL, epochs=2).fit(make_features(40), FitContext())
+    with working_memory.halved(halvings):
+        by_autograd = Cflow(**SMALL, epochs=2).fit(make_features(40), FitContext())
     assert by_autograd.diagnostics["train_loss"] == pytest.approx(by_hand.diagnostics["train_loss"], rel=1e-4)
     images = make_features(3, seed=1)
     torch.testing.assert_close(by_autograd.score(images)[0], by_hand.score(images)[0], rtol=1e-2, atol=1e-2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from widgets import draw_widget
 
+from detectors import working_memory
 from detectors.artifact import Artifact, load_artifact, save_artifact
 from detectors.backbones import Backbone, build_backbone, channels_by_stride
 from detectors.base import SMOOTHING_SIGMA, Detector, FitContext, Head, Parameter, Prediction
@@ -70,6 +71,15 @@ def close(first: Prediction, second: Prediction, *, tolerance: float = 1e-4) -> 
 
 def identical(first: Prediction, second: Prediction) -> bool:
     return torch.equal(first.scores, second.scores) and torch.equal(first.maps, second.maps)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_short_memory_changes_nothing_but_rounding(make, device):
+    images = pictures(3, seed=1)
+    plain = make().fit(pictures(8), FitContext(device=torch.device(device)))
+    with working_memory.halved(12):
+        saving = make().fit(pictures(8), FitContext(device=torch.device(device)))
+        close(saving(images.to(device)), plain(images.to(device)), tolerance=2e-3)
 
 
 # --- settings

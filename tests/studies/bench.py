@@ -49,6 +49,8 @@ class ScriptedExecutor:
     """Answers each job as its script says: with metrics, a loss, or an exception out of `poll`."""
 
     script: Script = quality
+    final: Script = lambda job: {"test/image_auroc": 0.7}
+    """The same for refits."""
     slots: int = 1
     leave_result: bool = False
     """Write the result also where the answer is an exception: the worker was done, its driver was not."""
@@ -72,7 +74,7 @@ class ScriptedExecutor:
         self.waiting.popleft()
         if job.task == "final":
             (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)
-        answer = self.script(job) if job.task == "trial" else {"test/image_auroc": 0.7}
+        answer = self.script(job) if job.task == "trial" else self.final(job)
         if isinstance(answer, str):
             (job.path / LOG_FILE).parent.mkdir(parents=True, exist_ok=True)
             (job.path / LOG_FILE).write_text(f"how it went: {answer}\n")

@@ -195,6 +195,33 @@ def test_only_failures_of_the_surroundings_are_tried_again(bench: Bench, kind: L
     assert f"how it went: {kind}" in local.read_text()
 
 
+def test_memory_that_ran_out_is_answered_by_smaller_batches(bench: Bench) -> None:
+    wanted = {0: 0, 1: 2, 2: 0}
+    executor = ScriptedExecutor(
+        lambda job: "out_of_memory" if job.memory_halvings < wanted[job.number] else quality(job)
+    )
+    bench.run(executor, execution={"attempts": 3})
+    tried = [(job.number, job.attempt, job.memory_halvings) for job in executor.trials]
+    assert tried == [(0, 1, 0), (1, 1, 0), (1, 2, 1), (1, 3, 2), (2, 1, 0)]
+    assert bench.states() == ["COMPLETE"] * 3
+    assert bench.frozen()[1].user_attrs[JOB]["memory_halvings"] == 2
+    assert [notice.how for notice in bench.notices if isinstance(notice, Retried)] == [" with smaller batches"] * 2
+
+
+def test_a_refit_without_memory_is_tried_with_smaller_batches(bench: Bench) -> None:
+    executor = ScriptedExecutor(final=lambda job: {"test/image_auroc": 0.7} if job.memory_halvings else "out_of_memory")
+    bench.run(executor)
+    assert [(job.attempt, job.memory_halvings) for job in executor.finals] == [(1, 0), (2, 1)]
+
+
+def test_a_driver_that_follows_keeps_the_smaller_batches(bench: Bench) -> None:
+    three = {"attempts": 3}
+    bench.kill(ScriptedExecutor(lambda job: Killed() if job.memory_halvings else "out_of_memory"), execution=three)
+    executor = ScriptedExecutor()
+    bench.run(executor, execution=three)
+    assert (executor.trials[0].attempt, executor.trials[0].memory_halvings) == (3, 1)
+
+
 def test_a_study_with_failures_can_be_shown(bench: Bench) -> None:
     bench.run(ScriptedExecutor(lambda job: "exception" if job.number == 0 else quality(job)))
     view = bench.view()
