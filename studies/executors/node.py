@@ -128,14 +128,17 @@ class _Post:
 
     def tell(self, message: Event | Begun) -> None:
         """Returns when the message has arrived."""
-        with suppress(self._ray.exceptions.RayError):
-            self._ray.get(self._mailbox.tell.remote(self._token, message), timeout=TELL_SECONDS)
+        self._answer(self._mailbox.tell.remote(self._token, message))
 
     def is_stopped(self) -> bool:
         """Whether the driver has asked this job to stop."""
-        with suppress(self._ray.exceptions.RayError):
-            return bool(self._ray.get(self._mailbox.is_stopped.remote(self._token), timeout=TELL_SECONDS))
-        return False
+        return bool(self._answer(self._mailbox.is_stopped.remote(self._token)))
+
+    def _answer(self, reference: Any) -> Any:
+        # A worker that waits in ray.get lends its cores to whoever is next in line, and they would not come back.
+        with suppress(self._ray.exceptions.RayError, TimeoutError):
+            return reference.future().result(TELL_SECONDS)
+        return None
 
 
 def check(job: Job, orders: Orders) -> str | None:
