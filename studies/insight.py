@@ -34,6 +34,35 @@ class Effect:
     best: float
 
 
+@dataclass(frozen=True)
+class Savings:
+    """What the pruner spared a search."""
+
+    trials: int
+    """Trainings that it ended."""
+    epochs: int
+    """Of these trainings, that were not run."""
+    seconds: float
+    """What those would have taken, each at the mean pace of its own training so far, validation included."""
+    spent: float
+    """Seconds of training and validation in all trials that ended."""
+
+
+def savings(view: StudyView) -> Savings | None:
+    """None where nothing was pruned."""
+    trials, epochs, seconds, spent = 0, 0, 0.0, 0.0
+    for trial in view.trials():
+        stages = trial.outcome.get("seconds", {})
+        pace = stages.get("fit", 0.0) + stages.get("validate", 0.0)
+        spent += pace
+        done, wanted = max(trial.frozen.intermediate_values, default=0), trial.params.get("epochs")
+        if trial.state == "PRUNED" and done and wanted:
+            trials += 1
+            epochs += wanted - done
+            seconds += pace / done * (wanted - done)
+    return Savings(trials, epochs, seconds, spent) if trials else None
+
+
 def importances(view: StudyView) -> dict[str, float]:
     """Share of each searched parameter in what tells good trials from others, the largest first; they add up to 1.
 

@@ -155,6 +155,7 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "dropped": header.dropped,
         "config": view.config.to_json(),
         "trials": [trial_json(trial) for trial in view.trials()],
+        "savings": asdict(saved) if (saved := insight.savings(view)) else None,
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
@@ -185,7 +186,18 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
     failed = [trial for trial in view.trials() if trial.state == "FAIL"]
     for trial in failed[-3:]:
         yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
+    if (saved := insight.savings(view)) is not None:
+        yield Text(savings_text(saved))
     yield from selected_parts(view)
+
+
+def savings_text(saved: insight.Savings) -> str:
+    """One line on what pruning was good for."""
+    share = saved.seconds / (saved.seconds + saved.spent)
+    return (
+        f"pruning ended {saved.trials} trainings early and saved about {saved.seconds:.0f} s "
+        f"({share:.0%} of what all trainings would have taken; {saved.epochs} epochs)"
+    )
 
 
 def insight_parts(view: StudyView) -> Iterator[RenderableType]:

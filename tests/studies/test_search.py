@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench import Bench, ScriptedExecutor, quality
+from bench import Bench, ScriptedExecutor, Training, quality
 from builders import BACKBONE, make_config
 
 from detectors.errors import InputError
@@ -207,6 +207,23 @@ def test_importances_find_the_parameter_that_matters(bench: Bench) -> None:
     assert list(shares) == ["shrinkage", "n_features"]
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["shrinkage"] > 0.6
+
+
+def test_what_pruning_saved_is_told(bench: Bench) -> None:
+    study = {
+        "detector": "cflow",
+        "search": {"clamp": {"float": [1.0, 3.0]}},
+        "fixed": {"backbone": BACKBONE, "layers": [16], "epochs": 6},
+        "pruner": {"name": "median", "startup": 2, "min_epochs": 1},
+        "budget": {"trials": 4},
+    }
+    view = bench.run(Training(curve=lambda number: 0.9 - 0.1 * number, epochs=6), **study).view
+    # Four fits of 0.1 s; two of them ended after the first of six epochs.
+    saved = insight.savings(view)
+    assert saved == insight.Savings(trials=2, epochs=10, seconds=pytest.approx(1.0), spent=pytest.approx(0.4))
+    assert "pruning ended 2 trainings early and saved about 1 s (71% of" in tables.savings_text(saved)
+    assert tables.study_json(view)["savings"]["epochs"] == 10
+    assert insight.savings(bench.run(name="none", budget={"trials": 2}).view) is None
 
 
 def test_importances_want_enough_trials_and_a_difference(bench: Bench) -> None:
