@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -136,3 +137,15 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(scene: Scene) -> 
     assert "crashed: worker ended by SIGKILL" in scene.output
     view = assert_whole(scene)
     assert [trial.job["attempt"] for trial in view.trials()] == [1, 2, 1]
+
+
+def test_kills_at_random_moments(study_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short run of the benchmark, which has ten times as many."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    script = import_module("kill_driver")
+    study = script.Study(tmp_path, trials=4)
+    study.prepare()
+    told: list[str] = []
+    report = script.run(study, kills=3, terminations=0, reach=3.0, seed=1, tell=told.append)
+    assert report.faults == [], "\n".join([*told, study.output])
+    assert report.states["COMPLETE"] == 4
