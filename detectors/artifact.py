@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detectors.backbones import WeightsIdentity, check_strides, empty_backbone
-from detectors.base import SMOOTHING_SIGMA, Detector, Head
+from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction
 from detectors.catalog import head_class
-from detectors.data.images import RESIZE_RULE, resize_image
+from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.evaluation import Threshold
@@ -47,8 +47,8 @@ class _Weights(BaseModel):
     origin: str
 
 
-class _Description(BaseModel):
-    """What ``detector.json`` holds."""
+class Description(BaseModel):
+    """What a file says of the detector in it; ``detector.json`` holds this alone."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: int
@@ -76,9 +76,63 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Study, trial, data digest, versions: JSON-able."""
 
+    @property
+    def threshold(self) -> Threshold | None:
+        """The detector's."""
+        return self.detector.threshold
+
     def resize(self, rgb: NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, 3] of any size -> uint8 [1, 3, h, w] as the detector wants it."""
-        return torch.from_numpy(resize_image(rgb, self.detector.image_size)).permute(2, 0, 1)[None].contiguous()
+        return resized(rgb, self.detector.image_size)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """uint8 [B, 3, h, w] -> Prediction, computed on the detector's device."""
+        return self.detector(images.to(next(self.detector.backbone.parameters()).device))
+
+
+def resized(rgb: NDArray[np.uint8], image_size: Size) -> Tensor:
+    """uint8 [H, W, 3] of any size -> uint8 [1, 3, h, w], by `RESIZE_RULE`."""
+    small = np.require(resize_image(rgb, image_size), requirements="W")  # torch takes no other
+    return torch.from_numpy(small).permute(2, 0, 1)[None].contiguous()
+
+
+def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
+    """All that is known of a detector but its tensors."""
+    detector = artifact.detector
+    return Description(
+        format=FORMAT,
+        detector=detector.head.name,
+        settings=detector.head.settings,
+        backbone=str(detector.backbone.spec),
+        strides=list(detector.backbone.strides),
+        weights=_Weights(**detector.backbone.identity.to_json()),
+        image_size=detector.image_size,
+        resize_rule=RESIZE_RULE,
+        smoothing_sigma=detector.smoothing_sigma,
+        threshold=detector.threshold.to_json() if detector.threshold else None,
+        normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
+        provenance=dict(artifact.provenance),
+        tensors_sha256=tensors_sha256,
+    )
+
+
+def parse_description(text: str | bytes, *, place: Path) -> Description:
+    """Read a description. Raises `InputError` that names the place where it is damaged or of a newer version."""
+    if len(text) > MAX_DESCRIPTION_BYTES:
+        raise InputError(f"{place}: too large to be a detector's description")
+    try:
+        raw = json.loads(text)
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise InputError(f"{place}: written by a newer version (format {raw['format']}); update anomaly-studies")
+        description = Description.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{place}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON ({error})") from error
+    if description.resize_rule != RESIZE_RULE:
+        raise InputError(f"{place}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}")
+    return description
 
 
 def save_artifact(artifact: Artifact, folder: Path) -> Path:
@@ -92,21 +146,7 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
         raise InputError(f"{folder}: holds other files, which a detector would replace; choose another folder")
     with new_folder(folder) as temporary:
         _write_tensors(stored_tensors(detector), temporary / TENSORS)
-        description = _Description(
-            format=FORMAT,
-            detector=detector.head.name,
-            settings=detector.head.settings,
-            backbone=str(detector.backbone.spec),
-            strides=list(detector.backbone.strides),
-            weights=_Weights(**detector.backbone.identity.to_json()),
-            image_size=detector.image_size,
-            resize_rule=RESIZE_RULE,
-            smoothing_sigma=detector.smoothing_sigma,
-            threshold=detector.threshold.to_json() if detector.threshold else None,
-            normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
-            provenance=dict(artifact.provenance),
-            tensors_sha256=file_sha256(temporary / TENSORS),
-        )
+        description = describe(artifact, tensors_sha256=file_sha256(temporary / TENSORS))
         write_json(temporary / DESCRIPTION, description.model_dump(mode="json"))
         # safetensors keeps its file to its owner; whoever may read the one shall read the other.
         shutil.copymode(temporary / DESCRIPTION, temporary / TENSORS)
@@ -160,7 +200,7 @@ def is_artifact(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def _make_head(description: _Description, folder: Path) -> Head:
+def _make_head(description: Description, folder: Path) -> Head:
     head_type: Callable[..., Head] = head_class(description.detector)
     try:
         return head_type(**description.settings)
@@ -178,25 +218,13 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise
 
 
-def _read_description(folder: Path) -> _Description:
+def _read_description(folder: Path) -> Description:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise InputError(f"{folder}: no detector here ({DESCRIPTION} is missing)")
     if path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise InputError(f"{path}: too large to be a detector's description")
-    try:
-        raw = json.loads(path.read_bytes())
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise InputError(f"{path}: written by a newer version (format {raw['format']}); update anomaly-studies")
-        description = _Description.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if description.resize_rule != RESIZE_RULE:
-        raise InputError(f"{path}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}")
-    return description
+    return parse_description(path.read_bytes(), place=path)
 
 
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:

@@ -225,6 +225,30 @@ class ThresholdConfig(Section):
     """Share of held-out normals that may raise an alarm."""
 
 
+class GateConfig(Section):
+    """What a model must meet to become the champion; not part of the study's identity."""
+
+    epsilon: float = Field(0.005, ge=0, le=1)
+    """The image AUROC may be at most so much below the champion's."""
+    floor: dict[str, float] = {"test/image_auroc": 0.7}
+    """Metrics on test, and the least that each must reach."""
+    latency_ms_p95: float | None = Field(None, gt=0)
+    """Milliseconds that 95 % of single pictures may take at most."""
+    model_size_mb: float | None = Field(None, gt=0)
+    """MB (10^6 bytes) of all tensors at most."""
+    per_defect_drop: float = Field(0.1, ge=0, le=1)
+    """The AUROC of any type of defect may fall at most so much below the champion's."""
+
+    @field_validator("floor")
+    @classmethod
+    def _known_floors(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, floor in value.items():
+            _check_name(name.removeprefix("test/"), tuple(METRICS), "metric")
+            if not 0 <= floor <= 1:
+                raise ValueError(f"{name}: {floor:g} is no value that it can have; give one from 0 to 1")
+        return {f"test/{name.removeprefix('test/')}": floor for name, floor in value.items()}
+
+
 def _check_condition(value: str) -> str:
     if not re.fullmatch(r"\s*(>=|<=)\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", value):
         raise ValueError(f"{value!r} is not a condition; give one such as '>= 10' or '<= 50'")
@@ -253,6 +277,7 @@ class StudyConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     execution: ExecutionConfig = ExecutionConfig()
     threshold: ThresholdConfig = ThresholdConfig()
+    gate: GateConfig = GateConfig()
     baselines: list[dict[str, PARAMETER_VALUE]] = []
     """Configurations that are tried first."""
     seeds: int = Field(1, ge=1, le=20)

@@ -92,9 +92,20 @@ class Lease:
     """One study's row. `hold` takes it for as long as the block lasts."""
 
     def __init__(
-        self, engine: Engine, study: str, *, renew_seconds: float = RENEW_SECONDS, dead_seconds: float = DEAD_SECONDS
+        self,
+        engine: Engine,
+        study: str,
+        *,
+        what: str | None = None,
+        renew_seconds: float = RENEW_SECONDS,
+        dead_seconds: float = DEAD_SECONDS,
     ) -> None:
+        """Args:
+        study: what is to be held by one at a time; the row's key.
+        what: the same in words; None for a study.
+        """
         self._engine, self.study = engine, study
+        self._what = what or f"study {study!r}"
         self._renew_seconds, self._dead_seconds = renew_seconds, dead_seconds
         self._holder = uuid.uuid4().hex
         self._lost = threading.Event()
@@ -126,7 +137,7 @@ class Lease:
             self._take(waiting)
         except SQLAlchemyError as error:
             first = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            raise InputError(f"study {self.study!r}: cannot note in the database who runs it ({first})") from error
+            raise InputError(f"{self._what}: cannot note in the database who runs it ({first})") from error
         ended = threading.Event()
         thread = threading.Thread(target=self._keep, args=(ended,), daemon=True, name=f"lease of {self.study}")
         thread.start()
@@ -164,7 +175,7 @@ class Lease:
             if found.is_running_here:
                 raise self._refused(found)
             return True
-        waiting(f"{found} holds study {self.study!r}; finding out whether it still runs")
+        waiting(f"{found} holds {self._what}; finding out whether it still runs")
         deadline = time.monotonic() + self._dead_seconds
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._renew_seconds))
@@ -176,7 +187,7 @@ class Lease:
         return True
 
     def _refused(self, holder: Holder) -> InputError:
-        return InputError(f"study {self.study!r} is being run by {holder}; wait for it or stop it")
+        return InputError(f"{self._what} is being run by {holder}; wait for it or stop it")
 
     def _insert(self) -> bool:
         """Take the lease where nobody has it; False where somebody else was faster."""

@@ -112,6 +112,11 @@ def all_studies(storage: RDBStorage) -> Iterator[tuple[optuna.Study, Header]]:
             yield study, header
 
 
+def find_by_uid(storage: RDBStorage, uid: str) -> tuple[optuna.Study, Header] | None:
+    """The study of this uid; None where there is none."""
+    return next((found for found in all_studies(storage) if found[1].uid == uid), None)
+
+
 def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
     """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
     names = study_names(storage)

@@ -6,68 +6,28 @@ so that MLflow stores a repeated point once, and `trial.synced`, written last, h
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import logging
 import os
-import platform
 import re
-import socket
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# MLflow's own retries say nothing for minutes, and repeat a request whose answer was lost: a run would be made twice.
-# `Patience` does the waiting, aloud, and looks for the run first.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-# Else every run that ends is a line on standard output, which may be JSON.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import requests
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from detectors.errors import InputError
-from detectors.files import file_lock, sync_folder, told_plainly
 from tracking.addresses import without_password
-from tracking.patience import Patience, is_lasting
+from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
-
-for noisy in ("alembic", "mlflow.store.db.utils"):
-    # A new database is migrated through some eighty steps, each with a line.
-    logging.getLogger(noisy).setLevel(logging.WARNING)
+from tracking.store import errors_told_plainly, is_away, open_client, origin_tags
 
 PAGE = 1000
 MAX_PARAM_LENGTH = 6000
 MAX_NAME_LENGTH = 250
 LOG_TAIL_BYTES = 20_000
-AWAY = (
-    "API request to",
-    "Max retries exceeded",
-    "Connection refused",
-    "OperationalError",
-    "server closed the connection",
-)
-"""In messages of MLflow that come of a server which is away, or whose own database is."""
-
-ANSWER_SECONDS = 10
-CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {"postgresql": {"connect_timeout": 10}, "mysql": {}, "mssql": {}}
-"""How to open a connection to a database that may be on another machine."""
-BUSY = (408, 429)
-"""Status codes below 500 that waiting helps against."""
-
 T = TypeVar("T")
 
 
@@ -86,11 +46,7 @@ class Projection:
         """
         self.tracking_uri, self._artifact_root = tracking_uri, artifact_root
         self.patience = Patience()
-        with _told_plainly(tracking_uri):
-            _check_reachable(tracking_uri)
-            with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
-                _make_sqlite(tracking_uri)
-                self._client = _connect(tracking_uri)
+        self._client = open_client(tracking_uri, lock_folder=lock_folder)
         self._study: StudyRecord | None = None
         self._experiment_id = ""
         self._parent = ""
@@ -164,7 +120,7 @@ class Projection:
         Raises:
             InputError: the study has no run there, or the store cannot be reached.
         """
-        with _told_plainly(self.tracking_uri):
+        with errors_told_plainly(self.tracking_uri):
             found = self._client.get_experiment_by_name(experiment)
             runs = (
                 self._client.search_runs(
@@ -229,9 +185,9 @@ class Projection:
 
     def _patiently(self, action: Callable[[int], T]) -> T:
         """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
-        with _told_plainly(self.tracking_uri):
+        with errors_told_plainly(self.tracking_uri):
             what = f"MLflow store {without_password(self.tracking_uri)}"
-            return self.patience.until_back(action, is_away=_is_away, what=what)
+            return self.patience.until_back(action, is_away=is_away, what=what)
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
         """Params, metrics, data and files of one trial."""
@@ -332,45 +288,6 @@ class Projection:
         return self._study
 
 
-def _is_away(error: BaseException) -> bool:
-    """Whether an error of MLflow's client comes of a server or database that cannot be reached now."""
-    if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return True
-    if isinstance(error, MlflowException):
-        text = str(error)
-        refused = re.search(r"failed with error code (\d+)", text)
-        if is_lasting(text) or (refused and int(refused[1]) < 500 and int(refused[1]) not in BUSY):
-            return False
-        return any(word in text for word in AWAY) or error.get_http_status_code() in (502, 503, 504)
-    return isinstance(error, OperationalError) and not is_lasting(str(error))
-
-
-def _connect(uri: str) -> MlflowClient:
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)
-    return client
-
-
-def _make_sqlite(uri: str) -> None:
-    """Make a SQLite store that is not there yet, and let it appear by rename.
-
-    A new one is migrated through some eighty steps, for seconds; killed among these, MLflow could never open it again.
-    """
-    prefix = "sqlite:///"
-    target = Path(uri.removeprefix(prefix))
-    # Elsewhere than on POSIX an open database, which MLflow keeps, cannot be renamed.
-    if not uri.startswith(prefix) or "?" in uri or target.exists() or os.name != "posix":
-        return
-    with told_plainly(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.new")
-        # What lies here was left by a killed process.
-        temporary.unlink(missing_ok=True)
-        _connect(f"{prefix}{temporary}")
-        temporary.replace(target)
-        sync_folder(target.parent)
-
-
 def _metric_name(name: str) -> str:
     """A name that MLflow takes: the type of a defect, which is part of some, is any folder's name."""
     return re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH]
@@ -400,75 +317,3 @@ def _dataset_input(dataset: DatasetRecord) -> DatasetInput:
         profile=json.dumps(dataset.counts),
     )
     return DatasetInput(entity, tags=[InputTag("mlflow.data.context", dataset.context)])
-
-
-@lru_cache(maxsize=1)
-def origin_tags() -> dict[str, str]:
-    """Who and what made a run: the client sets none of these itself."""
-    tags = {
-        "mlflow.user": _user(),
-        "mlflow.source.name": "study",
-        "mlflow.source.type": "LOCAL",
-        "host": platform.node(),
-    }
-    checkout = Path(__file__).parents[1]
-    if (checkout / ".git").exists():
-        commit = _git(checkout, "rev-parse", "HEAD")
-        if commit:
-            tags["mlflow.source.git.commit"] = commit
-            tags["git.dirty"] = str(bool(_git(checkout, "status", "--porcelain"))).lower()
-    return tags
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-def _check_reachable(uri: str) -> None:
-    """Ask a server or database at once: MLflow itself would try again for minutes before it said anything."""
-    parts = urlsplit(uri)
-    kind = parts.scheme.partition("+")[0]
-    if kind in CONNECT_ARGUMENTS:
-        try:
-            create_engine(uri, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS[kind]).connect().close()
-        except ImportError as error:
-            raise InputError(
-                f"MLflow store {without_password(uri)}: no driver for this database ({error}); "
-                "pip install 'anomaly-studies[postgres]' brings the one of postgresql+psycopg://"
-            ) from error
-    if kind not in ("http", "https"):
-        return
-    try:
-        port = parts.port or (443 if kind == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        with suppress(requests.ConnectionError):
-            # Whatever it answers, it does; what hinders MLflow's requests, MLflow tells.
-            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS, stream=True).close()
-    except (OSError, ValueError) as error:
-        reason = f"no answer within {ANSWER_SECONDS} s" if isinstance(error, requests.Timeout) else error
-        raise InputError(
-            f"MLflow server {without_password(uri)} cannot be reached ({reason}); start it, "
-            "or unset MLFLOW_TRACKING_URI to use the local store"
-        ) from error
-
-
-@contextmanager
-def _told_plainly(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        first = without_password(str(error)).strip().splitlines()[0]
-        raise InputError(f"MLflow store {without_password(uri)}: {first}; check MLFLOW_TRACKING_URI") from error

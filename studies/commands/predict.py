@@ -10,8 +10,6 @@ import typer
 from rich.progress import track
 
 if TYPE_CHECKING:
-    import torch
-
     from detectors.artifact import Artifact
 
 
@@ -33,7 +31,7 @@ def predict(
     console = tables.console(stderr=json_output)
     names = _output_names(files)
     rows = [
-        _predict_one(artifact, file, out / names[file], chosen)
+        _predict_one(artifact, file, out / names[file])
         for file in track(files, "scoring", console=console, transient=True, disable=not console.is_terminal)
     ]
     if json_output:
@@ -101,26 +99,18 @@ def _output_names(files: list[Path]) -> dict[Path, str]:
     return names
 
 
-def _predict_one(artifact: Artifact, file: Path, target: Path, device: torch.device) -> dict[str, Any]:
-    import numpy as np
-
+def _predict_one(artifact: Artifact, file: Path, target: Path) -> dict[str, Any]:
     from detectors.data.images import read_image
-    from detectors.pictures import overlay, save_png, side_by_side
+    from detectors.pictures import save_png
+    from detectors.verdicts import judge, picture_and_heat_map
 
     rgb = read_image(file)
-    prediction = artifact.detector(artifact.resize(rgb).to(device))
-    score = float(prediction.scores[0])
-    anomaly_map = prediction.maps[0].cpu().numpy()
-    threshold = artifact.detector.threshold
-    normals = artifact.normal_scores
-    # Colours start where normals end, so that a good part looks like its photograph.
-    high = float(threshold.value) if threshold else float(anomaly_map.max())
-    low = float(np.median(normals)) * 0.5 if len(normals) else 0.0
-    save_png(side_by_side(rgb, overlay(rgb, anomaly_map, low=low, high=1.5 * high - 0.5 * low)), target)
+    (verdict,) = judge(artifact, [rgb])
+    save_png(picture_and_heat_map(artifact, rgb, verdict), target)
     return {
         "image": str(file),
-        "score": score,
-        "verdict": None if threshold is None else ("defective" if score >= threshold.value else "good"),
-        "normals below": f"{np.searchsorted(normals, score) / len(normals):.0%}" if len(normals) else None,
+        "score": verdict.score,
+        "verdict": verdict.verdict,
+        "normals below": None if verdict.normals_below is None else f"{verdict.normals_below:.0%}",
         "heat map": str(target),
     }

@@ -1,0 +1,89 @@
+"""A detector's folder as an MLflow model: code, weights, typed request and response, pinned requirements."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from PIL import Image
+
+import detectors
+from tracking.pyfunc import ARTIFACT
+
+REQUIREMENTS = (
+    "faiss-cpu",
+    "FrEIA",
+    "huggingface-hub",
+    "matplotlib",
+    "mlflow",
+    "numpy",
+    "pillow",
+    "portalocker",
+    "pydantic",
+    "pytorch-lightning",
+    "pyyaml",
+    "requests",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+    "urllib3",
+    "xxhash",
+)
+"""What `detectors` and `tracking.pyfunc` import, to be pinned at the versions that are here."""
+
+
+@contextmanager
+def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of an MLflow model made of a detector's folder; gone after the block.
+
+    Args:
+        metadata: JSON-able; MLflow shows it with the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="study-model-") as folder:
+        # MLflow copies whole folders: ours without what Python left in it.
+        code = Path(folder) / "detectors"
+        shutil.copytree(Path(detectors.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        if detector.name != ARTIFACT:
+            # MLflow names an artifact by its folder.
+            detector = Path(shutil.copytree(detector, Path(folder) / ARTIFACT))
+        target = Path(folder) / "model"
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={ARTIFACT: str(detector)},
+            code_paths=[str(code)],
+            pip_requirements=requirements(),
+            input_example=[{"image": example_image(), "return_heatmap": False}],
+            metadata=dict(metadata),
+        )
+        yield target
+
+
+def requirements() -> list[str]:
+    """``name==version`` of what the model needs; a build's own mark (``+cpu``) is left out, for registries do not know it."""
+    found = []
+    for name in REQUIREMENTS:
+        try:
+            found.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def example_image() -> str:
+    """A small gray picture, PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
