@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
+from servers import free_port
 from shell import Shell, assert_told, make_shell, raw_study
 from widgets import draw_widget, write_widgets
 
@@ -204,6 +212,49 @@ def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, ne
     assert "--only-new needs --images" in ended.err
 
 
+# --- MLflow's own server
+
+
+def test_mlflow_serves_the_champion(shell: Shell, root: Path) -> None:
+    """`mlflow models serve -m models:/tiny@champion --env-manager local`, asked over HTTP."""
+    assert shell("promote", "tiny").code == 0
+    picture = next((root / "widget" / "test" / "good").glob("*.png"))
+    body = {"inputs": [{"image": base64.b64encode(picture.read_bytes()).decode(), "return_heatmap": True}]}
+    port = free_port()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{shell.home / 'mlflow.db'}", "PATH": path}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/tiny@champion"]
+    command += ["--env-manager", "local", "--port", str(port), "--workers", "1"]
+    log = (shell.folder / "serve.log").open("wb")
+    process = subprocess.Popen(
+        command, cwd=shell.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        answer = _ask(f"http://127.0.0.1:{port}/invocations", body)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (prediction,) = answer["predictions"]
+    shown = json.loads(shell("predict", "tiny", picture, "--json").out)
+    assert prediction["score"] == pytest.approx(shown[0]["score"], rel=1e-5)
+    assert prediction["verdict"] == shown[0]["verdict"]
+    assert prediction["model_version"] == "tiny/1"
+    assert base64.b64decode(prediction["heatmap"]).startswith(b"\x89PNG")
+
+
+def _ask(address: str, body: Any) -> Any:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            answer = requests.post(address, json=body, timeout=60)
+        except requests.ConnectionError:
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.5)
+            continue
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
 # --- two at once
 
 
@@ -216,10 +267,8 @@ def test_two_promotions_at_once_leave_one_version(shell: Shell) -> None:
 
 
 def _promote(folder: Path, environment: dict[str, str]) -> int:
-    import subprocess
-    import sys
-    from os import environ
-
-    clean: dict[str, Any] = {key: value for key, value in environ.items() if not key.startswith(("STUDY_", "MLFLOW_"))}
+    clean: dict[str, Any] = {
+        key: value for key, value in os.environ.items() if not key.startswith(("STUDY_", "MLFLOW_"))
+    }
     command = [sys.executable, "-m", "studies.cli", "promote", "tiny"]
     return subprocess.run(command, cwd=folder, env=clean | environment, capture_output=True, check=False).returncode

@@ -48,14 +48,14 @@ class Response(BaseModel):
 
     score: float
     """Image anomaly score; larger is worse."""
-    threshold: float | None
-    verdict: str | None
+    threshold: float | None = None
+    verdict: str | None = None
     """``good`` or ``defective``; None where the detector has no threshold."""
-    normals_below: float | None
+    normals_below: float | None = None
     """Share of the held-out good pictures that score less, 0 to 1."""
-    heatmap: str | None
+    heatmap: str | None = None
     """The picture with its anomaly map over it: PNG, base64; None unless asked for."""
-    model_version: str | None
+    model_version: str | None = None
     """``<name>/<version>`` in the registry; None for a model that was not loaded from there."""
 
 

@@ -23,6 +23,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 # Else every run that ends is a line on standard output, which may be JSON.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A bar of MLflow's own would run through ours.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import requests
@@ -37,8 +39,8 @@ from detectors.files import file_lock, sync_folder, told_plainly
 from tracking.addresses import without_password
 from tracking.patience import is_lasting
 
-for noisy in ("alembic", "mlflow.store.db.utils"):
-    # A new database is migrated through some eighty steps, each with a line.
+for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):
+    # A new database is migrated through some eighty steps, each with a line; every model saved says what it tries.
     logging.getLogger(noisy).setLevel(logging.WARNING)
 
 AWAY = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import mlflow
 import pytest
 from bench import Bench, ScriptedExecutor, quality
 from command_line import study
@@ -40,8 +42,11 @@ from studies.executors.inline import InlineExecutor
 from studies.home import Home
 from studies.jobs import Job
 from studies.plan import Plan
+from studies.promotion import Promoter, open_registry
+from studies.storage import open_storage
 from studies.view import StudyView
-from tracking import projection as projection_module
+from tracking import store as store_module
+from tracking.projection import Projection
 
 OUTAGE_SECONDS = float(os.environ.get("STUDY_TEST_OUTAGE_SECONDS") or 2.0)
 """How long a store stays away in these tests; a longer time is for a patient person."""
@@ -462,12 +467,12 @@ def test_an_mlflow_server_that_is_not_there_is_told_at_once(scene: Scene) -> Non
 
 
 def test_an_mlflow_server_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection_module, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(store_module, "ANSWER_SECONDS", 0.5)
     with (
         silent_port() as port,
         pytest.raises(ValueError, match=r"cannot be reached \(no answer within 0.5 s\)") as info,
     ):
-        projection_module.Projection(f"http://ann:Secret@127.0.0.1:{port}")
+        Projection(f"http://ann:Secret@127.0.0.1:{port}")
     assert "Secret" not in str(info.value)
 
 
@@ -485,7 +490,7 @@ def test_an_mlflow_server_without_its_database_is_told(scene: Scene, postgres: P
 def test_an_mlflow_database_that_is_not_there_is_told_at_once(scheme: str) -> None:
     skip_without_postgres()
     with pytest.raises(ValueError, match=r"^MLflow store postgresql\+\w+://ann:\*\*\*@127") as info:
-        projection_module.Projection(f"{scheme}://ann:Secret@127.0.0.1:{free_port()}/mlflow")
+        Projection(f"{scheme}://ann:Secret@127.0.0.1:{free_port()}/mlflow")
     assert "Secret" not in str(info.value)
     assert "\n" not in str(info.value)
 
@@ -516,3 +521,33 @@ def test_the_view_is_the_same_from_every_home(scene: Scene, tmp_path: Path) -> N
     assert [(trial.number, trial.params, trial.metrics) for trial in theirs.trials()] == [
         (trial.number, trial.params, trial.metrics) for trial in mine.trials()
     ]
+
+
+# --- the registry
+
+
+def test_models_are_promoted_rolled_back_and_fetched_over_http(bench: TeamBench, server: MlflowServer) -> None:
+    bench.run(InlineExecutor(), budget={"trials": 2}, gate={"floor": {}})
+    name = "tiny"
+    registry = open_registry(bench.home)
+    promoter = Promoter(bench.home, open_storage(bench.home), registry, device="cpu")
+    view = bench.view()
+    selected = view.selected()
+    assert selected is not None
+    first = promoter.promote_trial(view, selected)
+    assert first.promoted, first.report and first.report.reasons
+    other = next(trial for trial in view.trials() if not trial.selected)
+    refitted = bench.driver(InlineExecutor(), budget={"trials": 2}, gate={"floor": {}}).refit(other.number)
+    second = promoter.promote_trial(bench.view(), refitted)
+    assert second.version is not None
+    if second.promoted:
+        champion, before = promoter.roll_back(name)
+        assert (champion.version, before.version) == ("1", "2")
+    model = mlflow.pyfunc.load_model(str(registry.fetch_model(registry.version(name, "champion"))))
+    picture = next(iter(bench.base.splits.test.samples)).file.read_bytes()
+    (answer,) = model.predict([{"image": base64.b64encode(picture).decode()}])
+    assert answer.model_version == "tiny/1"
+    assert registry.faults(name) == []
+    with server.away(OUTAGE_SECONDS):
+        # Waits, and finds it.
+        assert registry.version(name, "champion").version == "1"

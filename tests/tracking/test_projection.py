@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from detectors.errors import InputError
 from tracking import projection as projection_module
+from tracking import store as store_module
 from tracking.projection import LOG_TAIL_BYTES, Projection
 from tracking.records import DatasetRecord, StudyRecord, TrialRecord
 
@@ -456,7 +457,7 @@ def test_a_server_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.M
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    monkeypatch.setattr(projection_module, "MlflowClient", _refuse)  # it would try again for minutes
+    monkeypatch.setattr(store_module, "MlflowClient", _refuse)  # it would try again for minutes
     with pytest.raises(InputError, match=r"MLflow server .* cannot be reached .*MLFLOW_TRACKING_URI") as info:
         Projection(f"http://user:secret@127.0.0.1:{port}")
     assert "\n" not in str(info.value)
@@ -475,7 +476,7 @@ def test_a_broken_database_is_told_in_one_line(tmp_path: Path, content: bytes, m
 
 
 def test_a_password_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection_module, "MlflowClient", _refuse_as_mlflow_does)
+    monkeypatch.setattr(store_module, "MlflowClient", _refuse_as_mlflow_does)
     with pytest.raises(InputError, match=r"postgresql://study:\*\*\*@db/mlflow: "):
         Projection("postgresql://study:secret@db/mlflow")
 
