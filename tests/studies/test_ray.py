@@ -27,6 +27,7 @@ from bench import Bench  # noqa: E402
 from builders import build_job, build_plan, make_config  # noqa: E402
 from executor_contract import Record, all_gone, seen  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+from servers import free_port  # noqa: E402
 
 from detectors.errors import InputError  # noqa: E402
 from studies.executors import ray as ray_module  # noqa: E402
@@ -45,6 +46,7 @@ QUICK_TO_NOTICE = {
     "health_check_failure_threshold": 3,
 }
 SECONDS = 120.0
+CLIENT_PORT = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,7 @@ def cluster(node_home: Path) -> Iterator[Cluster]:
             "num_cpus": 0,
             "object_store_memory": STORE_BYTES,
             "include_dashboard": False,
+            "ray_client_server_port": CLIENT_PORT,
             "_system_config": QUICK_TO_NOTICE,
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -391,6 +394,43 @@ def test_waiting_for_others_on_the_cluster_is_told_once(make, plan: Plan, tmp_pa
     assert said == ["trial 7 waits for room on its node; somebody else uses the cluster"]
     others.close()
     assert isinstance(until(mine, ended), Done)
+
+
+def test_a_driver_outside_the_cluster_goes_through_rays_client(cluster: Cluster, plan: Plan, tmp_path: Path):
+    """``--ray-address ray://HOST:PORT``, from another process: this one belongs to the cluster."""
+    jobs = [build_job(plan, number, folder=tmp_path / str(number), params={"act": "report"}) for number in range(2)]
+    script = f"""
+import json, sys, time
+import scripted_jobs
+from studies.executors import node, ray as ray_module
+from studies.jobs import Done, Job, Lost, Report
+node.check = scripted_jobs.sound
+executor = ray_module.RayExecutor(
+    address="ray://127.0.0.1:{CLIENT_PORT}", device="cpu", cpus_per_trial=1, run=scripted_jobs.act
+)
+for fields in {[asdict(job) for job in jobs]!r}:
+    executor.submit(Job(**fields))
+told, deadline = [], time.monotonic() + {SECONDS}
+while sum(isinstance(event, Done | Lost) for event in told) < 2 and time.monotonic() < deadline:
+    told += executor.poll(1.0)
+executor.close()
+print(json.dumps([[type(event).__name__, event.number, getattr(event, "step", 0)] for event in told]))
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=2 * SECONDS,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    for number in range(2):
+        mine = [(name, step) for name, own, step in told if own == number]
+        assert [step for name, step in mine if name == "Report"] == list(range(1, scripted_jobs.STEPS + 1))
+        assert mine[-1][0] == "Done"
 
 
 def test_without_ray_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch):
