@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from detectors.latency import DeviceLock, Latency, measure_latency
 from detectors.metrics import UndefinedMetricError, paired_bootstrap_difference
 from detectors.verdicts import judge
 from studies.config import GateConfig
+from tracking.model import ask
 
 Verdict = Literal["passed", "refused", "not applicable"]
 BATCH = 8
@@ -338,7 +338,7 @@ class Gate:
         requests = [{"image": _png(rgb[index]), "return_heatmap": index == 0} for index in some]
         begin = time.perf_counter()
         try:
-            answers = mlflow.pyfunc.load_model(str(contender.model)).predict(requests)
+            answers = ask(contender.model, requests)
         except Exception as error:  # whatever hinders it, it would hinder production
             reason = " ".join(str(error).split()) or type(error).__name__
             return Rule(name, "refused", None, RELOAD_TOLERANCE, f"the model does not answer: {reason[:200]}")

@@ -6,7 +6,7 @@ import base64
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import detectors
-from tracking.pyfunc import ARTIFACT
+from tracking.pyfunc import ARTIFACT, Response
 
 REQUIREMENTS = (
     "faiss-cpu",
@@ -69,6 +69,11 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
             metadata=dict(metadata),
         )
         yield target
+
+
+def ask(model: Path, requests: Sequence[Mapping[str, Any]]) -> list[Response]:
+    """Load a model's folder as MLflow's server does, and send it requests as plain data. Raises whatever it raises."""
+    return list(mlflow.pyfunc.load_model(str(model)).predict([dict(request) for request in requests]))
 
 
 def requirements() -> list[str]:
