@@ -67,6 +67,11 @@ class Home:
         """Rendered data sets."""
         return self.root / "rendered"
 
+    @property
+    def reports(self) -> Path:
+        """Reports, one HTML file each."""
+        return self.root / "reports"
+
     def study_folder(self, uid: str) -> Path:
         """Trials and final detectors of one study."""
         return self.root / "trials" / uid

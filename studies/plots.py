@@ -67,10 +67,7 @@ def write_heat_maps(
     """
     scores, labels = prediction.scores.numpy(), image_set.labels
     maps = prediction.maps.numpy()
-    normal_maps = maps[labels == 0] if (labels == 0).any() else maps
-    # Where nine of ten normal pixels lie, the picture stays as it is; every 16th pixel is plenty for that.
-    low = float(np.quantile(normal_maps.reshape(-1)[::16], 0.9))
-    high = float(max(np.quantile(maps.reshape(-1)[::16], 0.999), normal_maps.max()))
+    low, high = colour_range(maps, labels)
     written = []
     for rank, (index, verdict) in enumerate(worst_first(scores, labels, most, threshold=threshold), start=1):
         rgb, mask = image_set.load(index)
@@ -79,6 +76,14 @@ def write_heat_maps(
         name = image_set.samples[index].key.replace("/", "-").replace("#", "-").rpartition(".")[0] or f"image-{index}"
         written.append(save_png(sheet, folder / f"{rank:02d}-{verdict}-{name}.png"))
     return written
+
+
+def colour_range(maps: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[float, float]:
+    """Anomaly values [N, H, W] of the first and the last colour of a set's heat maps."""
+    normal_maps = maps[labels == 0] if (labels == 0).any() else maps
+    # Where nine of ten normal pixels lie, the picture stays as it is; every 16th pixel is plenty for that.
+    low = float(np.quantile(normal_maps.reshape(-1)[::16], 0.9))
+    return low, float(max(np.quantile(maps.reshape(-1)[::16], 0.999), normal_maps.max()))
 
 
 def worst_first(

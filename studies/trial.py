@@ -40,6 +40,7 @@ from studies.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, J
 from studies.ledger import LedgerLine
 from studies.memo import FileMemo
 from studies.products import load_pictures, run_products
+from studies.scores import write_scores
 
 Emit = Callable[[Event], None]
 PICTURES = 6
@@ -97,6 +98,7 @@ class _Worker:
             plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=PICTURES)
         if prefix == "test":
             self._write_ledger("paper", evaluation)
+            write_scores(prediction, scored, folder, threshold=None)
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.seconds["fit"]}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         return self._finish(metrics, evaluation)
@@ -122,6 +124,7 @@ class _Worker:
                 )
                 threshold = detector.threshold.value if detector.threshold else None
                 plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES, threshold=threshold)
+                write_scores(prediction, test, folder, threshold=threshold)
         if kept:
             with self._stage("save"):
                 artifact = Artifact(detector, normal_scores, self._provenance(metrics))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from browser import chromium as chromium  # every test file may ask for it
 from widgets import copy_stores, write_widgets
 
 

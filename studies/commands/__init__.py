@@ -7,12 +7,13 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """The flat command table, and the groups ``data`` and ``weights``."""
-    from studies.commands import clean, compare, data, doctor, predict, promote, retrain, run, show, ui, weights
+    from studies.commands import clean, compare, data, doctor, predict, promote, report, retrain, run, show, ui, weights
 
     app.command("run")(run.run)
     app.command("list")(show.list_studies)
     app.command("show")(show.show)
     app.command("compare")(compare.compare)
+    app.command("report")(report.report)
     app.command("predict")(predict.predict)
     app.command("promote")(promote.promote)
     app.command("rollback")(promote.rollback)

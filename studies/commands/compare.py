@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from studies.comparison import Comparison
-    from studies.view import StudyView
-
 
 Shape = Literal["table", "markdown", "csv", "json"]
 """How a comparison is written."""
@@ -31,6 +26,7 @@ def compare(
 ) -> None:
     """Accuracy, training time, speed and size of several studies, and the papers' figures, in one table."""
     from studies import comparison, tables
+    from studies.commands.leave import leave_in_mlflow
     from studies.commands.open import open_home
     from studies.storage import load_study
     from studies.view import StudyView
@@ -54,7 +50,7 @@ def compare(
             for line in compared.remarks:
                 typer.echo(f"warning: {line}", err=True)
     if log:
-        _log(compared, views)
+        leave_in_mlflow(views, partial(comparison.write_files, compared), what="the comparison")
 
 
 def _wanted(shape: Shape | None, *, json_output: bool, out: Path | None) -> Shape | Literal["png"]:
@@ -87,24 +83,3 @@ def _write(text: str, out: Path | None) -> None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
-
-
-def _log(compared: Comparison, views: list[StudyView]) -> None:
-    """Leave the files with each study's run. A store that is away costs a warning, nothing else: the table is there."""
-    from detectors.errors import InputError
-    from studies.comparison import write_files
-    from studies.home import sqlite_file
-    from tracking.projection import Projection
-
-    home = views[0].home
-    try:
-        local = sqlite_file(home.tracking_uri)
-        if local is not None and not local.is_file():
-            raise InputError(f"there is no MLflow store at {local}")
-        projection = Projection(home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks)
-        with tempfile.TemporaryDirectory() as folder:
-            write_files(compared, Path(folder))
-            for view in views:
-                projection.add_files(experiment=view.header.experiment, uid=view.header.uid, folder=Path(folder))
-    except (InputError, OSError) as error:
-        typer.echo(f"warning: the comparison was not left in MLflow: {' '.join(str(error).split())}", err=True)

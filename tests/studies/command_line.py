@@ -7,7 +7,10 @@ import io
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
+
+import pytest
 
 from studies import cli
 
@@ -52,3 +55,11 @@ def study(*words: object, typed: str = "") -> Ended:
         for number, handler in before.items():
             signal.signal(number, handler)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def set_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Give commands in `folder`, with its ``home`` as STUDY_HOME."""
+    for name in ("STUDY_STORAGE", "MLFLOW_TRACKING_URI", "STUDY_WEIGHTS"):
+        patch.delenv(name, raising=False)
+    patch.setenv("STUDY_HOME", str(folder / "home"))
+    patch.chdir(folder)

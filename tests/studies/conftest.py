@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from bench import Bench
 from builders import BACKBONE, build_plan, raw_config
+from command_line import set_home, study
+from widgets import copy_stores
 
 from studies.config import validate
 from studies.home import Home
@@ -25,3 +28,22 @@ def base_plan(tiny_mvtec: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
 @pytest.fixture
 def bench(base_plan: Plan, tiny_mvtec: Path, study_home: Path) -> Bench:
     return Bench(base_plan, tiny_mvtec, Home(study_home))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_mvtec: Path, empty_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the home of two finished studies, ``tiny`` and ``defaults``; add to it, and change nothing in it."""
+    folder = tmp_path_factory.mktemp("finished")
+    copy_stores(empty_stores, folder / "home")
+    studies = [
+        raw_config(tiny_mvtec, budget={"trials": 1}),
+        raw_config(tiny_mvtec, name="defaults", protocol="paper", search={}, baselines=[{"n_features": 12}]),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        set_home(patch, folder)
+        for raw in studies:
+            file = folder / f"{raw['name']}.yaml"
+            file.write_text(yaml.safe_dump(raw))
+            ended = study("run", file, "--inline", "--device", "cpu", "--offline")
+            assert ended.code == 0, ended.err
+    return folder

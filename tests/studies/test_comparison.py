@@ -15,7 +15,7 @@ import optuna
 import pytest
 import yaml
 from builders import raw_config
-from command_line import Ended, study
+from command_line import Ended, set_home, study
 from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
 from PIL import Image
@@ -409,35 +409,6 @@ def test_the_picture_is_drawn_where_there_is_something_to_draw(tmp_path: Path, c
 
 
 # The command
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_mvtec: Path, empty_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the home of two finished studies, ``tiny`` and ``defaults``."""
-    folder = tmp_path_factory.mktemp("compared")
-    home = folder / "home"
-    home.mkdir()
-    for database in empty_stores.glob("*.db"):
-        shutil.copy(database, home)
-    studies = [
-        raw_config(tiny_mvtec, budget={"trials": 1}),
-        raw_config(tiny_mvtec, name="defaults", protocol="paper", search={}, baselines=[{"n_features": 12}]),
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        set_home(patch, folder)
-        for raw in studies:
-            file = folder / f"{raw['name']}.yaml"
-            file.write_text(yaml.safe_dump(raw))
-            ended = study("run", file, "--inline", "--device", "cpu", "--offline")
-            assert ended.code == 0, ended.err
-    return folder
-
-
-def set_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in ("STUDY_STORAGE", "MLFLOW_TRACKING_URI", "STUDY_WEIGHTS"):
-        patch.delenv(name, raising=False)
-    patch.setenv("STUDY_HOME", str(folder / "home"))
-    patch.chdir(folder)
 
 
 @pytest.fixture

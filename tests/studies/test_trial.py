@@ -19,6 +19,7 @@ from detectors.backbones import weights_identity
 from detectors.data import samples
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
+from detectors.metrics import auroc
 from detectors.weights import BUNDLED
 from studies import products, trial, yaml_file
 from studies.config import validate
@@ -28,6 +29,7 @@ from studies.home import Home
 from studies.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, Event, Job, Stage, TrialResult, read_result
 from studies.ledger import read_ledger
 from studies.plan import Plan
+from studies.scores import GALLERY, read_scores
 from studies.trial import run_job
 
 UID = "0123456789ab"
@@ -224,6 +226,9 @@ def test_protocol_paper_scores_test_and_says_so_in_the_ledger(tiny_mvtec, tmp_pa
     assert line.image_auroc == result.metrics["test/image_auroc"]
     run_job(build_job(plan, 3))
     assert [line.trial for line in read_ledger(plan.home.ledger(UID))] == [2, 3]
+    scores = read_scores(build_job(plan, 2).path / ARTIFACTS)
+    assert auroc(scores.values, scores.labels) == result.metrics["test/image_auroc"]
+    assert (scores.threshold, {picture.verdict for picture in scores.pictures}) == (None, {None})
 
 
 def test_protocol_paper_has_nothing_to_choose_a_threshold_from(tiny_mvtec, tmp_path):
@@ -284,6 +289,23 @@ def test_the_threshold_of_the_best_f1(tiny_mvtec, tmp_path):
     result = run_job(build_job(plan, 4, task="final"))
     assert result.threshold["rule"] == "f1_max"
     assert result.threshold["defective"] == (plan.splits.validation.labels == 1).sum()
+
+
+def test_a_final_job_leaves_the_score_of_every_test_picture_and_a_gallery(plan):
+    job = build_job(plan, 4, task="final")
+    result = run_job(job)
+    scores = read_scores(job.path / ARTIFACTS)
+    test = plan.splits.test
+    assert [picture.name for picture in scores.pictures] == [sample.key for sample in test.samples]
+    assert tuple(picture.defect_type for picture in scores.pictures) == test.defect_types
+    assert auroc(scores.values, scores.labels) == result.metrics["test/image_auroc"]
+    assert scores.threshold == result.threshold["value"]
+    verdicts = np.array([picture.verdict == "defective" for picture in scores.pictures])
+    assert verdicts[test.labels == 0].mean() == result.metrics["test/false_alarm_rate"]
+    assert (~verdicts[test.labels == 1]).mean() == result.metrics["test/miss_rate"]
+    assert {entry.file for entry in scores.gallery} == {
+        str(path.relative_to(job.path / ARTIFACTS)) for path in (job.path / ARTIFACTS / GALLERY).iterdir()
+    }
 
 
 def test_a_final_job_runs_again_over_what_it_left(plan):

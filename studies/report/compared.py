@@ -1,0 +1,256 @@
+"""What a report of several studies begins with: which of them is ahead, how sure that is, and what others published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from detectors.errors import InputError
+from detectors.metrics import UndefinedMetricError, paired_bootstrap_difference
+from studies import comparison
+from studies.comparison import Comparison, Row
+from studies.jobs import ARTIFACTS
+from studies.report import words
+from studies.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    Chart,
+    Figure,
+    Key,
+    Labels,
+    Mark,
+    Table,
+    scale,
+    shortened,
+)
+from studies.scores import Scores, read_scores
+from studies.view import StudyView
+
+COLOURS = 7
+"""Classes ``c0`` to ``c6``, one for each detector."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The whole section."""
+
+    says: tuple[str, ...]
+    cautions: tuple[str, ...]
+    table: Table
+    figures: tuple[Figure, ...]
+    published: Table | None
+    explanations: tuple[str, ...]
+
+
+def compare(views: Sequence[StudyView], ids: Sequence[str]) -> Compared:
+    """Put studies side by side; one that has nothing to compare is named among the cautions."""
+    fit: list[StudyView] = []
+    cautions: list[str] = []
+    for view in views:
+        try:
+            comparison.study_rows(view)
+            fit.append(view)
+        except InputError as error:
+            cautions.append(f"{str(error)[0].upper()}{str(error)[1:]}.")
+    compared = comparison.compare(fit)
+    of_study = dict(zip((view.study.study_name for view in views), ids, strict=True))
+    columns = comparison.row_columns(compared)
+    figures = [figure for make in (_intervals, _against_speed) if (figure := make(compared, of_study)) is not None]
+    groups = _groups(compared.rows)
+    says = [
+        text
+        for group in groups
+        for text in (*_ahead(group, all_rows=len(group) == len(compared.rows)), *_differences(group, fit))
+    ]
+    return Compared(
+        says=tuple(says),
+        cautions=(*cautions, *(f"{line[0].upper()}{line[1:]}." for line in compared.remarks)),
+        table=Table(
+            tuple(name for name, _ in columns),
+            tuple(tuple(value(row) for _, value in columns) for row in compared.rows),
+            tuple(of_study[row.study] for row in compared.rows),
+        ),
+        figures=tuple(figures),
+        published=Table(
+            tuple(name for name, _ in comparison.PUBLISHED_COLUMNS),
+            tuple(tuple(value(entry) for _, value in comparison.PUBLISHED_COLUMNS) for entry in compared.published),
+        )
+        if compared.published
+        else None,
+        explanations=tuple(comparison.explanations(compared)) if compared.rows else (),
+    )
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of several studies that were scored on the same test pictures by the same protocol, best first."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.image_auroc is not None:
+            found.setdefault((row.experiment, row.protocol, row.test_digest), []).append(row)
+    several = [group for group in found.values() if len({row.study for row in group}) > 1]
+    return [sorted(group, key=lambda row: -(row.image_auroc or 0.0)) for group in several]
+
+
+def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
+    """Who has the best figure on the same pictures."""
+    best = scored[0]
+    among = "" if all_rows else f" among {words.listed(list(dict.fromkeys(row.study for row in scored)))}"
+    ends = (
+        f" (95 % interval {best.image_auroc_low:.3f} to {best.image_auroc_high:.3f})"
+        if best.image_auroc_low is not None and best.image_auroc_high is not None
+        else ""
+    )
+    said = [f"{best.label} has the highest image AUROC on test{among}, {best.image_auroc:.3f}{ends}."]
+    judged = [row for row in scored if row.val_image_auroc is not None]
+    if len(judged) == len(scored):
+        chosen = max(judged, key=lambda row: row.val_image_auroc or 0.0)
+        said.append(
+            f"On validation, which is for choosing, {chosen.label} is ahead as well ({chosen.val_image_auroc:.3f})."
+            if chosen is best
+            else f"On validation, which is for choosing, {chosen.label} is ahead ({chosen.val_image_auroc:.3f}): "
+            "who chooses by test makes its figure a little too good."
+        )
+    timed = [row for row in scored if row.fps]
+    if len(timed) > 1:
+        fastest = max(timed, key=lambda row: row.fps or 0.0)
+        said.append(f"{fastest.label} is the fastest with {words.speed(fastest.fps or 0.0)}.")
+    return said
+
+
+def _differences(scored: Sequence[Row], views: Sequence[StudyView]) -> list[str]:
+    """The best one against each other one on the same pictures, by a paired bootstrap, as far as the scores were kept."""
+    kept = {view.study.study_name: scores for view in views if (scores := _scores(view)) is not None}
+    ranked = [row for row in scored if row.selected and row.study in kept]
+    if len(ranked) < len({row.study for row in scored}):
+        return ["How much of the difference is chance was not tested: not every study kept the score of each picture."]
+    said = []
+    for other in ranked[1:]:
+        best = ranked[0]
+        first, second = kept[best.study], kept[other.study]
+        if [picture.name for picture in first.pictures] != [picture.name for picture in second.pictures]:
+            continue
+        try:
+            found = paired_bootstrap_difference(second.values, first.values, first.labels, seed=0)
+        except UndefinedMetricError:
+            continue
+        low, high = found.interval
+        sure = (
+            f"{best.label} is better beyond what chance would do."
+            if low > 0
+            else f"these {len(first.pictures)} pictures do not tell the two apart."
+        )
+        said.append(
+            f"{best.label} against {other.label} on the same pictures: {found.difference:+.3f} "
+            f"(95 % interval {low:+.3f} to {high:+.3f}): {sure}"
+        )
+    return said
+
+
+def _scores(view: StudyView) -> Scores | None:
+    """Of the selected trial of a study over a single product."""
+    selected = view.selected()
+    if selected is None:
+        return None
+    folder = selected.folder if view.config.protocol == "paper" else selected.final_folder
+    return read_scores(folder / ARTIFACTS)
+
+
+def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:
+    """Each figure with its interval, one below the other."""
+    rows = [row for row in compared.rows if row.image_auroc is not None]
+    if not rows:
+        return None
+    left = min(230.0, 24 + LETTER * max(len(row.label) for row in rows))
+    ends = [value for row in rows for value in (row.image_auroc, row.image_auroc_low, row.image_auroc_high)]
+    across = scale([value for value in ends if value is not None], (left, WIDTH - RIGHT), within=(0.0, 1.0))
+    names = list(dict.fromkeys(row.detector for row in rows))
+    marks: list[Mark] = []
+    for index, row in enumerate(rows):
+        y, value = TOP + 16 + 30 * index, row.image_auroc or 0.0
+        css = f"c{names.index(row.detector) % COLOURS}"
+        told = f"{row.label}: {value:.3f}"
+        if row.image_auroc_low is not None and row.image_auroc_high is not None:
+            low, high = across(row.image_auroc_low), across(row.image_auroc_high)
+            told += f", 95 % interval {row.image_auroc_low:.3f} to {row.image_auroc_high:.3f}"
+            marks.append(Mark("line", f"interval {css}", ((low, y), (high, y)), title=told))
+            marks += [Mark("line", f"interval {css}", ((x, y - 5), (x, y + 5))) for x in (low, high)]
+        text = shortened(row.label, 30)
+        marks += [
+            Mark(
+                "label", "tick", ((left - 10, y + 4),), text=text, title=row.label, anchor="end", target=ids[row.study]
+            ),
+            Mark("dot", css, ((across(value), y),), title=told, target=ids[row.study]),
+        ]
+    return Figure(
+        "How sure each figure is",
+        "Where intervals overlap widely, these test pictures alone do not settle which is better.",
+        Chart(
+            "image AUROC on test with its 95 % interval",
+            tuple(marks),
+            Axis("image AUROC on test", across.ticks(5)),
+            legend=_legend(names),
+            height=TOP + 16 + 30 * len(rows) + BOTTOM,
+            left=left,
+        ),
+        Table(
+            ("study", "image AUROC", "from", "to"),
+            tuple((row.label, row.image_auroc, row.image_auroc_low, row.image_auroc_high) for row in rows),
+            tuple(ids[row.study] for row in rows),
+        ),
+    )
+
+
+def _against_speed(compared: Comparison, ids: dict[str, str]) -> Figure | None:
+    rows = [row for row in compared.rows if row.image_auroc is not None and row.fps]
+    if not rows:
+        return None
+    speeds = [row.fps or 0.0 for row in rows]
+    pixels_x, pixels_y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
+    across = scale(speeds, pixels_x, log=max(speeds) > 5 * min(speeds), margin=0.25)
+    up = scale([row.image_auroc or 0.0 for row in rows], pixels_y, margin=0.15)
+    names = list(dict.fromkeys(row.detector for row in rows))
+    labels = Labels(*pixels_x, TOP - 10, pixels_y[0])
+    marks: list[Mark] = []
+    points = [(across(row.fps or 0.0), up(row.image_auroc or 0.0)) for row in rows]
+    for row, point in zip(rows, points, strict=True):
+        told = f"{row.label}: image AUROC {row.image_auroc:.3f}, {words.speed(row.fps or 0.0)}"
+        css = f"c{names.index(row.detector) % COLOURS}"
+        marks.append(Mark("dot", css, (point,), title=told, target=ids[row.study]))
+        labels.avoid(point)
+    for row, point in zip(rows, points, strict=True):
+        marks += labels.place(point, shortened(row.label, 24), target=ids[row.study])
+    return Figure(
+        "Image AUROC against speed",
+        _speed_says(rows),
+        Chart(
+            "image AUROC on test against pictures per second",
+            tuple(marks),
+            Axis("pictures per second", across.ticks(7)),
+            Axis("image AUROC on test", up.ticks()),
+            legend=_legend(names),
+        ),
+        Table(
+            ("study", "image AUROC", "pictures per second"),
+            tuple((row.label, row.image_auroc, row.fps) for row in rows),
+            tuple(ids[row.study] for row in rows),
+        ),
+    )
+
+
+def _speed_says(rows: Sequence[Row]) -> str:
+    """Whether the order by accuracy is that by speed as well."""
+    ranked = sorted(rows, key=lambda row: -(row.image_auroc or 0.0))
+    if len(ranked) > 1 and all((first.fps or 0.0) >= (second.fps or 0.0) for first, second in pairwise(ranked)):
+        return f"{ranked[0].label} is the best in both."
+    return "Up is more accurate, right is faster."
+
+
+def _legend(detectors: Sequence[str]) -> tuple[Key, ...]:
+    return tuple(Key("dot", f"c{index % COLOURS}", words.detector(name)) for index, name in enumerate(detectors))

@@ -1,0 +1,418 @@
+"""What a report shows of the selected detector: how it does on test, where it fails, and pictures of both."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detectors.data.samples import GOOD
+from detectors.metrics import UndefinedMetricError, auroc, average_precision, pr_curve_points, roc_curve_points
+from studies.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
+from studies.report import words
+from studies.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Anchor,
+    Axis,
+    Chart,
+    Figure,
+    Key,
+    Mark,
+    Scale,
+    Table,
+    number,
+)
+from studies.scores import Group, ScoredPicture, Scores, Shown, read_scores
+from studies.view import StudyView, TrialView
+
+POINTS = 200
+"""Corners of a curve that are drawn."""
+RATES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
+RECALLS = (0.5, 0.8, 0.9, 0.95, 1.0)
+PLOT_X, PLOT_Y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What the threshold does on test."""
+
+    found: int
+    missed: int
+    alarms: int
+    quiet: int
+
+    @property
+    def defective(self) -> int:
+        """Pictures with a defect."""
+        return self.found + self.missed
+
+    @property
+    def good(self) -> int:
+        """Pictures without one."""
+        return self.alarms + self.quiet
+
+
+@dataclass(frozen=True)
+class DefectType:
+    """How one type of defect is told from good pictures."""
+
+    name: str
+    pictures: int
+    found: int | None
+    """At the threshold; None where that is not known."""
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture of the gallery."""
+
+    name: str
+    tag: str
+    """Class and text of what it shows: ``miss``, ``false alarm``, ``hit``, ``good`` or ``defective``."""
+    caption: str
+    alt: str
+    panels: str
+    source: str
+    """``data:`` address; empty where the file is gone."""
+
+
+@dataclass(frozen=True)
+class Wall:
+    """One group of the gallery."""
+
+    title: str
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class OnTest:
+    """The selected detector on the test pictures of one product."""
+
+    id: str
+    product: str
+    """Empty where the study is over a single one."""
+    metrics: dict[str, float]
+    """Names as in `TrialResult.metrics`."""
+    threshold: str
+    """Where it comes from, in words; empty where there is none."""
+    looser: float | None
+    """Share of good pictures to allow an alarm, for the next lower threshold; None where none was chosen by such a share."""
+    confusion: Confusion | None
+    defects: tuple[DefectType, ...]
+    figures: tuple[Figure, ...]
+    walls: tuple[Wall, ...]
+    missing: str
+    """What cannot be shown and the way to it; empty where all is there."""
+
+    @property
+    def auroc(self) -> float | None:
+        """Image AUROC."""
+        return self.metrics.get("test/image_auroc")
+
+    @property
+    def weakest(self) -> DefectType | None:
+        """The type of defect with the lowest AUROC, where there are several."""
+        known = [defect for defect in self.defects if defect.auroc is not None]
+        return min(known, key=lambda defect: defect.auroc or 0.0) if len(known) > 1 else None
+
+
+def on_test(view: StudyView, trial: TrialView, *, id: str) -> list[OnTest]:
+    """The selected trial on test, one for each product; empty where it was not scored there yet."""
+    is_paper = view.config.protocol == "paper"
+    folder = trial.folder if is_paper else trial.final_folder
+    result = read_result(folder)
+    if result is None:
+        return []
+    products = sorted(path.name for path in (folder / PRODUCTS).glob("*") if read_result(path) is not None)
+    if not products:
+        return [_of(view, trial, "", result, folder / ARTIFACTS, id=f"{id}-test")]
+    return [
+        _of(view, trial, product, part, folder / ARTIFACTS / product, id=f"{id}-test{index}")
+        for index, product in enumerate(products)
+        if (part := read_result(folder / PRODUCTS / product)) is not None
+    ]
+
+
+def _of(view: StudyView, trial: TrialView, product: str, result: TrialResult, artifacts: Path, *, id: str) -> OnTest:
+    counts = view.header.counts.get(f"{product}/test" if product else "test", {})
+    scores = read_scores(artifacts)
+    figures, walls, missing = [], [], ""
+    if scores is None:
+        missing = _how_to_get(view, trial)
+    else:
+        figures = list(_figures(scores))
+        walls = list(_walls(scores, artifacts))
+    return OnTest(
+        id=id,
+        product=product,
+        metrics=result.metrics,
+        threshold=_threshold(result),
+        looser=_looser(result),
+        confusion=_confusion(result.metrics, counts),
+        defects=tuple(_defects(result, counts, scores)),
+        figures=tuple(figures),
+        walls=tuple(walls),
+        missing=missing,
+    )
+
+
+def _how_to_get(view: StudyView, trial: TrialView) -> str:
+    name = view.study.study_name.partition("#")[0]
+    said = "The score of each test picture was not kept, so curves, histogram and pictures cannot be shown."
+    if view.config.protocol == "paper":
+        return f"{said} `study run {name} --fresh` fits and scores everything anew."
+    return (
+        f"{said} To get them, delete the folder {trial.final_folder} and give `study run {name}` again: it fits the selected "
+        "setting once more and scores it on test once more, which the ledger will say."
+    )
+
+
+def _threshold(result: TrialResult) -> str:
+    threshold = result.threshold
+    if threshold is None or "value" not in threshold:
+        return ""
+    if threshold.get("rule") != "false_alarm_rate":
+        return f"{number(threshold['value'])}, where F1 is highest on {threshold['source']}"
+    said = (
+        f"{number(threshold['value'])}: at most {words.percent(threshold['rate'])} of the {threshold['normals']} good pictures "
+        f"of {threshold['source']} raise an alarm"
+    )
+    expected = threshold.get("expected_rate")
+    return f"{said}; of new good parts expect about {words.percent(expected)}" if expected else said
+
+
+def _looser(result: TrialResult) -> float | None:
+    """In whole percents: the least that lets one held-out good picture more raise an alarm."""
+    threshold = result.threshold or {}
+    if threshold.get("rule") != "false_alarm_rate" or not threshold.get("normals"):
+        return None
+    normals = int(threshold["normals"])
+    return math.ceil(100 * (int(threshold["rate"] * normals + 1e-9) + 1) / normals) / 100
+
+
+def _confusion(metrics: dict[str, float], counts: dict[str, int]) -> Confusion | None:
+    miss, alarm = metrics.get("test/miss_rate"), metrics.get("test/false_alarm_rate")
+    if miss is None or alarm is None or not counts:
+        return None
+    good = counts.get(GOOD, 0)
+    defective = sum(counts.values()) - good
+    missed, alarms = round(miss * defective), round(alarm * good)
+    return Confusion(found=defective - missed, missed=missed, alarms=alarms, quiet=good - alarms)
+
+
+def _defects(result: TrialResult, counts: dict[str, int], scores: Scores | None) -> Iterator[DefectType]:
+    """The weakest first."""
+    kinds = [kind for kind in counts if kind != GOOD]
+    for kind in sorted(kinds, key=lambda kind: result.per_defect.get(kind, 0.0)):
+        found = None
+        if scores is not None and scores.threshold is not None:
+            found = sum(p.verdict == "defective" for p in scores.pictures if p.defect_type == kind)
+        yield DefectType(kind, counts[kind], found, result.per_defect.get(kind))
+
+
+def _figures(scores: Scores) -> Iterator[Figure]:
+    try:
+        yield _roc(scores)
+        yield _pr(scores)
+    except UndefinedMetricError:
+        pass  # Only one of the classes is there: no curve, but a histogram.
+    yield _histogram(scores)
+
+
+def _roc(scores: Scores) -> Figure:
+    values, labels = scores.values, scores.labels
+    rates, found = roc_curve_points(values, labels, limit=POINTS)
+    marks = [
+        Mark("line", "chance", _on(((0.0, 0.0), (1.0, 1.0)))),
+        Mark("line", "curve", _on(list(zip(rates, found, strict=True)))),
+    ]
+    said = f"The area under it is the AUROC, {auroc(values, labels):.3f}; by chance it would be 0.5."
+    keys = [Key("line", "curve", "this detector"), Key("line", "chance", "by chance")]
+    if scores.threshold is not None:
+        alarms = values >= scores.threshold
+        alarm, hit = float(alarms[labels == 0].mean()), float(alarms[labels == 1].mean())
+        marks.append(Mark("diamond", "chosen", _on([(alarm, hit)]), title=f"threshold {number(scores.threshold)}"))
+        keys.append(Key("diamond", "chosen", "at the threshold"))
+        said += (
+            f" At the threshold it finds {words.percent(hit)} of the defects with {words.percent(alarm)} false alarms; "
+            "a lower threshold goes to the right along the curve."
+        )
+    corners = list(zip(*roc_curve_points(values, labels), strict=True))
+    best = [max((hit for alarm, hit in corners if alarm <= rate), default=0.0) for rate in RATES]
+    return Figure(
+        "Defects found against false alarms (ROC)",
+        said,
+        _unit_chart("ROC curve", marks, "share of good parts that raise an alarm", "share of defects found", keys),
+        Table(
+            ("false alarms at most", "defects found"),
+            tuple((words.percent(rate), words.percent(hit)) for rate, hit in zip(RATES, best, strict=True)),
+        ),
+    )
+
+
+def _pr(scores: Scores) -> Figure:
+    values, labels = scores.values, scores.labels
+    recall, precision = pr_curve_points(values, labels, limit=POINTS)
+    part = float(labels.mean())
+    marks = [
+        Mark("line", "chance", _on(((0.0, part), (1.0, part)))),
+        Mark("line", "curve", _on(list(zip(recall, precision, strict=True)))),
+    ]
+    keys = [Key("line", "curve", "this detector"), Key("line", "chance", "by chance")]
+    if scores.threshold is not None and (alarms := values >= scores.threshold).any():
+        at = (float(alarms[labels == 1].mean()), float(labels[alarms].mean()))
+        marks.append(Mark("diamond", "chosen", _on([at]), title=f"threshold {number(scores.threshold)}"))
+        keys.append(Key("diamond", "chosen", "at the threshold"))
+    corners = list(zip(*pr_curve_points(values, labels), strict=True))
+    best = [max((right for found, right in corners if found >= wanted - 1e-9), default=0.0) for wanted in RECALLS]
+    return Figure(
+        "How many alarms are right (precision and recall)",
+        f"Average precision {average_precision(values, labels):.3f}. {words.percent(part)} of these test pictures are defective; "
+        "on a line where fewer are, fewer alarms are right than here.",
+        _unit_chart("precision-recall curve", marks, "share of defects found", "share of alarms that are right", keys),
+        Table(
+            ("defects found at least", "alarms that are right"),
+            tuple((words.percent(wanted), words.percent(right)) for wanted, right in zip(RECALLS, best, strict=True)),
+        ),
+    )
+
+
+def _on(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Points of the unit square in pixels."""
+    across, up = Scale(0.0, 1.0, *PLOT_X), Scale(0.0, 1.0, *PLOT_Y)
+    return tuple((across(float(x)), up(float(y))) for x, y in points)
+
+
+def _unit_chart(name: str, marks: Sequence[Mark], x: str, y: str, legend: Sequence[Key]) -> Chart:
+    across, up = Scale(0.0, 1.0, *PLOT_X), Scale(0.0, 1.0, *PLOT_Y)
+    return Chart(name, tuple(marks), Axis(x, across.ticks()), Axis(y, up.ticks()), legend=tuple(legend))
+
+
+def _histogram(scores: Scores) -> Figure:
+    """Good pictures upwards, defective ones downwards: told apart without any colour."""
+    values, labels = scores.values, scores.labels
+    edges = np.histogram_bin_edges(values, bins=min(32, max(8, len(values) // 3)))
+    good, bad = (np.histogram(values[labels == label], bins=edges)[0] for label in (0, 1))
+    low, high = float(edges[0]), float(edges[-1])
+    if scores.threshold is not None:
+        low, high = min(low, scores.threshold), max(high, scores.threshold)
+    air = 0.02 * (high - low) or 1.0
+    across = Scale(low - air, high + air, *PLOT_X)
+    most = max(int(good.max()), int(bad.max()), 1)
+    up = Scale(-float(most), float(most), PLOT_Y[0], PLOT_Y[1] + 16)
+    marks = []
+    for counts, way, css, name in ((good, 1, "class-good", "good"), (bad, -1, "class-bad", "defective")):
+        for index, count in enumerate(counts):
+            if count:
+                scored = f"scores {number(edges[index])} to {number(edges[index + 1])}"
+                title = f"{words.several(int(count), 'picture')}, {name}, {scored}"
+                x0, x1 = across(float(edges[index])), across(float(edges[index + 1]))
+                marks.append(
+                    Mark(
+                        "bar", css, ((x0 + 0.5, up(0.0)), (max(x1 - 0.5, x0 + 1), up(float(way * count)))), title=title
+                    )
+                )
+    marks.append(Mark("line", "axis", ((PLOT_X[0], up(0.0)), (PLOT_X[1], up(0.0)))))
+    keys = [Key("bar", "class-good", "good, upwards"), Key("bar", "class-bad", "defective, downwards")]
+    said = "A detector that makes no mistake would leave a gap between the two."
+    if scores.threshold is not None:
+        x = across(scores.threshold)
+        marks.append(Mark("line", "limit", ((x, PLOT_Y[0]), (x, TOP))))
+        anchor: Anchor = "end" if x > (PLOT_X[0] + PLOT_X[1]) / 2 else "start"
+        shift = -6 if anchor == "end" else 6
+        marks.append(
+            Mark(
+                "label",
+                "limit-name",
+                ((x + shift, TOP + 8),),
+                text=f"threshold {number(scores.threshold)}",
+                anchor=anchor,
+            )
+        )
+        keys.append(Key("line", "limit", "threshold: an alarm from here on"))
+        said += " Defective parts left of the threshold are missed, good ones right of it are false alarms."
+    ticks = {abs(float(tick.text)): tick for tick in up.ticks(6, whole=True)}
+    both = tuple(
+        type(tick)(up(way * count), number(count))
+        for count, tick in ticks.items()
+        for way in ((1, -1) if count else (1,))
+    )
+    chart = Chart(
+        "histogram of the scores of good and defective test pictures",
+        tuple(marks),
+        Axis("score of the picture", across.ticks(7)),
+        Axis("pictures", both),
+        legend=tuple(keys),
+    )
+    return Figure(
+        "Scores of good and defective parts",
+        said,
+        chart,
+        Table(
+            ("scores from", "to", "good", "defective"),
+            tuple(
+                (number(float(edges[index])), number(float(edges[index + 1])), int(good[index]), int(bad[index]))
+                for index in range(len(good))
+            ),
+        ),
+    )
+
+
+def _walls(scores: Scores, artifacts: Path) -> Iterator[Wall]:
+    for group in ("defective", "good", "typical"):
+        shown = [entry for entry in scores.gallery if entry.group == group and entry.picture < len(scores.pictures)]
+        if shown:
+            cards = tuple(_card(entry, scores.pictures[entry.picture], artifacts) for entry in shown)
+            yield Wall(_wall_title(group, cards, scores.threshold), cards)
+
+
+def _wall_title(group: Group, cards: Sequence[Card], threshold: float | None) -> str:
+    if group == "typical":
+        return "Typical hits" if threshold is not None else "Typical defective parts"
+    if threshold is None:
+        return (
+            "Defective parts with the lowest scores" if group == "defective" else "Good parts with the highest scores"
+        )
+    wrong = sum(card.tag in ("miss", "false alarm") for card in cards)
+    if group == "defective":
+        if not wrong:
+            return "No defect was missed; these came closest to it"
+        return "Worst misses" if wrong == len(cards) else "Worst misses, and the hits that came closest to one"
+    if not wrong:
+        return "No good part raised an alarm; these came closest to it"
+    return (
+        "Worst false alarms"
+        if wrong == len(cards)
+        else "Worst false alarms, and the good parts that came closest to one"
+    )
+
+
+def _card(shown: Shown, picture: ScoredPicture, artifacts: Path) -> Card:
+    tags = {(1, "good"): "miss", (1, "defective"): "hit", (0, "defective"): "false alarm", (0, "good"): "good"}
+    tag = tags.get((picture.label, picture.verdict or ""), "defective" if picture.label else "good")
+    kind = picture.defect_type if picture.label else "good part"
+    return Card(
+        name=picture.name,
+        tag=tag,
+        caption=f"{kind}, score {number(picture.score)}",
+        alt=f"{tag}: {picture.name} ({kind}), score {number(picture.score)}; side by side {words.listed(shown.panels)}",
+        panels=" | ".join(shown.panels),
+        source=_data_address(artifacts / shown.file),
+    )
+
+
+def _data_address(path: Path) -> str:
+    try:
+        return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError:
+        return ""

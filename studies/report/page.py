@@ -1,0 +1,88 @@
+"""The page: one HTML file with everything in it, which opens no connection and lets no text of others become markup or code."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from studies import tables
+from studies.report import words
+from studies.report.compared import compare
+from studies.report.content import study_part
+from studies.view import StudyView
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(views: Sequence[StudyView], *, made: float | None = None) -> str:
+    """The whole page. Reads what is stored and writes nothing.
+
+    Args:
+        made: time that the page names, seconds since the epoch; default now.
+    """
+    ids = [f"s{index}" for index in range(1, len(views) + 1)]
+    style, script = _file("report.css"), _file("report.js")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            studies=[study_part(view, id) for view, id in zip(views, ids, strict=True)],
+            compared=compare(views, ids) if len(views) > 1 else None,
+            made=words.moment(time.time() if made is None else made),
+            # Ours, and free of end tags: neither may be escaped, and both are named by their digest in the page's policy.
+            style=Markup(style),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            policy=(
+                f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+                "base-uri 'none'; form-action 'none'"
+            ),
+        )
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": tables.shown, "prose": _prose, "breakable": _breakable}
+    environment.tests["numeric"] = _is_number
+    environment.globals["several"] = words.several
+    return environment
+
+
+def _prose(text: str) -> Markup:
+    """Escaped, with what stands in backquotes as code, and no percent sign alone in a line."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(\d) %", r"\1&nbsp;%", marked))  # noqa: S704
+
+
+def _breakable(text: str) -> Markup:
+    """Escaped; a long name may be broken after each underscore."""
+    return Markup(str(escape(text)).replace("_", "_<wbr>"))  # noqa: S704
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _file(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a content security policy names a style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
