@@ -29,7 +29,6 @@ RESIZE_RULE = "pillow-bilinear-antialias"
 Size = tuple[int, int]
 """Height and width in pixels."""
 
-_LIMIT = f"{MAX_PIXELS / 1e6:.0f} megapixels"
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,20 +50,21 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def open_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+def open_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one picture, upright by its EXIF orientation, in its own mode (the first frame of several).
 
     Raises:
-        InputError: not there, not a picture, truncated, larger than `MAX_PIXELS`, smaller than `MIN_SIDE`.
+        InputError: not there, not a picture, truncated, larger than `max_pixels`, smaller than `MIN_SIDE`.
     """
     name = name or _name_of(source)
+    limit = f"{max_pixels / 1e6:g} megapixels"
     try:
         if isinstance(source, Path) and source.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{name}: {source.stat().st_size / 1e6:.0f} MB is more than a picture may have")
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"{name}: {width} x {height} pixels is more than the limit of {_LIMIT}; reduce it")
+            if width * height > max_pixels:
+                raise InputError(f"{name}: {width} x {height} pixels is more than the limit of {limit}; reduce it")
             if min(width, height) < MIN_SIDE:
                 raise InputError(f"{name}: {width} x {height} pixels is too small; each side needs at least {MIN_SIDE}")
             image.load()
@@ -76,7 +76,7 @@ def open_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
     except (PermissionError, IsADirectoryError) as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name}: more pixels than the limit of {_LIMIT}; reduce it") from None
+        raise InputError(f"{name}: more pixels than the limit of {limit}; reduce it") from None
     except UnidentifiedImageError:
         # PIL's own message repeats the path, or shows the address of a buffer.
         raise InputError(f"{name}: not a readable image (unknown format); replace or remove it") from None
@@ -111,10 +111,10 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def read_image(source: Path | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
+def read_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a picture to 8-bit RGB, [H, W, 3]. Raises `InputError` as `open_image` does."""
     name = name or _name_of(source)
-    image = open_image(source, name=name)
+    image = open_image(source, name=name, max_pixels=max_pixels)
     try:
         return to_rgb(image)
     except ValueError as error:

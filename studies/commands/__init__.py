@@ -7,7 +7,22 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """The flat command table, and the groups ``data`` and ``weights``."""
-    from studies.commands import clean, compare, data, doctor, predict, promote, report, retrain, run, show, ui, weights
+    from studies.commands import (
+        clean,
+        compare,
+        data,
+        doctor,
+        export,
+        predict,
+        promote,
+        report,
+        retrain,
+        run,
+        serve,
+        show,
+        ui,
+        weights,
+    )
 
     app.command("run")(run.run)
     app.command("list")(show.list_studies)
@@ -19,6 +34,8 @@ def register(app: typer.Typer) -> None:
     app.command("rollback")(promote.rollback)
     app.command("models")(promote.models)
     app.command("retrain")(retrain.retrain)
+    app.command("serve")(serve.serve)
+    app.command("export")(export.export)
     app.add_typer(data.app)
     app.add_typer(weights.app)
     app.command("ui")(ui.ui)

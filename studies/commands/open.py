@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from optuna.storages import RDBStorage
 
+from detectors.artifact import is_artifact
 from detectors.errors import InputError
 from studies import storage as studies_storage
 from studies.home import Home, sqlite_file
@@ -26,3 +29,19 @@ def open_view(name: str) -> StudyView:
     home, storage = open_home()
     study, header = studies_storage.load_study(storage, name)
     return StudyView(study, header, home)
+
+
+def detector_folder(model: str) -> Path:
+    """Folder of a detector given as such, as a study, or as ``STUDY/product``. Raises `InputError` where there is none."""
+    if is_artifact(Path(model)):
+        return Path(model)
+    if Path(model).is_dir():
+        raise InputError(f"{model}: no detector in this folder (detector.json is missing)")
+    study, _, product = model.partition("/")
+    selected = open_view(study).selected()
+    if selected is None or not selected.detectors:
+        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
+    if product not in selected.detectors:
+        known = ", ".join(f"{study}/{name}" if name else study for name in selected.detectors)
+        raise InputError(f"{model!r} is no detector; there are: {known}")
+    return selected.detectors[product]

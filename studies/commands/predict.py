@@ -10,35 +10,32 @@ import typer
 from rich.progress import track
 
 if TYPE_CHECKING:
-    from detectors.artifact import Artifact
+    from detectors.verdicts import Model
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A study, or the folder of a saved detector.")],
+    model: Annotated[str, typer.Argument(help="A study, the folder of a saved detector, or an exported file.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     out: Annotated[Path, typer.Option(help="Where heat maps go.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Score pictures with a study's selected detector; writes a heat map beside each."""
-    from detectors.artifact import load_artifact
     from studies import tables
-    from studies.plan import choose_device
 
-    files = _files(images)
-    chosen = choose_device(device)
-    artifact = load_artifact(_folder(model), device=chosen)
+    files = picture_files(images)
+    loaded = _load(model, device)
     console = tables.console(stderr=json_output)
     names = _output_names(files)
     rows = [
-        _predict_one(artifact, file, out / names[file])
+        _predict_one(loaded, file, out / names[file])
         for file in track(files, "scoring", console=console, transient=True, disable=not console.is_terminal)
     ]
     if json_output:
         typer.echo(json.dumps(rows, indent=1))
         return
     console.print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
-    threshold = artifact.detector.threshold
+    threshold = loaded.threshold
     if threshold is None:
         console.print(
             "no threshold: the detector's protocol holds out no normals, so there is no verdict", style="yellow"
@@ -52,26 +49,23 @@ def predict(
         )
 
 
-def _folder(model: str) -> Path:
-    from detectors.artifact import is_artifact
+def _load(model: str, device: str) -> Model:
+    from detectors.artifact import is_artifact, load_artifact
     from detectors.errors import InputError
-    from studies.commands.open import open_view
+    from detectors.exported import is_exported, load_exported
+    from studies.commands.open import detector_folder
+    from studies.plan import choose_device
 
-    if is_artifact(Path(model)):
-        return Path(model)
-    if Path(model).is_dir():
-        raise InputError(f"{model}: no detector in this folder (detector.json is missing)")
-    study, _, product = model.partition("/")
-    selected = open_view(study).selected()
-    if selected is None or not selected.detectors:
-        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
-    if product not in selected.detectors:
-        known = ", ".join(f"{study}/{name}" if name else study for name in selected.detectors)
-        raise InputError(f"{model!r} is no detector; there are: {known}")
-    return selected.detectors[product]
+    path = Path(model)
+    if not is_exported(path) or is_artifact(path):
+        return load_artifact(detector_folder(model), device=choose_device(device))
+    if device not in ("auto", "cpu"):
+        raise InputError(f"--device {device}: an exported file runs on the CPU; leave the option out")
+    return load_exported(path)
 
 
-def _files(given: list[Path]) -> list[Path]:
+def picture_files(given: list[Path]) -> list[Path]:
+    """Pictures, and those of folders, each once. Raises `InputError` where there are none."""
     from detectors.data.images import is_image
     from detectors.errors import InputError
 
@@ -99,14 +93,14 @@ def _output_names(files: list[Path]) -> dict[Path, str]:
     return names
 
 
-def _predict_one(artifact: Artifact, file: Path, target: Path) -> dict[str, Any]:
+def _predict_one(model: Model, file: Path, target: Path) -> dict[str, Any]:
     from detectors.data.images import read_image
     from detectors.pictures import save_png
     from detectors.verdicts import judge, picture_and_heat_map
 
     rgb = read_image(file)
-    (verdict,) = judge(artifact, [rgb])
-    save_png(picture_and_heat_map(artifact, rgb, verdict), target)
+    (verdict,) = judge(model, [rgb])
+    save_png(picture_and_heat_map(model, rgb, verdict), target)
     return {
         "image": str(file),
         "score": verdict.score,

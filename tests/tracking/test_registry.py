@@ -15,8 +15,8 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from models import make_run, pictures, save_detector, source
 from PIL import Image
+from small_models import make_run, pictures, save_detector, source
 from widgets import copy_stores
 
 from detectors.artifact import DESCRIPTION, load_artifact

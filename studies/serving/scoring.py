@@ -1,0 +1,111 @@
+"""One thread that scores: what waits is scored together, and nobody waits for company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.verdicts import Verdict, judge
+from studies.serving.models import Loaded
+
+
+class BusyError(RuntimeError):
+    """Too many pictures wait already."""
+
+
+@dataclass
+class _Item:
+    model: Loaded
+    """The one that was served when the request came: a swap changes nothing for what is under way."""
+    rgb: NDArray[np.uint8]
+    done: asyncio.Future[Verdict]
+
+
+class Scorer:
+    """Scores pictures of all requests, in their order, some at a time. Lives in one event loop."""
+
+    def __init__(self, *, max_waiting: int, max_batch: int, batched: Callable[[int], None] = lambda size: None) -> None:
+        """Args: `batched` is told the size of each batch."""
+        self._max_waiting, self._max_batch, self._batched = max_waiting, max_batch, batched
+        self._items: deque[_Item] = deque()
+        self._news = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "scoring")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that were not begun."""
+        return len(self._items)
+
+    def start(self) -> None:
+        """Begin to work, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def close(self) -> None:
+        """After the last request."""
+        if self._task is not None:
+            self._task.cancel()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def score(self, model: Loaded, pictures: list[NDArray[np.uint8]]) -> list[Verdict]:
+        """Verdicts of RGB pictures, uint8 [H, W, 3].
+
+        Raises:
+            BusyError: too many wait already.
+            NumericalError: a score is not finite.
+        """
+        if len(self._items) + len(pictures) > self._max_waiting:
+            raise BusyError
+        loop = asyncio.get_running_loop()
+        items = [_Item(model, rgb, loop.create_future()) for rgb in pictures]
+        self._items.extend(items)
+        self._news.set()
+        try:
+            return await asyncio.gather(*(item.done for item in items))
+        finally:
+            # Of a request that was given up, what was not begun is left out.
+            for item in items:
+                item.done.cancel()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._news.wait()
+            batch = self._next_batch()
+            if not batch:
+                self._news.clear()
+                continue
+            self._batched(len(batch))
+            for item, outcome in zip(batch, await loop.run_in_executor(self._thread, _judge, batch), strict=True):
+                if item.done.done():
+                    continue
+                if isinstance(outcome, Verdict):
+                    item.done.set_result(outcome)
+                else:
+                    item.done.set_exception(outcome)
+
+    def _next_batch(self) -> list[_Item]:
+        """The first items that the same model is to judge."""
+        batch: list[_Item] = []
+        while self._items and len(batch) < self._max_batch:
+            if self._items[0].done.done():
+                self._items.popleft()
+            elif not batch or self._items[0].model is batch[0].model:
+                batch.append(self._items.popleft())
+            else:
+                break
+        return batch
+
+
+def _judge(batch: list[_Item]) -> list[Verdict | Exception]:
+    """The verdict of each, or why there is none: one picture costs the others nothing."""
+    try:
+        return list(judge(batch[0].model.artifact, [item.rgb for item in batch]))
+    except Exception as error:
+        return [error] if len(batch) == 1 else [outcome for item in batch for outcome in _judge([item])]
