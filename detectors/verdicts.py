@@ -91,6 +91,7 @@ def picture_and_heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict)
 def colour_range(model: Model, verdict: Verdict) -> tuple[float, float]:
     """Anomaly values of the first and the last colour."""
     normals = model.normal_scores
-    high = verdict.threshold if verdict.threshold is not None else float(verdict.anomaly_map.max())
-    low = float(np.median(normals)) * 0.5 if len(normals) else 0.0
-    return low, 1.5 * high - 0.5 * low
+    limit = verdict.threshold if verdict.threshold is not None else float(verdict.anomaly_map.max())
+    # A picture's score is the height of its map's highest peak: what most good parts stay below everywhere is not coloured.
+    low = float(np.quantile(normals, 0.1)) if len(normals) else 0.5 * limit
+    return low, limit + max(limit - low, 0.25 * abs(limit))
