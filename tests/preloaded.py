@@ -86,17 +86,9 @@ def _main(
 
 def quick_trials() -> None:
     """Give every detector the same speed and draw no curves, which take most of a small trial's time."""
-    from detectors.latency import Latency
+    from small_models import LATENCY
+
     from studies import plots, trial
 
-    measured = Latency(
-        latency_ms_p50=5.0,
-        latency_ms_p95=6.0,
-        fps=200.0,
-        throughput=900.0,
-        peak_memory_mb=50.0,
-        model_size_mb=45.0,
-        latency_threads=1.0,
-    )
-    trial.measure_latency = lambda detector, images, device: measured  # type: ignore[assignment]
+    trial.measure_latency = lambda detector, images, device: LATENCY  # type: ignore[assignment]
     plots.write_curves = lambda scores, labels, folder, *, title: None

@@ -13,10 +13,21 @@ from detectors.artifact import Artifact, save_artifact
 from detectors.backbones import Backbone, build_backbone
 from detectors.base import Detector, FitContext
 from detectors.evaluation import choose_threshold
+from detectors.latency import Latency
 from detectors.padim import Padim
 from tracking.registry import Source
 
 SIZE = (64, 64)
+LATENCY = Latency(
+    latency_ms_p50=5.0,
+    latency_ms_p95=6.0,
+    fps=200.0,
+    throughput=900.0,
+    peak_memory_mb=50.0,
+    model_size_mb=45.0,
+    latency_threads=1.0,
+)
+"""The same for every detector, for tests that are not about speed."""
 
 
 def pictures(count: int, seed: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import LATENCY
 
 from detectors.artifact import Artifact, load_artifact, save_artifact
 from detectors.backbones import build_backbone
@@ -18,7 +19,7 @@ from detectors.base import Detector, FitContext
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import Splits, make_splits
 from detectors.evaluation import Evaluation
-from detectors.latency import DeviceLock, Latency
+from detectors.latency import DeviceLock
 from detectors.padim import Padim
 from studies import gate as gate_module
 from studies.config import GateConfig
@@ -26,15 +27,6 @@ from studies.gate import Contender, Gate, Measured
 from tracking.model import packed
 
 CPU = torch.device("cpu")
-LATENCY = Latency(
-    latency_ms_p50=5.0,
-    latency_ms_p95=6.0,
-    fps=200.0,
-    throughput=900.0,
-    peak_memory_mb=50.0,
-    model_size_mb=45.0,
-    latency_threads=1.0,
-)
 
 
 @pytest.fixture(scope="module")
