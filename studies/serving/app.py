@@ -22,9 +22,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from detectors.data.images import read_image
+from detectors.data.images import Size, read_image, resize_image
 from detectors.errors import InputError, NumericalError
 from detectors.verdicts import Verdict, heat_map
 from studies.serving.meters import Meters
@@ -35,6 +36,8 @@ from studies.serving.settings import Settings
 
 DECODERS = 2
 DRAIN_SECONDS = 10.0
+SHOWN_SIDE = 1024
+"""Pixels of a heat map's longer side."""
 HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -67,7 +70,7 @@ class Prediction(BaseModel):
     normals_below: float | None
     """Share of the held-out good pictures that score less, 0 to 1."""
     heatmap: str | None
-    """PNG, base64; None unless asked for."""
+    """The picture, at most 1,024 pixels a side, with its anomaly map over it: PNG, base64; None unless asked for."""
 
 
 class ModelName(BaseModel):
@@ -100,11 +103,11 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scorer.start()
-        following = asyncio.create_task(_follow(keeper, settings.poll_seconds))
+        end_following = keeper.follow(settings.poll_seconds)
         try:
             yield
         finally:
-            following.cancel()
+            end_following()
             await scorer.close()
             decoders.shutdown(wait=True)
 
@@ -117,6 +120,11 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
     async def told(request: Request, error: StarletteHTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, status_code=error.status_code, headers=error.headers)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        # The server's log gets the traceback, the client does not.
+        return JSONResponse({"error": "the service failed at this request; its log says why"}, status_code=500)
+
     def model() -> Loaded:
         if keeper.current is None:
             raise HTTPException(503, "no model is loaded yet", headers={"Retry-After": "5"})
@@ -125,7 +133,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
     async def in_thread(function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(decoders, function, *arguments)
 
-    @app.post("/predict", response_model=Answer)
+    @app.post("/predict", response_model=Answer, openapi_extra={"requestBody": _request_body()})
     async def predict(request: Request) -> Answer:
         """Judge pictures: multipart files (any field name), or JSON as `JsonRequest`; ``?heatmap=true`` for files."""
         try:
@@ -133,21 +141,26 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
                 pictures, heatmap = await _read(request, settings)
         except TimeoutError:
             raise HTTPException(408, f"the request took longer than {settings.body_seconds:g} s to come in") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the client hung up in the midst of its request") from None
         chosen = model()
         try:
-            async with asyncio.timeout(settings.request_seconds):
-                decoded = [await in_thread(_decode, picture, settings.max_pixels) for picture in pictures]
-                verdicts = await scorer.score(chosen, decoded)
-                meters.judged(len(verdicts))
-                predictions = [
-                    await in_thread(_prediction, chosen, picture, rgb, verdict, heatmap)
-                    for picture, rgb, verdict in zip(pictures, decoded, verdicts, strict=True)
-                ]
+            with scorer.room(len(pictures)):
+                async with asyncio.timeout(settings.request_seconds):
+                    size = chosen.artifact.detector.image_size
+                    decoded = [
+                        await in_thread(_decode, picture, size, settings.max_pixels, heatmap) for picture in pictures
+                    ]
+                    verdicts = await scorer.score(chosen, [one.small for one in decoded])
+                    meters.judged(len(verdicts))
+                    predictions = [
+                        await in_thread(_prediction, chosen, picture.name, one.shown, verdict)
+                        for picture, one, verdict in zip(pictures, decoded, verdicts, strict=True)
+                    ]
         except TimeoutError:
             raise HTTPException(504, f"not done within {settings.request_seconds:g} s; send fewer pictures") from None
-        except BusyError:
-            message = f"{scorer.waiting} pictures wait already; try again"
-            raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
+        except BusyError as error:
+            raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from None
         except InputError as error:
             raise HTTPException(422, str(error)) from None
         except NumericalError as error:
@@ -184,32 +197,34 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
     return app
 
 
-async def _follow(keeper: Keeper, seconds: float) -> None:
-    """Ask for the model that is wanted, again and again."""
-    while True:
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(keeper.check)
-
-
 # --- requests
+
+
+def _request_body() -> dict[str, Any]:
+    """For whoever generates a client from ``/openapi.json``: the request is read by hand, so that it is bounded."""
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    form = {"type": "object", "properties": {"file": files, "heatmap": {"type": "boolean", "default": False}}}
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {**form, "required": ["file"]}},
+            "application/json": {"schema": JsonRequest.model_json_schema()},
+        },
+    }
 
 
 async def _read(request: Request, settings: Settings) -> tuple[Sequence[_Picture], bool]:
     """The pictures of a request, as files, and whether heat maps are wanted. Raises `HTTPException`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        pictures, heatmap = _from_json(await request.body())
+        pictures, heatmap = await asyncio.to_thread(_from_json, await request.body(), most=settings.max_images)
     elif kind == "multipart/form-data":
-        form = await request.form(max_files=settings.max_images + 1, max_fields=8, max_part_size=64 * 1024)
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        pictures = [_Picture(_plain(file.filename, number), await file.read()) for number, file in enumerate(files)]
-        heatmap = str(form.get("heatmap", request.query_params.get("heatmap", ""))).lower() in (
-            "true",
-            "1",
-            "on",
-            "yes",
-        )
-        await form.close()
+        limits: dict[str, int] = {"max_files": settings.max_images + 1, "max_fields": 8, "max_part_size": 64 * 1024}
+        async with request.form(**limits) as form:
+            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            pictures = [_Picture(_plain(file.filename, number), await file.read()) for number, file in enumerate(files)]
+            asked = str(form.get("heatmap", request.query_params.get("heatmap", "")))
+        heatmap = asked.lower() in ("true", "1", "on", "yes")
     else:
         raise HTTPException(415, "send multipart/form-data with picture files, or application/json")
     if not pictures:
@@ -219,7 +234,11 @@ async def _read(request: Request, settings: Settings) -> tuple[Sequence[_Picture
     return pictures, heatmap
 
 
-def _from_json(body: bytes) -> tuple[list[_Picture], bool]:
+def _from_json(body: bytes, *, most: int) -> tuple[list[_Picture], bool]:
+    # Base64 holds neither commas nor brackets: a body with more of them than pictures is none of ours, and as
+    # objects it would take a hundred times its size.
+    if body.count(b",") > most + 8 or body.count(b"[") + body.count(b"{") > 8:
+        raise HTTPException(422, f"images: a list of base64 texts is wanted, at most {most}; nothing nested")
     try:
         asked = JsonRequest.model_validate_json(body)
     except ValidationError as error:
@@ -241,20 +260,33 @@ def _plain(name: str | None, number: int) -> str:
     return "".join(letter for letter in last if letter.isprintable())[:100] or str(number)
 
 
-def _decode(picture: _Picture, max_pixels: int) -> NDArray[np.uint8]:
-    return read_image(picture.data, name=picture.name, max_pixels=max_pixels)
+@dataclass(frozen=True)
+class _Decoded:
+    small: NDArray[np.uint8]
+    """As the detector wants it."""
+    shown: NDArray[np.uint8] | None
+    """To draw the heat map over; None where none is wanted."""
 
 
-def _prediction(
-    model: Loaded, picture: _Picture, rgb: NDArray[np.uint8], verdict: Verdict, heatmap: bool
-) -> Prediction:
-    drawn = None
+def _decode(picture: _Picture, size: Size, max_pixels: int, heatmap: bool) -> _Decoded:
+    """What is kept of a picture is small, however large it comes: many may wait."""
+    rgb = read_image(picture.data, name=picture.name, max_pixels=max_pixels)
+    shown = None
     if heatmap:
+        reduced = Image.fromarray(rgb)
+        reduced.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        shown = np.asarray(reduced)
+    return _Decoded(resize_image(rgb, size), shown)
+
+
+def _prediction(model: Loaded, name: str, shown: NDArray[np.uint8] | None, verdict: Verdict) -> Prediction:
+    drawn = None
+    if shown is not None:
         file = io.BytesIO()
-        Image.fromarray(heat_map(model.artifact, rgb, verdict)).save(file, format="PNG", compress_level=1)
+        Image.fromarray(heat_map(model.artifact, shown, verdict)).save(file, format="PNG", compress_level=1)
         drawn = base64.b64encode(file.getvalue()).decode()
     return Prediction(
-        name=picture.name,
+        name=name,
         score=verdict.score,
         threshold=verdict.threshold,
         verdict=verdict.verdict,
@@ -279,6 +311,8 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, *, settings: Settings, meters: Meters) -> None:
         self._app, self._settings, self._meters = app, settings, meters
+        self._held = 0
+        """Bytes of the requests that are under way."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -291,6 +325,9 @@ class _Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
+            self._held += len(message.get("body", b""))
+            if self._held > self._settings.max_held_bytes:
+                raise HTTPException(503, "too much is under way; try again", headers={"Retry-After": "1"})
             if received > limit:
                 if message.get("more_body"):
                     await _drain(receive, limit)
@@ -311,6 +348,7 @@ class _Guard:
         try:
             await (refusal or self._app)(scope, limited, marked)
         finally:
+            self._held -= received
             self._meters.answered(scope["path"], code, time.perf_counter() - begin)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> JSONResponse | None:

@@ -19,6 +19,10 @@ from detectors.verdicts import judge
 from studies.home import Home
 from tracking.registry import Registry
 
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 3600.0
+"""From a model's failure to the next try, and to what that doubles: a disk that was full or a store that was away heals, a
+damaged file does not, and costs a load each time."""
+
 
 class Wanted(NamedTuple):
     """A model that is to be served."""
@@ -57,6 +61,27 @@ class FolderSource:
     def fetch(self, wanted: Wanted) -> Path:
         """The folder itself."""
         return self.folder
+
+
+@dataclass(frozen=True)
+class StudySource:
+    """A study's selected detector, also after the study found a better one."""
+
+    model: str
+    """Name of the study, or ``STUDY/product``."""
+    find: Callable[[str], Path]
+    """Its detector's folder now. Raises `InputError` where there is none."""
+
+    def wanted(self) -> Wanted:
+        """By the content of the folder that is selected now."""
+        return self._selected().wanted()
+
+    def fetch(self, wanted: Wanted) -> Path:
+        """The folder itself."""
+        return self._selected().fetch(wanted)
+
+    def _selected(self) -> FolderSource:
+        return FolderSource(self.find(self.model), self.model)
 
 
 @dataclass(frozen=True)
@@ -103,6 +128,15 @@ class Loaded:
         }
 
 
+@dataclass(frozen=True)
+class _Failed:
+    identity: str
+    pause: float
+    """Seconds from the failure to the next try."""
+    again: float
+    """When that is."""
+
+
 class Keeper:
     """Holds the model that is served. A new one takes its place only after it was loaded and has judged a picture."""
 
@@ -113,16 +147,18 @@ class Keeper:
         device: torch.device,
         say: Callable[[str], None] = lambda text: None,
         swapped: Callable[[str], None] = lambda outcome: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         say: told of swaps, of models that fail, and when the source is away.
         swapped: told ``swapped`` or ``failed``.
         """
+        self._clock = clock
         self._source, self._device, self._say = source, device, say
         self.swapped = swapped
         self._current: Loaded | None = None
-        self._broken: str | None = None
-        """Identity of a model that failed: it is not tried at every poll."""
+        self._failed: _Failed | None = None
+        """A model that is not tried at every poll."""
         self._away = False
         self._loading = threading.Lock()
 
@@ -138,33 +174,55 @@ class Keeper:
             return self._current
 
     def check(self) -> bool:
-        """Serve another model where another is wanted; whether one was swapped in. Never raises for a model that fails."""
+        """Serve another model where another is wanted; whether one was swapped in.
+
+        Never raises: whatever is wrong with the source or a new model, the present one goes on.
+        """
         with self._loading:
             try:
                 wanted = self._source.wanted()
-            except InputError as error:
+            except Exception as error:
                 if not self._away:
-                    self._say(f"cannot find out which model is to be served ({error}); going on with the present one")
+                    self._say(
+                        f"cannot find out which model is to be served ({_words(error)}); going on with the present one"
+                    )
                 self._away = True
                 return False
             if self._away:
                 self._say("the model's source is back")
             self._away = False
-            if wanted.identity == self._broken or (self._current and wanted.identity == self._current.wanted.identity):
+            if self._current and wanted.identity == self._current.wanted.identity:
+                return False
+            failed = self._failed if self._failed and self._failed.identity == wanted.identity else None
+            if failed and self._clock() < failed.again:
                 return False
             try:
                 self._current = self._load(wanted)
-            except (InputError, ArithmeticError, RuntimeError, MemoryError) as error:
-                self._broken = wanted.identity
-                self._say(
-                    f"{wanted.name} version {wanted.version} is not served: {error}; going on with the present one"
-                )
+            except Exception as error:
+                pause = min(2 * failed.pause, LONGEST_RETRY_SECONDS) if failed else RETRY_SECONDS
+                self._failed = _Failed(wanted.identity, pause, self._clock() + pause)
+                if not failed:
+                    self._say(
+                        f"{wanted.name} version {wanted.version} is not served: {_words(error)}; "
+                        "going on with the present one"
+                    )
                 self.swapped("failed")
                 return False
-            self._broken = None
+            self._failed = None
             self._say(f"now serving {wanted.name} version {wanted.version}")
             self.swapped("swapped")
             return True
+
+    def follow(self, seconds: float) -> Callable[[], None]:
+        """`check` that often, in a thread of its own; what is returned ends it, and does not wait for a store that is silent."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(seconds):
+                self.check()
+
+        threading.Thread(target=work, name="following", daemon=True).start()
+        return ended.set
 
     def _load(self, wanted: Wanted) -> Loaded:
         artifact = load_artifact(self._source.fetch(wanted), device=self._device)
@@ -173,6 +231,11 @@ class Keeper:
         if not np.isfinite(verdict.anomaly_map).all():
             raise InputError(f"{wanted.name} version {wanted.version}: its anomaly map is not finite")
         return Loaded(wanted, artifact)
+
+
+def _words(error: Exception) -> str:
+    told = " ".join(str(error).split())
+    return told if isinstance(error, InputError) else f"{type(error).__name__}: {told}".removesuffix(": ")
 
 
 def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Registry]) -> ModelSource:
@@ -186,7 +249,9 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
     prefix = "models:/"
     if not model.startswith(prefix):
         folder = detector_folder(model)
-        return FolderSource(folder, folder.name if Path(model).is_dir() else model)
+        return (
+            FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, detector_folder)
+        )
     rest = model.removeprefix(prefix)
     separator = "@" if "@" in rest else "/"
     name, _, alias = rest.rpartition(separator)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from studies.serving.models import Loaded
 
 
 class BusyError(RuntimeError):
-    """Too many pictures wait already."""
+    """Too many pictures are under way already."""
 
 
 @dataclass
@@ -31,9 +32,13 @@ class Scorer:
     """Scores pictures of all requests, in their order, some at a time. Lives in one event loop."""
 
     def __init__(self, *, max_waiting: int, max_batch: int, batched: Callable[[int], None] = lambda size: None) -> None:
-        """Args: `batched` is told the size of each batch."""
+        """Args:
+        max_waiting: of pictures that there is `room` for.
+        batched: told the size of each batch.
+        """
         self._max_waiting, self._max_batch, self._batched = max_waiting, max_batch, batched
         self._items: deque[_Item] = deque()
+        self._admitted = 0
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "scoring")
         self._task: asyncio.Task[None] | None = None
@@ -42,6 +47,21 @@ class Scorer:
     def waiting(self) -> int:
         """Pictures that were not begun."""
         return len(self._items)
+
+    @contextmanager
+    def room(self, pictures: int) -> Iterator[None]:
+        """For so many, from before they are decoded to their answer: what is turned away costs next to nothing.
+
+        Raises:
+            BusyError: there is none.
+        """
+        if self._admitted + pictures > self._max_waiting:
+            raise BusyError(f"{self._admitted} pictures wait already; try again")
+        self._admitted += pictures
+        try:
+            yield
+        finally:
+            self._admitted -= pictures
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
@@ -57,11 +77,8 @@ class Scorer:
         """Verdicts of RGB pictures, uint8 [H, W, 3].
 
         Raises:
-            BusyError: too many wait already.
             NumericalError: a score is not finite.
         """
-        if len(self._items) + len(pictures) > self._max_waiting:
-            raise BusyError
         loop = asyncio.get_running_loop()
         items = [_Item(model, rgb, loop.create_future()) for rgb in pictures]
         self._items.extend(items)

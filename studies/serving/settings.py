@@ -11,6 +11,8 @@ class Settings:
 
     max_body_bytes: int = 32 * 2**20
     """Of a whole request."""
+    max_held_bytes: int = 256 * 2**20
+    """Of all requests that are under way; beyond, new ones are turned away with 503."""
     max_images: int = 16
     """Pictures in one request."""
     max_pixels: int = 40_000_000

@@ -362,7 +362,7 @@ def test_only_a_former_export_gives_way_to_a_folder(tmp_path):
 
 
 def test_weights_too_large_for_one_onnx_file_are_told_before_the_work(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(export, "MAX_ONNX_BYTES", 2**20 + 1000)
+    monkeypatch.setattr(export, "MAX_ONNX_BYTES", export.BESIDE_WEIGHTS + 1000)
     with pytest.raises(InputError, match="take --format openvino"):
         quick(tmp_path / "x.onnx")
 

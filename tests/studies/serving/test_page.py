@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,30 +31,45 @@ if TYPE_CHECKING:
 SECONDS = 30
 
 
-@pytest.fixture(scope="module", params=[None, "s3cret"], ids=["open", "with a token"])
-def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = save_detector(tmp_path_factory.mktemp("page") / "detector")
+@contextmanager
+def running(folder: Path, *, token: str | None) -> Iterator[str]:
     keeper = Keeper(FolderSource(folder, "widgets"), device=torch.device("cpu"))
     keeper.start()
-    config = uvicorn.Config(create_app(keeper, Settings(token=request.param)), port=0, log_level="error")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(create_app(keeper, Settings(token=token)), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         thread.join(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/{'?token' if request.param else ''}"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     server.should_exit = True
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_detector(tmp_path_factory.mktemp("page") / "detector")
+
+
+@pytest.fixture(scope="module")
+def open_address(folder: Path) -> Iterator[str]:
+    with running(folder, token=None) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def locked_address(folder: Path) -> Iterator[str]:
+    with running(folder, token="s3cret") as address:
+        yield address
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_a_person_drops_a_picture_and_sees_what_is_wrong(
-    chromium: Chrome, address: str, size: tuple[int, int], tmp_path: Path
+@pytest.mark.parametrize("locked", [False, True], ids=["open", "with a token"])
+def test_a_person_chooses_a_picture_and_sees_what_is_wrong(
+    chromium: Chrome, request: pytest.FixtureRequest, locked: bool, size: tuple[int, int], tmp_path: Path
 ) -> None:
+    address = request.getfixturevalue("locked_address" if locked else "open_address")
     path = tmp_path / "a part & <more>.png"
     Image.fromarray(pictures(1, 3)[0].permute(1, 2, 0).numpy()).resize((640, 480)).save(path)
-    locked = address.endswith("?token")
     show(chromium, address, size=size)
     wait = WebDriverWait(chromium, SECONDS)
     if locked:
@@ -75,14 +93,32 @@ def test_a_person_drops_a_picture_and_sees_what_is_wrong(
     assert [line for line in console(chromium) if "401" not in line] == []
 
 
-def test_a_file_that_is_no_picture_is_told_on_the_page(chromium: Chrome, address: str, tmp_path: Path) -> None:
-    if address.endswith("?token"):
-        pytest.skip("the same with and without a token")
-    path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    show(chromium, address)
-    chromium.find_element(By.ID, "files").send_keys(str(path))
-    WebDriverWait(chromium, SECONDS).until(
-        lambda browser: "not a readable image" in browser.find_element(By.ID, "said").text
-    )
-    assert not chromium.find_elements(By.TAG_NAME, "article")
+DROP = """
+    const names = arguments[0], bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
+    const carried = new DataTransfer();
+    for (const name of names) carried.items.add(new File([name.endsWith(".png") ? bytes : "no picture"], name));
+    const event = new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true});
+    return document.querySelector(arguments[2]).dispatchEvent(event);
+"""
+"""Returns whether the browser would still do what it does by itself with a file that is dropped: leave the page for it."""
+
+
+@pytest.mark.parametrize("place", ["#drop", "body"])
+def test_files_that_are_dropped_are_judged_each_for_itself(chromium: Chrome, open_address: str, place: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pictures(1, 3)[0].permute(1, 2, 0).numpy()).save(file, format="PNG")
+    show(chromium, open_address, dark=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    assert chromium.execute_script(DROP, ["1.png", "notes.txt", "2.png"], data, place) is False
+    wait = WebDriverWait(chromium, SECONDS)
+    wait.until(lambda browser: len(browser.find_elements(By.TAG_NAME, "article")) == 3)
+    last, failed, first = chromium.find_elements(By.TAG_NAME, "article")
+    assert [card.find_element(By.TAG_NAME, "h2").text for card in (first, failed, last)] == [
+        "1.png",
+        "notes.txt",
+        "2.png",
+    ]
+    assert "not a readable image" in failed.find_element(By.CLASS_NAME, "wrong").text
+    assert not failed.find_elements(By.CLASS_NAME, "verdict")
+    assert chromium.find_element(By.ID, "said").text in ("2.png: Good", "2.png: Defective")
+    assert [line for line in console(chromium) if "422" not in line] == []

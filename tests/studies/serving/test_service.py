@@ -204,7 +204,12 @@ HOSTILE: dict[str, tuple[dict[str, Any], int, str]] = {
     "a field as large as a body": ({"files": {"a": (None, "x" * 100_000)}}, 400, "exceeded"),
     "plain text": ({"data": "hello", "headers": {"Content-Type": "text/plain"}}, 415, "application/json"),
     "no JSON": ({"data": "{", "headers": {"Content-Type": "application/json"}}, 422, "JSON"),
-    "deep JSON": ({"data": "[" * 90_000, "headers": {"Content-Type": "application/json"}}, 422, "recursion"),
+    "deep JSON": ({"data": "[" * 90_000, "headers": {"Content-Type": "application/json"}}, 422, "nothing nested"),
+    "long JSON": (
+        {"data": '{"images": [' + "0," * 200_000 + "0]}", "headers": {"Content-Type": "application/json"}},
+        422,
+        "at most 8",
+    ),
     "other JSON": ({"json": {"images": "x"}}, 422, "images"),
     "no images": ({"json": {"images": []}}, 422, "images"),
     "an unknown key": ({"json": {"images": ["eA=="], "path": "/etc/passwd"}}, 422, "path"),
