@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +66,9 @@ class Description(BaseModel):
     tensors_sha256: str
 
 
+AnyDescription = TypeVar("AnyDescription", bound=Description)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A detector with what is known about where it comes from."""
@@ -116,7 +119,7 @@ def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
     )
 
 
-def parse_description(text: str | bytes, *, place: Path) -> Description:
+def parse_description(text: str | bytes, *, place: Path, kind: type[AnyDescription]) -> AnyDescription:
     """Read a description. Raises `InputError` that names the place where it is damaged or of a newer version."""
     if len(text) > MAX_DESCRIPTION_BYTES:
         raise InputError(f"{place}: too large to be a detector's description")
@@ -124,14 +127,16 @@ def parse_description(text: str | bytes, *, place: Path) -> Description:
         raw = json.loads(text)
         if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
             raise InputError(f"{place}: written by a newer version (format {raw['format']}); update anomaly-studies")
-        description = Description.model_validate(raw)
+        description = kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{place}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error})") from error
     if description.resize_rule != RESIZE_RULE:
-        raise InputError(f"{place}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}")
+        raise InputError(
+            f"{place}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}"
+        )
     return description
 
 
@@ -224,7 +229,7 @@ def _read_description(folder: Path) -> Description:
         raise InputError(f"{folder}: no detector here ({DESCRIPTION} is missing)")
     if path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise InputError(f"{path}: too large to be a detector's description")
-    return parse_description(path.read_bytes(), place=path)
+    return parse_description(path.read_bytes(), place=path, kind=Description)
 
 
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:

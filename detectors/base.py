@@ -173,6 +173,27 @@ class Head(nn.Module, ABC):
         for name, value in tensors.items():
             self.register_buffer(name, value)
 
+    def export_module(self, grids: Mapping[int, Size]) -> nn.Module:
+        """The fitted head as a graph of plain tensor operations, for `detectors.export`; on the CPU, with copies of all tensors.
+
+        Its ``forward`` takes the backbone's maps in the order of the strides, each float32 [B, C, h, w], and returns what `score`
+        returns, up to rounding. It is traced once: B alone may vary, and no step may depend on the values.
+
+        Args:
+            grids: {stride: (h, w)} of the maps.
+
+        Raises:
+            InputError: this detector has no such form.
+        """
+        raise InputError(
+            f"detector {self.name} cannot be exported yet; `study predict` and `study serve` take it as it is"
+        )
+
+    @property
+    def export_note(self) -> str:
+        """What the export does otherwise than the head, if anything, for the person who wonders about a difference."""
+        return ""
+
 
 class Detector(nn.Module):
     """Backbone + head + anomaly map, with the threshold above which an image counts as defective.
@@ -243,9 +264,7 @@ class Detector(nn.Module):
         patch_scores, scores = self.head.score(features)
         maps = self.anomaly_map(patch_scores)
         scores = image_scores(maps) if scores is None else scores
-        if not bool(torch.isfinite(scores).all()):
-            first = int((~torch.isfinite(scores)).nonzero()[0])
-            raise NumericalError(f"the score of image {first} is not finite; check the image and the detector")
+        check_scores(scores)
         return Prediction(scores=scores, maps=maps)
 
 
@@ -256,3 +275,10 @@ def check_images(images: Tensor, image_size: Size) -> None:
             f"images must be uint8 [B, 3, {image_size[0]}, {image_size[1]}], "
             f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; resize them first"
         )
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise `NumericalError` that names the first image whose score is not finite."""
+    if not bool(torch.isfinite(scores).all()):
+        first = int((~torch.isfinite(scores)).nonzero()[0])
+        raise NumericalError(f"the score of image {first} is not finite; check the image and the detector")

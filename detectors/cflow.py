@@ -34,6 +34,7 @@ from detectors.base import FitContext, Head, Parameter, ParameterValue
 from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.features import Features
+from detectors.graphs import CflowGraph
 
 if TYPE_CHECKING:
     from detectors.coupling import Flow, FlowPass, Workspace
@@ -187,6 +188,13 @@ class Cflow(Head):
             except RuntimeError as error:
                 raise ValueError(f"CFlow tensors of stride {stride} do not fit the settings: {error}") from error
         self.register_buffer("peaks", tensors["peaks"])
+
+    def export_module(self, grids: Mapping[int, Size]) -> CflowGraph:
+        from detectors.coupling import FlowPass
+
+        if not self._flows:
+            raise RuntimeError("CFlow is not fitted yet")
+        return CflowGraph([FlowPass(flow) for flow in self.flows.values()], self.peaks)
 
     def _make_flows(self, channels: Mapping[int, int], grids: Mapping[int, Size], *, seed: int) -> None:
         """Fresh flows, with weights and permutations drawn from the seed."""

@@ -24,19 +24,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file's content in one step, on disk when this returns. Raises as `told_plainly` does."""
-    with told_plainly(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -59,6 +48,25 @@ def append_line(path: Path, line: str) -> None:
             file.write((b"\n" if broken else b"") + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Fill a temporary sibling file; at the end of the block it becomes `target`, replacing what was there.
+
+    An exception leaves `target` as it was. Raises as `told_plainly` does.
+    """
+    with told_plainly(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            yield temporary
+            _sync_file(temporary)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
 
 
 @contextmanager

@@ -92,9 +92,7 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
     Args:
         images: uint8 [N, 3, H, W], real images of the data set, N >= 1; repeated to make up a batch.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else threads)
-    try:
+    with all_cores() as threads:
         single = images[:1]
         batch = images.repeat(-(-THROUGHPUT_BATCH // len(images)), 1, 1, 1)[:THROUGHPUT_BATCH]
         size = model_size_mb(detector)
@@ -109,10 +107,24 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
             throughput=1000 * THROUGHPUT_BATCH / float(np.median(batch_milliseconds)),
             peak_memory_mb=peak[0] + (0 if device.type == "cuda" else size),
             model_size_mb=size,
-            latency_threads=float(torch.get_num_threads()),
+            latency_threads=float(threads),
         )
+
+
+@contextmanager
+def all_cores() -> Iterator[int]:
+    """Within the block torch uses every core that this process may use; yields their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else before)
+    try:
+        yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def single_image_ms(work: Callable[[], object]) -> float:
+    """Median milliseconds of what takes one image to score and map, warmed up and repeated as everywhere here."""
+    return float(np.median(_timed(work, WARM_UP_RUNS, MIN_RUNS, MIN_SECONDS)))
 
 
 def _predict(detector: Detector, images: Tensor, device: torch.device) -> None:
@@ -121,7 +133,7 @@ def _predict(detector: Detector, images: Tensor, device: torch.device) -> None:
     prediction.maps.cpu()
 
 
-def _timed(work: Callable[[], None], warm_up: int, min_runs: int, min_seconds: float) -> list[float]:
+def _timed(work: Callable[[], object], warm_up: int, min_runs: int, min_seconds: float) -> list[float]:
     """Milliseconds of each run."""
     for _ in range(warm_up):
         work()

@@ -32,6 +32,7 @@ from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.errors import NumericalError
 from detectors.features import Features
+from detectors.graphs import PadimGraph
 from detectors.working_memory import portion
 
 BLOCK_BYTES = 64 * 2**20
@@ -165,6 +166,11 @@ class Padim(Head):
         self._embedding = Embedding(
             {int(name.removeprefix(prefix)): tensors[name] for name in tensors if name.startswith(prefix)}
         )
+
+    def export_module(self, grids: Mapping[int, Size]) -> PadimGraph:
+        if self._embedding is None:
+            raise RuntimeError("PaDiM is not fitted yet")
+        return PadimGraph(self.mean_, self.whitening_, self._embedding, grids)
 
     def _blocks(self, images: int) -> Iterator[slice]:
         """Slices of positions whose vectors and factors fit into `BLOCK_BYTES`."""

@@ -43,6 +43,7 @@ from detectors.coreset import CoresetOrder, full_precision, greedy_k_center
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
+from detectors.graphs import PatchcoreGraph
 from detectors.working_memory import portion
 
 ORDER_VERSION = 1
@@ -243,6 +244,26 @@ class Patchcore(Head):
         self._grid = (int(grid[0]), int(grid[1]))
         self._search, self._lists = None, lists
         self._diagnostics = {"bank_size": float(len(bank))}
+
+    def export_module(self, grids: Mapping[int, Size]) -> PatchcoreGraph:
+        """Searches exactly, whatever the `index`."""
+        return PatchcoreGraph(
+            self.bank_,
+            [grids[stride] for stride in sorted(grids)],
+            reach=self.neighbourhood,
+            n_neighbors=self.n_neighbors,
+            extra=EXTRA,
+            reweighting=self.reweighting,
+            whitening=(self.centre_, self.whitener_) if self.whitening else None,
+        )
+
+    @property
+    def export_note(self) -> str:
+        return (
+            "it finds the neighbours that the detector's inverted file (index ivf) misses"
+            if self.index == "ivf"
+            else ""
+        )
 
     def _fit_whitening(self, features: Features, context: FitContext) -> None:
         """Mean and whitening matrix of the training patches; their covariance is kept in the memo, for every amount of it."""

@@ -31,8 +31,29 @@ def open_view(name: str) -> StudyView:
     return StudyView(study, header, home)
 
 
+REGISTERED = "models:/"
+
+
+def registered(model: str) -> tuple[str, str]:
+    """Name and alias, or version, of ``models:/NAME@alias`` or ``models:/NAME/3``. Raises `InputError` for anything else."""
+    rest = model.removeprefix(REGISTERED)
+    name, _, alias = rest.rpartition("@" if "@" in rest else "/")
+    if not name or not alias:
+        raise InputError(f"{model}: give models:/NAME@champion or models:/NAME/3")
+    return name, alias
+
+
 def detector_folder(model: str) -> Path:
-    """Folder of a detector given as such, as a study, or as ``STUDY/product``. Raises `InputError` where there is none."""
+    """Folder of a detector given as such, as a study, as ``STUDY/product``, or as ``models:/NAME@alias``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if model.startswith(REGISTERED):
+        from studies.promotion import open_registry
+
+        registry = open_registry(Home.from_environment())
+        return registry.fetch(registry.version(*registered(model)))
     if is_artifact(Path(model)):
         return Path(model)
     if Path(model).is_dir():

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A study, the folder of a saved detector, or an exported file.")],
+    model: Annotated[
+        str, typer.Argument(help="A study, models:/NAME@alias, the folder of a saved detector, or an exported file.")
+    ],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     out: Annotated[Path, typer.Option(help="Where heat maps go.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import math
 import os
 import socket
 from contextlib import suppress
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 TOKEN = "STUDY_SERVE_TOKEN"  # noqa: S105 - the variable's name
 CONNECTIONS = 256
 """At the same time; more are answered with 503 at once."""
-GRACE_SECONDS = 30
-"""For the requests that are under way when the service is to end."""
 MISSING = "the service needs FastAPI: pip install 'anomaly-studies[serve]'"
 STORE_SECONDS = 5.0
 """How long one poll waits for a registry that is away."""
@@ -38,6 +38,10 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(help="Of one picture.", min=0.01)] = 40.0,
     max_waiting: Annotated[int, typer.Option(help="Pictures that may wait; more get a 503.", min=1)] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.", min=1)] = 60.0,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Of the detector; every core unless given, e.g. where a container may use less.", min=1),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the token that clients must send; else ${TOKEN}.")
     ] = None,
@@ -50,6 +54,7 @@ def serve(
     from studies.home import Home
 
     try:
+        import torch
         import uvicorn
 
         from studies.serving.app import create_app
@@ -57,6 +62,7 @@ def serve(
         raise InputError(f"{MISSING} ({error.name} is missing)") from error
     from studies.plan import choose_device
     from studies.serving.models import Keeper, find_source
+    from studies.serving.protocol import PromptProtocol
     from studies.serving.settings import Settings
 
     console = tables.console(stderr=True)
@@ -74,6 +80,8 @@ def serve(
         poll_seconds=poll,
         token=_token(token_file),
     )
+    if threads is not None:
+        torch.set_num_threads(threads)
     source = find_source(model, Home.from_environment(), open_registry=_open_registry)
     with _listen(host, port) as listening:
         keeper = Keeper(source, device=choose_device(device), say=say)
@@ -90,13 +98,17 @@ def serve(
             server_header=False,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=15,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            # By then each request was answered, if only with a 504.
+            timeout_graceful_shutdown=math.ceil(settings.body_seconds + settings.request_seconds) + 1,
+            http=PromptProtocol,
+            ws="none",
             lifespan="on",
         )
+        server = uvicorn.Server(config)
         # The server passes the signal on that ended it, once all is answered.
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
-    say("ended; every accepted request was answered")
+            server.run(sockets=[listening])
+    say("ended at once" if server.force_exit else "ended; every accepted request was answered")
 
 
 def _token(path: Path | None) -> str | None:
@@ -130,9 +142,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port"
-        ) from error
+        ports = (errno.EADDRINUSE, errno.EACCES)
+        hint = "choose another --port" if error.errno in ports else "--host takes an address of this machine"
+        raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}); {hint}") from error
 
 
 def _is_loopback(host: str) -> bool:

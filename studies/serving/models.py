@@ -244,17 +244,11 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
     Raises:
         InputError: there is no such model.
     """
-    from studies.commands.open import detector_folder
+    from studies.commands.open import REGISTERED, detector_folder, registered
 
-    prefix = "models:/"
-    if not model.startswith(prefix):
+    if not model.startswith(REGISTERED):
         folder = detector_folder(model)
         return (
             FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, detector_folder)
         )
-    rest = model.removeprefix(prefix)
-    separator = "@" if "@" in rest else "/"
-    name, _, alias = rest.rpartition(separator)
-    if not name or not alias:
-        raise InputError(f"{model}: give models:/NAME@champion or models:/NAME/3")
-    return RegistrySource(open_registry(home), name, alias)
+    return RegistrySource(open_registry(home), *registered(model))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,33 +14,16 @@ from PIL import Image
 from small_models import pictures, save_detector
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-import torch
-import uvicorn
+from in_process import running, started
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from studies.serving.app import create_app
-from studies.serving.models import FolderSource, Keeper
 from studies.serving.settings import Settings
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 SECONDS = 30
-
-
-@contextmanager
-def running(folder: Path, *, token: str | None) -> Iterator[str]:
-    keeper = Keeper(FolderSource(folder, "widgets"), device=torch.device("cpu"))
-    keeper.start()
-    server = uvicorn.Server(uvicorn.Config(create_app(keeper, Settings(token=token)), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_address(folder: Path) -> Iterator[str]:
-    with running(folder, token=None) as address:
+    with running(started(folder)) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def locked_address(folder: Path) -> Iterator[str]:
-    with running(folder, token="s3cret") as address:
+    with running(started(folder), Settings(token="s3cret")) as address:
         yield address
 
 

@@ -1,0 +1,135 @@
+"""``study export``: a detector as one file for ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detectors.artifact import Artifact
+    from detectors.export import Comparison, Speed
+
+T = TypeVar("T")
+PICTURES = 16
+"""To compare on."""
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A study, models:/NAME@alias, or the folder of a saved detector.")],
+    format: Annotated[Literal["onnx", "openvino"], typer.Option(help="For ONNX Runtime or OpenVINO.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file, or OpenVINO's folder; default MODEL.onnx or MODEL-openvino here.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures to compare on; default some of the study's test pictures.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference accepted, as a share of the largest score or map value.", min=0)
+    ] = 1e-3,
+    force: Annotated[bool, typer.Option("--force", help="Replace a former export at the same place.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Write a detector as one file, from uint8 RGB to score and map; it counts when it scores as the detector does."""
+    import torch
+
+    from detectors.artifact import load_artifact
+    from detectors.export import check_target, export_detector, measure_speed
+    from detectors.latency import DeviceLock
+    from studies import tables
+    from studies.commands.open import detector_folder
+    from studies.home import Home
+
+    console = tables.console(stderr=json_output)
+    folder = detector_folder(model)
+    name = folder.absolute().name if folder == Path(model) else model.replace("/", "-")
+    target = out or Path(f"{name}.onnx" if format == "onnx" else f"{name}-openvino")
+    check_target(target, format, force=force)
+    with console.status("writing and comparing") if console.is_terminal else nullcontext():
+        artifact = load_artifact(folder)
+        pictures, source = _pictures(model, images, artifact)
+        found = export_detector(artifact, target, format, pictures=pictures, tolerance=tolerance, force=force)
+        home = Home.from_environment()
+        lock = DeviceLock(home.locks, torch.device("cpu")).exclusive() if home.root.is_dir() else nullcontext()
+        with lock:
+            speed = measure_speed(artifact, target, pictures[:1])
+    told = _told(target, format, source, found, speed)
+    if json_output:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    rows = [
+        ("file", told["file"]),
+        ("size", f"{told['size_mb']:.1f} MB"),
+        ("compared on", f"{found.pictures} pictures ({source})"),
+        ("largest difference", f"{found.relative:.1e} of the largest value; {tolerance:g} is accepted"),
+        ("  of a score", f"{found.score_difference:.2e}"),
+        ("  of the map", f"{found.map_difference:.2e}"),
+        ("one picture, this file", f"{speed.exported_ms:.1f} ms"),
+        ("one picture, torch", f"{speed.torch_ms:.1f} ms (both the median on {speed.threads} CPU threads)"),
+    ]
+    console.print(tables.table(("export", format), rows))
+    console.print(f"try it: study predict {target} IMAGE...", style="cyan", markup=False)
+
+
+def _told(target: Path, kind: str, source: str, found: Comparison, speed: Speed) -> dict[str, Any]:
+    """For scripts."""
+    files = [target] if target.is_file() else list(target.iterdir())
+    return {
+        "file": str(target),
+        "format": kind,
+        "size_mb": sum(file.stat().st_size for file in files) / 1e6,
+        "pictures": found.pictures,
+        "source": source,
+        "score_difference": found.score_difference,
+        "map_difference": found.map_difference,
+        "relative_difference": found.relative,
+        "latency_ms_p50": {"torch": speed.torch_ms, kind: speed.exported_ms},
+        "threads": speed.threads,
+    }
+
+
+def _pictures(model: str, images: Path | None, artifact: Artifact) -> tuple[Tensor, str]:
+    """Up to `PICTURES` pictures as the detector wants them, uint8 [N, 3, h, w], and where they are from."""
+    import torch
+
+    from detectors.artifact import is_artifact
+    from detectors.data.images import read_image
+    from detectors.errors import InputError
+    from detectors.export import stand_ins
+    from studies.commands.predict import picture_files
+
+    if images is not None:
+        files = _spread(picture_files([images]))
+        return torch.cat([artifact.resize(read_image(file)) for file in files]), str(images)
+    if not is_artifact(Path(model)):
+        try:
+            return _test_pictures(model, artifact), f"test of {model}"
+        except InputError:  # moved since, or of another machine: the export is no worse for it
+            pass
+    return stand_ins(PICTURES, artifact.detector.image_size), "drawn; --images takes real ones"
+
+
+def _test_pictures(model: str, artifact: Artifact) -> Tensor:
+    """Some of the study's test pictures. Raises `InputError` where they cannot be read."""
+    from dataclasses import replace
+
+    from studies import datasets
+    from studies.commands.open import open_view
+
+    study, _, product = model.partition("/")
+    view = open_view(study)
+    parts = datasets.load(view.config, view.home).parts
+    test = next(part.splits.test for part in parts if product in ("", part.category))
+    return replace(test, image_size=artifact.detector.image_size).images(_spread(range(len(test))))
+
+
+def _spread(items: Sequence[T]) -> list[T]:
+    """At most `PICTURES` of them, from all over."""
+    count = min(PICTURES, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
