@@ -19,8 +19,9 @@ PLAIN_SECONDS = 5.0
 class Live:
     """A listener that draws. A context manager: the display ends with the block, however that ends."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """Args: `quiet`: draw and say nothing; the outcome and errors are others' business."""
+        self._console, self._quiet = console, quiet
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
@@ -29,7 +30,7 @@ class Live:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._trials: dict[int, TaskID] = {}
         self._labels: dict[int, str] = {}
@@ -54,7 +55,8 @@ class Live:
 
     def say(self, text: str) -> None:
         """One line above the display."""
-        self._console.print(text, markup=False, highlight=False)
+        if not self._quiet:
+            self._console.print(text, markup=False, highlight=False)
 
     def preparing(self, name: str, done: int, total: int) -> None:
         """Progress before the first trial."""

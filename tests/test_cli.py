@@ -309,6 +309,28 @@ def test_run_prints_its_outcome_as_json(done: Shell) -> None:
     assert len(outcome["ledger"]) == 1
 
 
+def test_what_happens_can_be_read_line_by_line(shell: Shell, tmp_path: Path) -> None:
+    path = shell.write(raw_study(write_widgets(tmp_path / "data"), name="watched"))
+    ended = shell("run", path, "--offline", "--inline", "--device", "cpu", "--json-lines")
+    assert ended.code == 0, ended
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("opened") == 1
+    assert [event["task"] for event in events if event["event"] == "started"] == ["trial", "trial", "final"]
+    finished = [event for event in events if event["event"] == "finished"]
+    assert [(event["trial"], event["state"], event["counted"]) for event in finished] == [
+        (0, "COMPLETE", 1),
+        (1, "COMPLETE", 2),
+    ]
+    assert kinds[-1] == "outcome"
+    assert events[-1]["selected"] in (0, 1)
+    assert_told(shell("run", path, "--json-lines", "--json"), "--json-lines goes with neither")
+    quiet = shell("run", path, "--offline", "--inline", "--device", "cpu", "--quiet")
+    assert quiet.code == 0
+    assert "selected: trial" in quiet.out
+    assert "search ended" not in quiet.out + quiet.err
+
+
 def test_a_finished_study_is_not_run_again(done: Shell) -> None:
     ended = done("run", "tiny.yaml", "--inline", "--offline")
     assert ended.code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from studies.config import StudyConfig
     from studies.driver import Outcome
+    from studies.event_lines import EventLines
     from studies.executors.base import Executor
     from studies.home import Home
     from studies.live import Live
@@ -62,6 +64,10 @@ def run(
         bool, typer.Option("--inline", help="Run trials in this process, for debuggers and profilers.")
     ] = False,
     weights_dir: Annotated[Path | None, typer.Option(help="Folder with <timm name>.safetensors or .pth.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing until the outcome.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print what happens as lines of JSON, for programs that watch.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Search for the best configuration; the same command goes on where it was stopped."""
@@ -73,11 +79,17 @@ def run(
     if offline or demo:
         # Read by the hub's client when it is imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from detectors.errors import InputError
     from studies import tables
+    from studies.event_lines import EventLines
     from studies.home import Home
     from studies.live import Live
     from studies.plan import Options
 
+    if json_lines and (json_output or quiet or dry_run):
+        raise InputError(
+            "--json-lines goes with neither --json, --quiet nor --dry-run: it prints what happens, line by line"
+        )
     console = tables.console(stderr=json_output)
     config = _load_config(name, settings, images=images, study_name=study_name, demo=demo)
     home = Home.from_environment().prepare()
@@ -89,7 +101,7 @@ def run(
         remote=executor == "ray",
         ideas=_ideas(enqueue, config),
     )
-    with Live(console) as live:
+    with EventLines(typer.echo) if json_lines else Live(console, quiet=quiet) as live:
         plan = _plan(config, home, options, live)
         if dry_run:
             live.close()
@@ -99,7 +111,9 @@ def run(
             live.say(line)
         make_executor = partial(_executor, inline=inline, kind=executor, ray_address=ray_address, say=live.say)
         outcome = _drive(plan, live, fresh=fresh, make_executor=make_executor)
-    if json_output:
+    if json_lines:
+        typer.echo(json.dumps({"event": "outcome", **json.loads(tables.outcome_json(outcome))}))
+    elif json_output:
         typer.echo(tables.outcome_json(outcome))
     else:
         _print_outcome(outcome, console)
@@ -136,13 +150,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _plan(config: StudyConfig, home: Home, options: Options, live: Live) -> Plan:
+def _plan(config: StudyConfig, home: Home, options: Options, live: Live | EventLines) -> Plan:
     from studies.plan import make_plan
 
     return make_plan(config, home, options, progress=live.preparing)
 
 
-def _drive(plan: Plan, live: Live, *, fresh: bool, make_executor: Callable[[Plan], Executor]) -> Outcome:
+def _drive(plan: Plan, live: Live | EventLines, *, fresh: bool, make_executor: Callable[[Plan], Executor]) -> Outcome:
     from studies.driver import Driver
     from studies.storage import open_storage
     from tracking.projection import Projection

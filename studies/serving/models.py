@@ -251,4 +251,5 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
         return (
             FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, detector_folder)
         )
-    return RegistrySource(open_registry(home), *registered(model))
+    name, alias = registered(model)
+    return RegistrySource(open_registry(home), name, alias)

@@ -27,7 +27,8 @@ def started(folder: Path, name: str = "widgets") -> Keeper:
 def running(keeper: Keeper, settings: Settings | None = None) -> Iterator[str]:
     """The address of a service, while the block lasts."""
     app = create_app(keeper, settings or Settings())
-    config = uvicorn.Config(app, port=0, log_level="error", http=PromptProtocol, ws="none")
+    # With uvicorn's own setting of the loggers, a test would not see what they say.
+    config = uvicorn.Config(app, port=0, log_config=None, http=PromptProtocol, ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
