@@ -1,6 +1,6 @@
 """From a study's trial to the champion of a registered model: register, gate, promote; or say why not.
 
-The registered model is named like the study, with several products like ``study.product``. Everything here may be killed at any
+The registered model is named like the study, with several products ``study--product``. Everything here may be killed at any
 moment and called again: see `tracking.registry`.
 """
 
@@ -33,7 +33,7 @@ from studies.trial import environment
 from studies.view import StudyView, TrialView
 from tracking.registry import CHAMPION, Registry, Source, Version
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,127}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,127}")
 RENDERED = "rendered/"
 STUDY_UID, TRIAL, PRODUCT, EXPERIMENT, ORIGINAL = (
     "study.uid",
@@ -298,11 +298,12 @@ class Promoter:
 def model_name(view: StudyView, product: str = "") -> str:
     """Of the registered model that a study's detectors become versions of."""
     name = view.config.name  # every generation of a study competes for the same place
-    return f"{name}.{product}" if product else name
+    # MLflow takes no dots, among others.
+    return re.sub(r"[^A-Za-z0-9_ -]", "-", f"{name}--{product}" if product else name)
 
 
 def check_name(name: str) -> str:
     """Raises `InputError` unless MLflow, and every file system, takes the name."""
     if not MODEL_NAME.fullmatch(name):
-        raise InputError(f"model name {name!r}: use letters, digits, . _ - and spaces, at most 128 of them")
+        raise InputError(f"model name {name!r}: use letters, digits, _ - and spaces, at most 128 of them")
     return name

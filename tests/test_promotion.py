@@ -124,6 +124,24 @@ def test_a_copy_for_production_has_its_own_champion(shell: Shell) -> None:
     assert_told(shell("promote", "tiny", "--to", "../x"), "model name '../x'")
 
 
+def test_each_product_of_a_study_has_a_model_of_its_own(shell: Shell, root: Path) -> None:
+    for category in ("left", "right"):
+        shutil.copytree(root / "widget", shell.folder / "pictures" / category)
+    raw = raw_study(shell.folder / "pictures", name="two.parts", budget={"trials": 1}, gate={"floor": {}})
+    raw["data"]["category"] = ["left", "right"]
+    ended = shell("run", shell.write(raw), "--offline", "--device", "cpu", "--inline")
+    assert ended.code == 0, ended
+    refused = shell("promote", "two.parts")
+    assert refused.code == 2
+    assert "there are: two.parts/left, two.parts/right" in refused.err
+    for category in ("left", "right"):
+        promoted = shell("promote", f"two.parts/{category}")
+        assert promoted.code == 0, promoted
+        assert versions(shell, f"two-parts--{category}") == [("1", ["champion"])]
+    picture = next((root / "widget" / "test" / "good").glob("*.png"))
+    assert shell("predict", "models:/two-parts--left@champion", picture).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
