@@ -30,9 +30,12 @@ SECONDS = 30
 """Until a page that does not load counts as broken."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """One browser for all tests of a process; skips with the reason where none is installed."""
+    """One browser for the tests of a file, gone after them: other tests count processes.
+
+    Skips with the reason where none is installed.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
