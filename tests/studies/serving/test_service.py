@@ -372,7 +372,7 @@ def test_a_new_model_is_swapped_in_under_load_and_a_broken_one_is_not(
     assert sum("is not served" in line for line in service.lines) == 1
 
 
-def test_the_champion_is_followed_and_a_store_that_is_away_costs_nothing(
+def test_the_champion_is_followed_there_and_back(
     start: Callable[..., Service], empty_stores: Path, tmp_path: Path
 ) -> None:
     home = copy_stores(empty_stores, tmp_path / "home")
