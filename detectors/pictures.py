@@ -1,20 +1,27 @@
-"""Pictures of what a detector sees: heat map over the image, outline of the defect."""
+"""Pictures of what a detector sees: heat map over the image, outline of the defect, sheets of many."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from detectors.files import told_plainly
+from detectors.files import new_file
 
 RGB = NDArray[np.uint8]
 OUTLINE = (0, 230, 118)
 """Colour of a mask's outline: set apart from every colour of the heat map, for colour-blind eyes too."""
+CONTOUR = (64, 196, 255)
+"""Colour of the line around what a detector finds: not that of a mask, which somebody drew."""
+SHEET_COLUMNS, SHEET_ROWS = 3, 8
+SHEET_CELL = (480, 240)
+"""Width and height in pixels that a picture has on a sheet."""
+CAPTION_PIXELS = 40
 
 
 def overlay(rgb: RGB, anomaly_map: NDArray[np.float32], *, low: float, high: float, opacity: float = 0.55) -> RGB:
@@ -25,9 +32,7 @@ def overlay(rgb: RGB, anomaly_map: NDArray[np.float32], *, low: float, high: flo
         low: score drawn as plain picture; normals stay below it.
         high: score from which on the colour is the strongest.
     """
-    heat = np.asarray(
-        Image.fromarray(anomaly_map.astype(np.float32)).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)
-    )
+    heat = _resized(anomaly_map, rgb)
     level = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
     colour = colour_table()[(255 * level).astype(np.uint8)].astype(np.float32)
     # The colour fades in with the score, so that normal regions look as they do in the photograph.
@@ -44,6 +49,18 @@ def outline(rgb: RGB, mask: NDArray[np.bool_], *, colour: tuple[int, int, int] =
     return drawn
 
 
+def contour(rgb: RGB, anomaly_map: NDArray[np.float32], level: float) -> RGB:
+    """A copy of the picture with a line around where its anomaly map [h, w] reaches `level`."""
+    return outline(rgb, _resized(anomaly_map, rgb) >= level, colour=CONTOUR)
+
+
+def _resized(anomaly_map: NDArray[np.float32], rgb: RGB) -> NDArray[np.float32]:
+    if anomaly_map.shape == rgb.shape[:2]:
+        return anomaly_map
+    image = Image.fromarray(anomaly_map.astype(np.float32)).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
 def side_by_side(*pictures: RGB, gap: int = 4) -> RGB:
     """Pictures of equal height in a row with white gaps, [H, W', 3]."""
     spacer = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
@@ -51,11 +68,38 @@ def side_by_side(*pictures: RGB, gap: int = 4) -> RGB:
     return np.concatenate(row, axis=1)
 
 
+def sheet(files: Sequence[Path], captions: Sequence[tuple[str, str]]) -> RGB:
+    """Up to `SHEET_COLUMNS` x `SHEET_ROWS` picture files on one page, each with two lines below it."""
+    columns = min(SHEET_COLUMNS, len(files))
+    rows = -(-len(files) // columns)
+    margin = 12
+    width, height = SHEET_CELL[0] + margin, SHEET_CELL[1] + CAPTION_PIXELS + margin
+    page = Image.new("RGB", (columns * width + margin, rows * height + margin), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    for index, (file, lines) in enumerate(zip(files, captions, strict=True)):
+        left, top = margin + index % columns * width, margin + index // columns * height
+        with Image.open(file) as picture:
+            picture.thumbnail(SHEET_CELL)
+            page.paste(picture, (left, top))
+            below = top + picture.height + 2
+        for number, line in enumerate(lines):
+            draw.text((left, below + 18 * number), _shortened(line, font, SHEET_CELL[0]), fill="black", font=font)
+    return np.asarray(page)
+
+
+def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The end of a line that is too wide: names of files differ there."""
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"…{line}") > width:
+        line = line[1:]
+    return f"…{line}"
+
+
 def save_png(picture: RGB, path: Path) -> Path:
-    """Write a picture. Raises `InputError` where the place cannot be written."""
-    with told_plainly(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, format="PNG", compress_level=4)
+    """Write a picture, whole or not at all. Raises `InputError` where the place cannot be written."""
+    with new_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
     return path
 
 

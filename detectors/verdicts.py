@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detectors.base import Prediction
 from detectors.evaluation import Threshold
-from detectors.pictures import overlay, side_by_side
+from detectors.pictures import contour, overlay, side_by_side
 
 
 class Model(Protocol):
@@ -77,10 +77,12 @@ def judge(model: Model, pictures: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
 def heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     """The picture with its anomaly map over it, uint8 [H, W, 3] of the picture's size.
 
-    Colours start where normals end, so that a good part looks like its photograph.
+    Colours start where normals end, so that a good part looks like its photograph. A defective one has a line around what is
+    above the threshold (`contour_level`).
     """
     low, high = colour_range(model, verdict)
-    return overlay(rgb, verdict.anomaly_map, low=low, high=high)
+    drawn = overlay(rgb, verdict.anomaly_map, low=low, high=high)
+    return drawn if verdict.verdict != "defective" else contour(drawn, verdict.anomaly_map, contour_level(verdict))
 
 
 def picture_and_heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
@@ -95,3 +97,17 @@ def colour_range(model: Model, verdict: Verdict) -> tuple[float, float]:
     # A picture's score is the height of its map's highest peak: what most good parts stay below everywhere is not coloured.
     low = float(np.quantile(normals, 0.1)) if len(normals) else 0.5 * limit
     return low, limit + max(limit - low, 0.25 * abs(limit))
+
+
+def contour_level(verdict: Verdict) -> float:
+    """Anomaly value at which the map is as far below its peak as the threshold is below the score.
+
+    The threshold itself where a picture's score is its map's peak. PatchCore scores pictures by a rule of its own, so that only
+    the distance can be carried over; either way the level is reached somewhere in a picture called defective, and in no other.
+
+    Raises:
+        ValueError: there is no threshold.
+    """
+    if verdict.threshold is None:
+        raise ValueError("no threshold, no level")
+    return float(verdict.anomaly_map.max()) - (verdict.score - verdict.threshold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -256,6 +257,47 @@ def test_predict_tells_of_pictures_it_cannot_take(done: Shell) -> None:
     assert_told(done("predict", "tiny", "bad/none.png", *out), "bad/none.png", "no such file")
     assert_told(done("predict", "tiny", "nothing", *out), "nothing", "no pictures in this folder")
     assert not (done.folder / "bad-out").exists()
+
+
+def test_a_bad_picture_costs_no_other_its_score(done: Shell, tiny_mvtec: Path) -> None:
+    folder = done.folder / "mixed"
+    shutil.copytree(tiny_mvtec / "widget" / "test" / "dent", folder / "a")
+    shutil.copytree(tiny_mvtec / "widget" / "test" / "dent", folder / "b")
+    (folder / "torn.png").write_bytes(b"\x89PNG torn")
+    ended = done("predict", "tiny", "mixed", "--out", "mixed-out")
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: mixed/torn.png")
+    assert "the 10 highest scores of 24 pictures" in ended.out
+    out = done.folder / "mixed-out"
+    with (out / "scores.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 25
+    (torn,) = (row for row in rows if row["error"])
+    assert torn["image"] == "mixed/torn.png"
+    assert torn["score"] == ""
+    assert len({row["heat map"] for row in rows}) == 25
+    assert [path.name for path in (out / "sheets").iterdir()] == ["001.png"]
+
+
+def test_names_that_spreadsheets_would_run_and_sheets_of_a_longer_list(done: Shell, tiny_mvtec: Path) -> None:
+    good = tiny_mvtec / "widget" / "test" / "good" / "000.png"
+    shutil.copy(good, done.folder / "=1+1.png")
+    out = done.folder / "formulas"
+    (out / "sheets").mkdir(parents=True)
+    (out / "sheets" / "002.png").touch()
+    assert done("predict", "tiny", "=1+1.png", good, "--out", "formulas").code == 0
+    with (out / "scores.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert next(csv.DictReader(file))["image"] == "./=1+1.png"
+    assert [path.name for path in (out / "sheets").iterdir()] == ["001.png"]
+    none = [done.folder / f"none{number}.png" for number in range(2)]
+    for path in none:
+        path.touch()
+    ended = done("predict", "tiny", *none, "--out", "nothing-out")
+    assert ended.code == 2
+    assert "error: 2 of 2 pictures could not be scored; nothing was written" in ended.err
+    assert all(str(path) in ended.err for path in none)
+    assert not (done.folder / "nothing-out").exists()
 
 
 def test_a_changed_study_is_refused_on_resume_and_left_as_it_was(done: Shell) -> None:

@@ -7,7 +7,18 @@ import pytest
 from PIL import Image
 
 from detectors.errors import InputError
-from detectors.pictures import OUTLINE, colour_table, outline, overlay, save_png, side_by_side
+from detectors.pictures import (
+    CONTOUR,
+    OUTLINE,
+    SHEET_CELL,
+    colour_table,
+    contour,
+    outline,
+    overlay,
+    save_png,
+    sheet,
+    side_by_side,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -110,3 +121,30 @@ def test_the_colours_rise_in_lightness():
     lightness = table @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(lightness) > -0.5).all()
     assert lightness[-1] - lightness[0] > 150
+
+
+def test_a_contour_goes_around_what_reaches_the_level():
+    scores = np.zeros((20, 30), np.float32)
+    scores[8:12, 10:20] = 3
+    drawn = contour(RGB, scores, 2.0)  # the map is half the picture's size
+    changed = (drawn != RGB).any(axis=2)
+    assert changed.any()
+    assert (drawn[changed] == CONTOUR).all()
+    assert not changed[18:22, 24:36].any()
+    assert not changed[:12].any()
+    assert np.array_equal(contour(RGB, scores, 3.5), RGB)
+
+
+def test_a_sheet_holds_every_picture_with_its_caption(tmp_path):
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    files = [
+        save_png(np.full((50 + 900 * (number == 1), 60, 3), colour, np.uint8), tmp_path / f"{number}.png")
+        for number, colour in enumerate(colours)
+    ]
+    page = sheet(files, [(f"a long way to {'x' * 90}/{number}.png", "1.5 · good") for number in range(4)])
+    assert page.dtype == np.uint8
+    assert page.shape[1] > 3 * SHEET_CELL[0]
+    for colour in colours:
+        assert (page == colour).all(axis=2).sum() >= 15 * 190  # of the tallest, reduced
+    assert (page.sum(axis=2) < 100).any()  # the captions' letters
+    assert sheet(files[:1], [("a", "b")]).shape[1] < 2 * SHEET_CELL[0]
