@@ -158,7 +158,17 @@ class Driver:
         self.projection.open(self.view.study_record(state="RUNNING", note=summary.note(self.view)))
         counted = self._counted()
         name = self.study.study_name
-        self._notify(Opened(name, new, counted, self.config.budget.trials, self.projection.parent_run_id))
+        self._notify(
+            Opened(
+                name,
+                new,
+                counted=counted,
+                feasible=sum(trial.feasible is True for trial in self.view.trials()),
+                budget=self.config.budget.trials,
+                constrained=bool(self.config.constraints),
+                parent_run_id=self.projection.parent_run_id,
+            )
+        )
         self._settle()
         self._enqueue_baselines()
         begin = self.clock()

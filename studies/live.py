@@ -2,18 +2,85 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from types import TracebackType
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
+from studies.jobs import Job
 from studies.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
 from studies.space import encode
 from studies.view import TrialView
 
 PLAIN_SECONDS = 5.0
 """At most one line of progress in this time where the output is not a terminal."""
+BAR_WIDTH = 110
+"""Columns of a terminal from which on there is room for bars."""
+FAILURES = 3
+"""So many of the last failures stay in sight."""
+
+
+class _Left(ProgressColumn):
+    """What is left of ``expected`` seconds, where they are known."""
+
+    def render(self, task: Task) -> Text:
+        expected = task.fields.get("expected")
+        if expected is None or task.elapsed is None:
+            return Text()
+        left = expected - task.elapsed
+        return Text(f"about {duration(left)} left" if left >= 1 else "almost there", style="dim")
+
+
+class _Display(Progress):
+    """A row for each trial that runs and for the study; below them its figures and the last failures."""
+
+    def __init__(self, console: Console, *, disable: bool) -> None:
+        self.failures: deque[str] = deque(maxlen=FAILURES)
+        self.figures = ""
+        bar = [BarColumn(bar_width=24)] if console.width >= BAR_WIDTH else []
+        # What names a trial gives way in a narrow terminal, what changes does not.
+        name = Column(no_wrap=True, overflow="ellipsis", max_width=max(20, console.width - 50))
+        super().__init__(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}", markup=False, table_column=name),
+            *bar,
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            _Left(table_column=Column(no_wrap=True)),
+            console=console,
+            transient=True,
+            disable=disable,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(f"  {self.figures}")
+        for failure in self.failures:
+            yield Text(f"  {failure}", style="red", no_wrap=True, overflow="ellipsis")
+
+
+class _Running(NamedTuple):
+    task: TaskID
+    kind: tuple[str, str]
+    """Task and detector: what takes about as long."""
+    begin: float
 
 
 class Live:
@@ -22,23 +89,15 @@ class Live:
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         """Args: `quiet`: draw and say nothing; the outcome and errors are others' business."""
         self._console, self._quiet = console, quiet
-        self._progress = Progress(
-            SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self._trials: dict[int, TaskID] = {}
-        self._labels: dict[int, str] = {}
+        self._progress = _Display(console, disable=quiet or not console.is_terminal)
+        self._running: dict[int, _Running] = {}
+        self._seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._study: TaskID | None = None
         self._preparing: TaskID | None = None
         self._last_plain = ("", 0.0)
         self._begin = time.monotonic()
-        self._counted_before = 0
+        self._counted_before = self._budget = self._feasible = 0
+        self._constrained = False
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -48,6 +107,11 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def display(self) -> list[RenderableType]:
+        """What is drawn now: a row for each trial that runs, the study's, the last failures."""
+        return list(self._progress.get_renderables())
 
     def close(self) -> None:
         """End the display."""
@@ -72,15 +136,10 @@ class Live:
             case Opened():
                 self._opened(notice)
             case Started(job):
-                what = "final refit of" if job.task == "final" else ""
-                params = ", ".join(str(encode(value)) for value in list(job.params.values())[:3])
-                again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
-                self._labels[job.number] = f"{what} trial {job.number}{again}: {params}".strip()
-                self._trials[job.number] = self._progress.add_task(self._labels[job.number], note="")
+                self._started(job)
             case Progressed(stage):
-                task = self._trials.get(stage.number)
-                if task is not None:
-                    self._advance(task, stage.name, stage.done, stage.total)
+                if running := self._running.get(stage.number):
+                    self._advance(running.task, stage.name, stage.done, stage.total)
                 self._plain(f"trial {stage.number}: {stage.name}", stage.done, stage.total)
             case Retried(number, attempt, reason, how):
                 self._remove(number)
@@ -96,20 +155,43 @@ class Live:
         how = "new study" if notice.new else f"going on after {notice.counted} trials"
         self.say(f"study {notice.name}: {how}, up to {notice.budget} trials")
         self._begin, self._counted_before = time.monotonic(), notice.counted
+        self._budget, self._feasible, self._constrained = notice.budget, notice.feasible, notice.constrained
         self._study = self._progress.add_task(
-            notice.name, total=notice.budget, completed=notice.counted, note=f"{notice.counted} trials"
+            notice.name, total=notice.budget, completed=notice.counted, note=f"{notice.counted}/{notice.budget} trials"
         )
 
+    def _started(self, job: Job) -> None:
+        self._remove(job.number)
+        detector = str(job.params.get("detector") or job.config["detector"])
+        what = {"trial": "", "final": "final refit of ", "replicate": "another seed of "}[job.task]
+        again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
+        parts = [detector, *(str(encode(job.params[name])) for name in ("backbone", "layers") if name in job.params)]
+        label = f"{what}trial {job.number}{again} · {' · '.join(parts)}"
+        kind = (job.task, detector)
+        expected = statistics.median(seconds) if (seconds := self._seconds.get(kind)) else None
+        task = self._progress.add_task(label, note="", expected=expected)
+        self._running[job.number] = _Running(task, kind, time.monotonic())
+
     def _finished(self, trial: TrialView, counted: int, best: TrialView | None) -> None:
+        running = self._running.get(trial.number)
+        if running is not None and trial.state == "COMPLETE":
+            self._seconds[running.kind].append(time.monotonic() - running.begin)
         self._remove(trial.number)
+        self._feasible += trial.feasible is True
+        if trial.state == "FAIL":
+            self._progress.failures.append(f"failed: trial {trial.number}: {trial.failure}")
         if self._study is not None:
-            note = (
-                f"best {best.value:.4f} (trial {best.number})" if best and best.value is not None else "no result yet"
-            )
-            minutes = (time.monotonic() - self._begin) / 60
-            rate = (counted - self._counted_before) / minutes if minutes > 0 else 0.0
+            elapsed = time.monotonic() - self._begin
+            rate = (counted - self._counted_before) / elapsed if elapsed > 0 else 0.0
+            found = best is not None and best.value is not None
+            figures = [f"best {best.value:.4f} (trial {best.number})" if best and found else "no result yet"]
+            if self._constrained:
+                figures.append(f"{self._feasible} feasible")
+            self._progress.figures = ", ".join([*figures, f"{60 * rate:.1f} trials/min"])
+            # Counted from the beginning, as the column counts.
+            expected = elapsed + max(0, self._budget - counted) / rate if rate else None
             self._progress.update(
-                self._study, completed=counted, note=f"{counted} trials, {note}, {rate:.1f} trials/min"
+                self._study, completed=counted, note=f"{counted}/{self._budget} trials", expected=expected
             )
         self.say(describe(trial, best))
 
@@ -119,9 +201,9 @@ class Live:
         self._progress.update(task, completed=done if total else 0, total=total or 1, note=note)
 
     def _remove(self, number: int) -> None:
-        task = self._trials.pop(number, None)
-        if task is not None:
-            self._progress.remove_task(task)
+        running = self._running.pop(number, None)
+        if running is not None:
+            self._progress.remove_task(running.task)
 
     def _plain(self, name: str, done: int, total: int) -> None:
         """Where there is no terminal: now and then a line for work that takes long."""
@@ -134,6 +216,14 @@ class Live:
         elif now - last_time > PLAIN_SECONDS:
             self.say(f"{name}: {done} of {total}")
             self._last_plain = (name, now)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``3 min``, ``2 h 05 min``."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def describe(trial: TrialView, best: TrialView | None) -> str:

@@ -17,7 +17,11 @@ class Opened:
     new: bool
     counted: int
     """Trials that count already."""
+    feasible: int
+    """Of these, those that meet every constraint."""
     budget: int
+    constrained: bool
+    """There are constraints at all."""
     parent_run_id: str
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +41,35 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     for row in rows:
         drawn.add_row(*(Text(shown(value)) for value in row))
     return drawn
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A table that leaves out columns, and says so, where the terminal is too narrow for all of them."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str
+    spare: Sequence[str]
+    """Columns that may go, the first to go first."""
+    elsewhere: str
+    """Where a person finds what was left out."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        gone: list[str] = []
+        while (drawn := self._without(gone)) and len(gone) < len(self.spare):
+            if Measurement.get(console, options.update_width(10_000), drawn).maximum <= options.max_width:
+                break
+            gone.append(self.spare[len(gone)])
+        yield drawn
+        if gone:
+            names = ", ".join(name.replace("\n", "_") for name in gone)
+            yield Text(f"no room for {names}: {self.elsewhere}", style="dim")
+
+    def _without(self, gone: Sequence[str]) -> Table:
+        kept = [index for index, column in enumerate(self.columns) if column not in gone]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return table([self.columns[index] for index in kept], rows, title=self.title)
 
 
 def shown(value: Any) -> str:
@@ -88,7 +118,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     yield table(("set", *kinds, "all"), rows, title="pictures")
 
 
-def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Table:
+def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Fitted:
     """All trials of a study, the selected one marked; parameters that never vary stand in the title."""
     trials = view.trials() if trials is None else trials
     prefix = "test" if view.config.protocol == "paper" else "val"
@@ -106,12 +136,18 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> T
         )
         for trial in trials
     ]
-    heads = (metric.replace("_", "\n") for metric in METRIC_COLUMNS)
-    short = (name.replace("_", "\n", 1) for name in varied)
+    heads = [metric.replace("_", "\n") for metric in METRIC_COLUMNS]
+    short = [name.replace("_", "\n", 1) for name in varied]
     if any(trial.pareto for trial in trials):
         prefix += "; P: on the Pareto front"
     title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")
-    return table(("trial", "state", *heads, "fps", "seconds", *short), rows, title=title)
+    return Fitted(
+        ("trial", "state", *heads, "fps", "seconds", *short),
+        rows,
+        title,
+        spare=[*reversed(heads[1:]), "seconds", *reversed(short), "fps"],
+        elsewhere=f"in a wider terminal, `study report {view.study.study_name}` or `study show {view.study.study_name} --json`",
+    )
 
 
 def trial_json(trial: TrialView) -> dict[str, Any]:
