@@ -83,6 +83,11 @@ def note(view: StudyView, reason: str = "") -> str:
             lines.append(
                 f"On test, which the search never saw: **{told}**; test was scored {scorings} time(s) in this study."
             )
+    name = view.study.study_name
+    lines.append(
+        f"Commands: `study report {name}` makes one page of it, which lies in `report/` among this run's artifacts; "
+        f"`study show {name}`, `study predict {name} IMAGE...`, `study promote {name}`."
+    )
     if view.header.dropped:
         lines.append(f"Without weights on this machine and left out: {', '.join(view.header.dropped)}.")
     if view.header.experiment.startswith("rendered/"):

@@ -205,6 +205,7 @@ class StudyView:
         header, config = self.header, self.config
         digests: Mapping[str, str] = header.identity["data"]
         dataset = header.experiment.partition("/")[0]
+        objective = next(iter(config.objectives))
         return StudyRecord(
             uid=header.uid,
             name=self.study.study_name,
@@ -241,6 +242,25 @@ class StudyView:
                 for name, digest in digests.items()
             ),
             artifacts=self.folder / "summary",
+            columns=self._columns(),
+            order_by=f"metrics.{metric_of(config, objective)}",
+            ascending=config.objectives[objective] == "minimize",
+        )
+
+    def _columns(self) -> tuple[str, ...]:
+        """What tells trials apart, the most telling first."""
+        config = self.config
+        asked = [metric_of(config, name) for name in (*config.objectives, *config.constraints)]
+        metrics = dict.fromkeys([*asked, *(f"{name}/image_auroc" for name in ("val", "test")), "fps"])
+        params = dict.fromkeys(name.rpartition(".")[2] for name in ("backbone", "layers", *config.search))
+        several = ["tags.trial.detector"] if len(config.detectors) > 1 else []
+        return (
+            *(f"metrics.{name}" for name in metrics),
+            "tags.study.selected",
+            *several,
+            *(f"params.{name}" for name in params),
+            "tags.trial.state",
+            "tags.trial.failure",
         )
 
     def trial_record(self, trial: TrialView) -> TrialRecord:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from detectors.errors import InputError
@@ -23,6 +23,7 @@ from tracking.addresses import without_password
 from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 from tracking.store import errors_told_plainly, is_away, open_client, origin_tags
+from tracking.views import experiment_tags, saved_view
 
 PAGE = 1000
 MAX_PARAM_LENGTH = 6000
@@ -74,7 +75,10 @@ class Projection:
         return self._parent
 
     def _open(self, study: StudyRecord) -> None:
-        self._experiment_id = self._find_experiment(study.experiment)
+        experiment = self._find_experiment(study.experiment)
+        self._experiment_id = str(experiment.experiment_id)
+        for name, value in experiment_tags(experiment).items():
+            self._client.set_experiment_tag(self._experiment_id, name, value)
         runs = list(self._runs(study.uid))
         parents = [run for run in runs if run.data.tags.get("study.role") == "study"]
         self._children = {
@@ -105,6 +109,7 @@ class Projection:
             "mlflow.note.content": study.note,
         }
         self._write(self._parent, params=study.params, tags=tags)
+        self._client.set_experiment_tag(self._experiment_id, *saved_view(study, self._parent))
         if study.datasets:
             self._client.log_inputs(self._parent, [_dataset_input(dataset) for dataset in study.datasets])
         if study.artifacts and study.artifacts.is_dir():
@@ -264,12 +269,12 @@ class Projection:
             if not token:
                 return
 
-    def _find_experiment(self, name: str) -> str:
+    def _find_experiment(self, name: str) -> Experiment:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             location = (self._artifact_root / name).as_uri() if self._artifact_root else None
             try:
-                return str(self._client.create_experiment(name, artifact_location=location))
+                return self._client.get_experiment(self._client.create_experiment(name, artifact_location=location))
             except MlflowException:
                 # Another study of the same pictures may have made it meanwhile.
                 found = self._client.get_experiment_by_name(name)
@@ -280,7 +285,7 @@ class Projection:
                 f"the MLflow experiment {name!r} was deleted; bring it back with "
                 f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
             )
-        return str(found.experiment_id)
+        return found
 
     def _require_study(self) -> StudyRecord:
         if self._study is None:

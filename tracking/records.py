@@ -44,6 +44,11 @@ class StudyRecord:
     datasets: tuple[DatasetRecord, ...] = ()
     artifacts: Path | None = None
     """Folder whose files become the run's artifacts."""
+    columns: tuple[str, ...] = ()
+    """Of the table of its trials: ``metrics.<name>``, ``params.<name>``, ``tags.<name>``."""
+    order_by: str = ""
+    """The column that trials are ordered by; the latest first where there is none."""
+    ascending: bool = False
 
 
 @dataclass(frozen=True)

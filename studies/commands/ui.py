@@ -21,6 +21,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from studies.home import Home
+    from tracking.views import Page
 
 DEFAULT_PORT = 5000
 START_SECONDS = 120.0
@@ -50,7 +51,12 @@ class Server:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+SHOWN = 5
+"""Studies whose pages are named, the newest."""
+
+
 def ui(
+    name: Annotated[str | None, typer.Argument(help="Name this study's page alone.")] = None,
     port: Annotated[
         int, typer.Option(help="MLflow's port; a free one is taken where it is in use.", min=1, max=65535)
     ] = DEFAULT_PORT,
@@ -58,24 +64,40 @@ def ui(
         str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 lets everybody in.")
     ] = "127.0.0.1",
 ) -> None:
-    """Look at studies in the browser; Ctrl-C ends it."""
+    """Look at studies in the browser; Ctrl-C ends it.
+
+    Names MLflow's address, and the page that shows a study's trials, the best first.
+    """
+    from detectors.errors import InputError
     from studies.home import Home
+    from tracking.addresses import without_password
 
     console = Console(soft_wrap=True)
     home = Home.from_environment()
     servers: list[Server] = []
+    pages: Sequence[Page] = ()
     with _ended_by_signals():
         try:
             if home.tracking_uri.startswith(("http://", "https://")):
-                console.print(f"MLflow: {home.tracking_uri}", markup=False, highlight=False)
+                console.print(f"MLflow: {without_password(home.tracking_uri)}", markup=False, highlight=False)
+                try:
+                    pages = _pages(home, name)
+                except InputError as error:
+                    if name is not None:
+                        raise
+                    console.print(str(error), style="yellow", markup=False)
+                _name_pages(pages, home.tracking_uri, console)
             else:
                 _require_database(home)
+                pages = _pages(home, name)
                 _warn_of_strangers(host, console)
                 servers.append(_start_mlflow(home, host, _free_port(host, port, console)))
             if importlib.util.find_spec("optuna_dashboard") is not None:
                 servers.append(_start_dashboard(home, host, _free_port(host, port + 1, None)))
             for server in list(servers):
                 _await_answer(server, servers, console)
+                if server.name == "MLflow":
+                    _name_pages(pages, server.address, console)
             if servers:
                 console.print("Ctrl-C ends it", style="dim")
             _watch(servers)
@@ -87,6 +109,28 @@ def ui(
                 # A second Ctrl-C would leave behind what the first one is about to end.
                 signal.signal(number, signal.SIG_IGN)
             _end(servers)
+
+
+def _pages(home: Home, name: str | None) -> list[Page]:
+    """The newest studies' pages, or one study's. Raises `InputError` where the study asked for has none."""
+    from detectors.errors import InputError
+    from tracking.views import study_pages
+
+    pages = study_pages(home.tracking_uri)
+    if name is None:
+        return pages[:SHOWN]
+    found = [page for page in pages if page.study == name]
+    if not found:
+        known = ", ".join(page.study for page in pages) or "none"
+        raise InputError(f"MLflow has no page of a study {name!r}, only of: {known}; `study run` makes it")
+    return found
+
+
+def _name_pages(pages: Sequence[Page], server: str, console: Console) -> None:
+    from tracking.views import address_of
+
+    for page in pages:
+        console.print(f"  {page.study}: {address_of(page, server)}", markup=False, highlight=False)
 
 
 def _require_database(home: Home) -> None:

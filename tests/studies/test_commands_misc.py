@@ -571,6 +571,9 @@ def test_ui_shows_studies_and_leaves_no_process_behind(used: Path, tmp_path: Pat
             text = "".join(said)
             mlflow, dashboard = (int(port) for port in re.findall(r": http://127\.0\.0\.1:(\d+)\n", text))
             assert f"port {wanted} cannot be had" in text
+            assert re.search(
+                rf"tiny: http://127\.0\.0\.1:{mlflow}/#/experiments/\d+/runs\?viewStateShareKey=\w+\n", text
+            )
             assert f"{mlflow} is taken instead" in text
             assert get(mlflow, "/health") == (200, b"OK")
             assert get(mlflow, "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny/widget")[0] == 200
@@ -599,7 +602,12 @@ def test_ui_of_a_server_prints_its_address(monkeypatch: pytest.MonkeyPatch, home
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org:5000")
     monkeypatch.setattr(ui.importlib.util, "find_spec", lambda name: None)
     ended = study("ui")
-    assert (ended.code, ended.out) == (0, "MLflow: http://mlflow.example.org:5000\n")
+    assert ended.code == 0
+    assert ended.out.startswith("MLflow: http://mlflow.example.org:5000\n")
+    assert "cannot be reached" in ended.out
+    one = study("ui", "tiny")
+    assert one.code == 2
+    assert "cannot be reached" in one.err
     assert not home.exists()
 
 
@@ -618,6 +626,13 @@ def test_ui_where_nothing_was_run(home: Path) -> None:
     assert ended.code == 2
     assert f"no studies in {home} yet" in ended.error
     assert not home.exists()
+
+
+def test_ui_of_a_study_that_is_not_there(used: Path) -> None:
+    ended = study("ui", "tinny")
+    assert ended.code == 2
+    assert "no page of a study 'tinny'" in ended.err
+    assert "tiny" in ended.err.partition("only of: ")[2]
 
 
 def test_ui_refuses_an_address_that_is_none(used: Path) -> None:
