@@ -1,8 +1,13 @@
-"""The detectors that exist, by name."""
+"""The detectors that exist, by name: those of this package, and those that installed packages add.
+
+A package adds one by an entry point of the group `GROUP`, whose name is the detector's and which leads to its `Head`.
+"""
 
 from __future__ import annotations
 
 import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
 from detectors.cflow import Cflow
@@ -11,17 +16,41 @@ from detectors.padim import Padim
 from detectors.patchcore import Patchcore
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim, Patchcore, Cflow)}
+GROUP = "anomaly_studies.detectors"
 
 
 def head_class(name: str) -> type[Head]:
-    """The head of a detector. Raises `InputError` that lists the known ones."""
+    """The head of a detector. Raises `InputError` that lists the known ones, or says what is wrong with an added one."""
     if name in HEADS:
         return HEADS[name]
-    near = difflib.get_close_matches(name, HEADS, n=1)
+    added = _added()
+    if name in added:
+        return _load(added[name])
+    known = [*HEADS, *added]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"unknown detector {name!r}; {hint}known: {', '.join(sorted(HEADS))}")
+    raise InputError(f"unknown detector {name!r}; {hint}known: {', '.join(sorted(known))}")
 
 
 def parameters(name: str) -> dict[str, Parameter]:
     """Settings of a detector by name, those shared by all detectors included. Raises `InputError` as `head_class` does."""
     return {parameter.name: parameter for parameter in (*head_class(name).searchable, SMOOTHING_SIGMA)}
+
+
+@cache
+def _added() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> type[Head]:
+    try:
+        head = point.load()
+    except Exception as error:
+        raise InputError(
+            f"detector {point.name!r} ({point.value}) cannot be loaded: {error}; mend or uninstall it"
+        ) from error
+    if not (isinstance(head, type) and issubclass(head, Head) and head.name == point.name):
+        raise InputError(
+            f"detector {point.name!r} ({point.value}) is no `detectors.base.Head` of this name; mend or uninstall it"
+        )
+    return head

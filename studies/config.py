@@ -54,13 +54,14 @@ def parse_duration(value: Any) -> Any:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, json_schema_extra={"format": "duration"})]
 
 
 class Section(BaseModel):
     """A part of the study file: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What stands below a key is its description in `studies.reference`.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DataConfig(Section):
@@ -164,9 +165,10 @@ class SamplerConfig(Section):
     """How the next configuration is chosen."""
 
     name: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
-    """``gp`` is a Gaussian process, for few and dear trials; ``grid`` tries every setting of a finite search once, in the
-    order of the file."""
+    """``tpe`` suits most; ``nsga2`` several objectives; ``gp`` is a Gaussian process, for few and dear trials; ``grid`` tries
+    every setting of a finite search once, in the order of the file."""
     seed: int = Field(0, ge=0)
+    """The same seed proposes the same trials, and splits and samples alike."""
     startup: int = Field(5, ge=1)
     """Trials before TPE or GP model anything; drawn at random, baselines included."""
     population: int = Field(20, ge=2)
@@ -221,6 +223,7 @@ class ThresholdConfig(Section):
     """From which score on an image counts as defective."""
 
     rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
+    """``f1_max`` takes the threshold with the best F1 on the labelled validation pictures."""
     rate: float = Field(0.01, ge=0, lt=1)
     """Share of held-out normals that may raise an alarm."""
 
@@ -262,16 +265,23 @@ class StudyConfig(Section):
     """A whole study file, validated. `load` reads one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Letters, digits, ``_``, ``.`` and ``-``; the study goes by it everywhere."""
     detector: str | list[str]
     """One, or a list, of which each trial takes one: what belongs to a detector alone then stands under its name in
     `search` and `fixed` (``padim: {n_features: ...}``), what lies beside these is for all of them."""
     data: DataConfig = DataConfig()
     protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
-    """``auto`` takes holdout where there are labelled defects, else synthetic."""
+    """``holdout`` searches on half of the labelled pictures and scores the other half once; ``paper`` scores all of them and
+    forbids a search; ``synthetic`` needs no labelled defect; ``auto`` takes holdout where there are labelled defects, else
+    synthetic."""
     search: dict[str, Dimension] = {}
+    """Parameters that each trial draws."""
     fixed: dict[str, PARAMETER_VALUE] = {}
+    """Parameters that all trials share."""
     objectives: dict[str, Literal["maximize", "minimize"]] = Field({"image_auroc": "maximize"}, min_length=1)
+    """Metrics; with several, trials that no other one beats are marked, and the first one selects."""
     constraints: dict[str, Condition] = {}
+    """Metrics with a bound such as ``">= 10"``; a trial that misses one is never selected."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     budget: BudgetConfig = BudgetConfig()

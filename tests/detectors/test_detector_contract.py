@@ -1,17 +1,22 @@
-"""What every detector promises, run over all heads of the catalog; a new head joins by being listed there."""
+"""What every detector promises, run over all heads of the catalog; a new head joins by being listed there.
+
+The worked example of ``docs/adding-a-detector.md`` is held to the same.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from widgets import draw_widget
+from worked_example import EXAMPLE, load_example
 
-from detectors import working_memory
+from detectors import catalog, working_memory
 from detectors.artifact import Artifact, load_artifact, save_artifact
 from detectors.backbones import Backbone, build_backbone, channels_by_stride
 from detectors.base import SMOOTHING_SIGMA, Detector, FitContext, Head, Parameter, Prediction
@@ -34,8 +39,10 @@ DEVICES = [
 Make = Callable[..., Detector]
 
 
-@pytest.fixture(params=sorted(HEADS))
-def name(request) -> str:
+@pytest.fixture(params=[*sorted(HEADS), "diagonal"])
+def name(request, monkeypatch) -> str:
+    if request.param not in HEADS:
+        monkeypatch.setitem(HEADS, request.param, load_example())
     return request.param
 
 
@@ -168,6 +175,30 @@ def test_an_unknown_detector_is_refused_with_the_known_ones(wrong, hint):
             call(wrong)
         assert hint in str(caught.value)
         assert all(known in str(caught.value) for known in HEADS)
+
+
+def added(monkeypatch, name: str, value: str) -> None:
+    """Install nothing, but let the catalog see an entry point."""
+    points = {name: EntryPoint(name, value, catalog.GROUP)}
+    monkeypatch.setattr(catalog, "_added", lambda: points)
+
+
+def test_an_installed_package_adds_a_detector(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    added(monkeypatch, "diagonal", "diagonal:Diagonal")
+    assert head_class("diagonal").name == "diagonal"
+    assert "regularization" in parameters("diagonal")
+    with pytest.raises(InputError, match="did you mean diagonal"):
+        head_class("diagonl")
+
+
+@pytest.mark.parametrize(
+    "value", ["no_such_module:Head", "json:loads", "detectors.padim:Padim", "detectors.padim:None"]
+)
+def test_a_broken_addition_is_told(monkeypatch, value):
+    added(monkeypatch, "mine", value)
+    with pytest.raises(InputError, match=rf"detector 'mine' \({value}\) .*uninstall it"):
+        head_class("mine")
 
 
 # --- predictions
