@@ -125,18 +125,20 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     varied = [name for name in names if len({str(trial.params.get(name)) for trial in trials}) > 1]
     same = [f"{name} {shown(trials[0].params[name])}" for name in names if name not in varied]
+    # Without masks there are no pixel metrics.
+    measured = [name for name in METRIC_COLUMNS if any(f"{prefix}/{name}" in trial.metrics for trial in trials)]
     rows = [
         (
             f"{'*' if trial.selected else ' '}{trial.number}{' P' if trial.pareto else ''}",
             "infeasible" if trial.feasible is False else trial.state.lower(),
-            *(trial.metrics.get(f"{prefix}/{metric}") for metric in METRIC_COLUMNS),
+            *(trial.metrics.get(f"{prefix}/{metric}") for metric in measured),
             trial.metrics.get("fps"),
             trial.seconds,
             *(trial.params.get(name) for name in varied),
         )
         for trial in trials
     ]
-    heads = [metric.replace("_", "\n") for metric in METRIC_COLUMNS]
+    heads = [metric.replace("_", "\n") for metric in measured]
     short = [name.replace("_", "\n", 1) for name in varied]
     if any(trial.pareto for trial in trials):
         prefix += "; P: on the Pareto front"
@@ -288,5 +290,6 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
     for category, folder in selected.detectors.items():
         yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
+    yield Text.assemble("report: ", (f"study report {view.study.study_name} --open", "cyan"))
     yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
     yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))

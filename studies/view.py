@@ -296,6 +296,7 @@ class StudyView:
             tags={
                 "study.selected": str(trial.selected).lower(),
                 "trial.detector": trial.detector_name,
+                **({"trial.backbone": str(trial.params["backbone"])} if "backbone" in trial.params else {}),
                 **({"trial.pareto": str(trial.pareto).lower()} if len(self.config.objectives) > 1 else {}),
                 "trial.origin": str(trial.frozen.user_attrs.get(ORIGIN, "search")),
                 **{name: value for name, value in outcome.get("environment", {}).items() if name in ("host", "device")},

@@ -44,6 +44,14 @@ DEED = "audit."
 """Beginning of the registered model's tags that repeat the audit lines."""
 SOURCE = "source.key"
 """Tag of a version and of its logged model: what it was made of. Never two versions for one source."""
+MODEL_NOTE = """Detectors that compete for one place. The alias **champion** is the one in production, **challenger** the newest
+candidate, **previous** the champion before.
+
+    study predict models:/{name}@champion IMAGE...
+    study serve models:/{name}@champion
+    study rollback {name}     # champion and previous change places
+"""
+"""Description of a new registered model."""
 
 T = TypeVar("T")
 
@@ -327,7 +335,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(name, description=MODEL_NOTE.format(name=name))
 
     def _with_source(self, name: str, key: str) -> str | None:
         # Asked by name alone: a filter on tags takes no every character that a key may have.

@@ -18,9 +18,11 @@ from tracking.store import errors_told_plainly, open_client
 
 PREFIX = "mlflow.sharedViewState."
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+WORKFLOW = "machine_learning"
+"""In a link, MLflow's menu for training: by itself it shows the one for language models, whatever the kind."""
 NOTE = "mlflow.note.content"
 EXPERIMENT_NOTE = (
-    "Studies of **{name}**. Each run here is a study, the runs below it are its trials. `Views` above the table has one view for "
+    "Studies of {name}. Each run here is a study, the runs below it are its trials. `Views` above the table has one view for "
     "each study: its trials, the best first, with the columns that matter. `tags.trial.state`, `tags.study.selected` and "
     "`tags.trial.feasible` find trials."
 )
@@ -86,7 +88,7 @@ def study_pages(tracking_uri: str) -> list[Page]:
                 made, name = int(view["createdAt"]), str(view["name"])
             except (ValueError, KeyError, TypeError):
                 continue  # a person's own, saved by another release
-            query = urlencode({"viewStateShareKey": tag.removeprefix(PREFIX)})
+            query = urlencode({"workflowType": WORKFLOW, "viewStateShareKey": tag.removeprefix(PREFIX)})
             found.append((made, Page(name, f"/#/experiments/{experiment.experiment_id}/runs?{query}")))
     return [page for _, page in sorted(found, key=lambda item: -item[0])]
 

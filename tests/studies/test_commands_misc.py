@@ -572,7 +572,7 @@ def test_ui_shows_studies_and_leaves_no_process_behind(used: Path, tmp_path: Pat
             mlflow, dashboard = (int(port) for port in re.findall(r": http://127\.0\.0\.1:(\d+)\n", text))
             assert f"port {wanted} cannot be had" in text
             assert re.search(
-                rf"tiny: http://127\.0\.0\.1:{mlflow}/#/experiments/\d+/runs\?viewStateShareKey=\w+\n", text
+                rf"tiny: http://127\.0\.0\.1:{mlflow}/#/experiments/\d+/runs\?\S*viewStateShareKey=\w+\n", text
             )
             assert f"{mlflow} is taken instead" in text
             assert get(mlflow, "/health") == (200, b"OK")

@@ -98,6 +98,15 @@ def test_a_source_is_registered_once(shop: Shop) -> None:
     assert shop.registry().faults(NAME) == []
 
 
+def test_a_model_says_what_its_aliases_mean_until_a_person_says_otherwise(shop: Shop) -> None:
+    told = shop.client.get_registered_model(NAME).description
+    assert all(f"**{alias}**" in told for alias in (CHALLENGER, CHAMPION, PREVIOUS))
+    assert f"study rollback {NAME} " in told
+    shop.client.update_registered_model(NAME, "Line 3.")
+    shop.registry().register(NAME, shop.source(1))
+    assert shop.client.get_registered_model(NAME).description == "Line 3."
+
+
 def test_the_metrics_are_linked_to_the_logged_model_and_its_pictures(stocked: Shop) -> None:
     experiment = stocked.client.get_experiment_by_name("tiny/widget")
     found = stocked.client.search_logged_models([experiment.experiment_id])
