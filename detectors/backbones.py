@@ -1,4 +1,4 @@
-"""Feature pyramids from timm, asked for by stride.
+"""Feature pyramids from timm, or of the pictures themselves, asked for by stride.
 
 Notation: B images, C channels, H x W input pixels, h x w feature positions (h = H / stride).
 """
@@ -16,10 +16,12 @@ import timm
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.weights import (
+    PIXELS,
     BackboneSpec,
     WeightsSource,
     pretrained_cfg,
@@ -55,6 +57,20 @@ class WeightsIdentity:
     def short(self) -> str:
         """Name, tag and the first 12 digits of the hash, for tables and keys."""
         return f"{self.name}.{self.tag}-{self.sha256[:12]}"
+
+
+class Pixels(nn.Module):
+    """The picture itself, [B, 3, H, W], averaged over squares of stride x stride pixels. Values stay in their range."""
+
+    def __init__(self, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """As a feature pyramid of timm."""
+        return [
+            images if stride == 1 else functional.avg_pool2d(images, stride, ceil_mode=True) for stride in self.strides
+        ]
 
 
 class Backbone(nn.Module):
@@ -94,6 +110,8 @@ class Backbone(nn.Module):
 def channels_by_stride(name: str) -> dict[int, int]:
     """Channels that a backbone offers at each stride of 4 and more, e.g. ``{4: 64, 8: 128, 16: 256, 32: 512}``.
 
+    `pixels` offers the strides 1, 2 and 4.
+
     Raises:
         InputError: unknown backbone, or one that gives no feature pyramid.
     """
@@ -103,6 +121,8 @@ def channels_by_stride(name: str) -> dict[int, int]:
 @lru_cache(maxsize=64)
 def _pyramid(architecture: str) -> dict[int, tuple[int, int]]:
     """{stride: (index among timm's features, channels)}; where a stride occurs twice, the deepest counts."""
+    if architecture == PIXELS:
+        return {stride: (index, 3) for index, stride in enumerate((1, 2, 4))}
     try:
         # The meta device builds the layers without memory or random numbers.
         with torch.device("meta"):
@@ -137,6 +157,8 @@ def build_backbone(
     spec = BackboneSpec.parse(name)
     check_strides(name, strides)
     source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if spec.name == PIXELS:
+        return empty_backbone(spec, strides, identity=_pixels_identity())
     if spec.random_seed is not None:
         state, identity = _random_weights(spec)
     else:
@@ -154,6 +176,8 @@ def weights_identity(name: str, *, weights_dir: Path | None = None, allow_networ
     """Identity of the weights that `build_backbone` would load. Raises `InputError` as it does."""
     spec = BackboneSpec.parse(name)
     source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if spec.name == PIXELS:
+        return _pixels_identity()
     if spec.random_seed is not None:
         return _random_weights(spec)[1]
     return _file_identity(source, file_sha256(weights_file(source)))
@@ -164,7 +188,13 @@ def _file_identity(source: WeightsSource, sha256: str) -> WeightsIdentity:
     return WeightsIdentity(source.spec.name, tag, sha256, source.origin)
 
 
+def _pixels_identity() -> WeightsIdentity:
+    return WeightsIdentity(PIXELS, "none", tensors_sha256({}), "none")
+
+
 def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tensor] | None = None) -> nn.Module:
+    if spec.name == PIXELS:
+        return Pixels(strides)
     pyramid = _pyramid(spec.architecture)
     options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}} if state is not None else {}
     try:

@@ -5,6 +5,7 @@ Notation: B images, h x w positions of the finest stride, H x W pixels.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -266,6 +267,12 @@ class Detector(nn.Module):
         scores = image_scores(maps) if scores is None else scores
         check_scores(scores)
         return Prediction(scores=scores, maps=maps)
+
+
+def seeded(detector: str, seed: int, purpose: str) -> torch.Generator:
+    """A generator for one purpose of one detector, independent of those for others."""
+    digest = hashlib.sha256(f"{detector} {seed} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def check_images(images: Tensor, image_size: Size) -> None:

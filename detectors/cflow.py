@@ -22,7 +22,6 @@ Departures from the paper:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue
+from detectors.base import FitContext, Head, Parameter, ParameterValue, seeded
 from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.features import Features
@@ -110,6 +109,11 @@ class Cflow(Head):
     def flows(self) -> dict[int, Flow]:
         """By stride, ascending; empty before `fit`."""
         return {int(stride): cast("Flow", flow) for stride, flow in self._flows.items()}
+
+    @property
+    def flow_modules(self) -> nn.ModuleDict:
+        """The same as one module, which training goes through."""
+        return self._flows
 
     @property
     def grid(self) -> Size:
@@ -200,7 +204,7 @@ class Cflow(Head):
         """Fresh flows, with weights and permutations drawn from the seed."""
         from detectors.coupling import Flow  # with FrEIA, a second that other detectors need not wait for
 
-        generator = seeded(seed, "weights")
+        generator = seeded(self.name, seed, "weights")
         self._passes, self._flows = {}, nn.ModuleDict()
         for stride in sorted(channels):
             if channels[stride] < 2:
@@ -234,12 +238,6 @@ class Cflow(Head):
         result = one.grid_log_likelihood(values, workspace).div_(flow.channels)
         self._workspaces.append(workspace)
         return result
-
-
-def seeded(seed: int, purpose: str) -> torch.Generator:
-    """A generator for one purpose, independent of those for others."""
-    digest = hashlib.sha256(f"cflow {seed} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def _size(values: Tensor) -> Size:

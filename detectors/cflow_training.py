@@ -10,84 +10,30 @@ which computes with one core: products this small gain less from a second core t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import math
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from threading import Barrier
 from typing import Any, NamedTuple, TypeVar
 
-import pytorch_lightning as pl
-import safetensors.torch
 import torch
-from pytorch_lightning.utilities.warnings import PossibleUserWarning
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
 
 from detectors.base import FitContext
-from detectors.cflow import Cflow, seeded
+from detectors.cflow import Cflow
 from detectors.coupling import CHUNK, Flow, FlowGradients, FlowPass, Workspace, block_weights, training_loss
-from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.files import write_bytes
+from detectors.training import Training
 from detectors.working_memory import parts, portion
 
 CELL_IMAGES = 32
 """Images of a cell: as many as make the code's share of the hidden units cheap, as few as make cells differ."""
-WARM_UP = 0.05
-"""Share of all steps in which the learning rate rises; then it falls along a cosine."""
-LARGEST_GRADIENT = 1.0
-"""Norm that the gradient of a step is clipped to."""
-CHECK_EVERY = 32
-"""Steps between looks at the loss: on a GPU, to look is to wait."""
-ASK_EVERY = 1.0
-"""Seconds between questions whether to stop, within an epoch."""
-CHECKPOINT = "training.safetensors"
-FORMAT = 1
 
 T = TypeVar("T")
 
 
 def train(head: Cflow, features: Features, context: FitContext) -> dict[str, float]:
-    """Train a head's flows in place; returns the head's diagnostics.
-
-    Raises:
-        NumericalError: the loss is no longer finite.
-        InputError: `context.checkpoint_dir` cannot be written.
-    """
-    module = _Training(head, features, context)
-    path = context.checkpoint_dir / CHECKPOINT if context.checkpoint_dir else None
-    module.checkpoint = _Checkpoint(path, identity=_identity(head, features, context)) if path else None
-    module.resume()
-    if module.epochs_left:
-        with _quiet(), module.crew:
-            _fit(_trainer(context.device, module.epochs_left, context.checkpoint_dir), module)
-    head.to(context.device)
-    module.use_best()
-    head.settle(features)
-    if module.checkpoint:
-        module.checkpoint.remove()
-    return {
-        "epochs_trained": float(module.epoch),
-        "best_epoch": float(module.best.epoch if module.best else module.epoch),
-        "train_loss": module.loss,
-    }
-
-
-class _Best(NamedTuple):
-    """The epoch with the best validation value so far."""
-
-    epoch: int
-    value: float
-    weights: dict[str, Tensor]
+    """Train a head's flows in place; returns the head's diagnostics. Raises as `Training.train_head` does."""
+    return _Training(head, features, context).train_head()
 
 
 class Cells(NamedTuple):
@@ -142,102 +88,47 @@ def steps_of_an_epoch(positions: Sequence[int], images: int, *, fibre_batch: int
     return max(1, min(wanted, min(positions) * _groups(images)))
 
 
-def learning_rate(step: int, steps: int, *, largest: float) -> float:
-    """Of a step, counted from 0: linear warm-up, then a cosine down to nothing."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return largest * (step + 1) / warm_up
-    return 0.5 * largest * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+class _Training(Training):
+    """The flows of a head and their data."""
 
-
-class _Training(pl.LightningModule):
-    """The flows of a head, their data and what has become of them so far."""
-
-    epoch: int
-    """Epochs that are done."""
-    loss: float
-    """Mean over the strides and the last epoch."""
-    best: _Best | None
+    head: Cflow
 
     def __init__(self, head: Cflow, features: Features, context: FitContext) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.head, self.context = head, context
-        self.features = features
-        self.values = _on_device(features, context.device)
-        self.checkpoint: _Checkpoint | None = None
-        self.crew = _Crew(torch.get_num_threads() if context.device.type == "cpu" else 1)
-        self.steps = steps_of_an_epoch(
-            [len(values) for values in self.values.values()], len(features), fibre_batch=head.fibre_batch
+        values = _on_device(features, context.device)
+        super().__init__(
+            head,
+            head.flow_modules,
+            features,
+            context,
+            steps=steps_of_an_epoch([len(own) for own in values.values()], len(features), fibre_batch=head.fibre_batch),
+            epochs=head.epochs,
+            learning_rate=head.learning_rate,
+            patience=head.patience,
         )
-        self.weights = dict(head.named_parameters())
-        self.epoch, self.loss, self.best = 0, float("nan"), None
-        self.ended = self.stopped = False
-        self._asked = 0.0
-        self._moments: dict[str, Tensor] = {}
+        self.values = values
+        self.crew = _Crew(torch.get_num_threads() if context.device.type == "cpu" else 1)
 
-    @property
-    def epochs_left(self) -> int:
-        return 0 if self.ended else self.head.epochs - self.epoch
+    def at_work(self) -> _Crew:
+        return self.crew
 
-    # --- what Lightning calls
-
-    def train_dataloader(self) -> DataLoader[int]:
-        """The numbers of an epoch's steps; `training_step` takes the cells from where they are."""
-        return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.weights.values(), lr=self.head.learning_rate, fused=True)
-
-    def on_train_start(self) -> None:
-        if self._moments:
-            self._restore_moments(self._adam)
-            self._moments = {}
-
-    def on_train_epoch_start(self) -> None:
+    def begin_epoch(self) -> None:
         self.crew.begin()
-        self._loss = torch.zeros((), device=self.device)
         self.cells = {}
         for stride, values in self.values.items():
-            cells = draw_cells(len(values), len(self.features), seeded(self.context.seed, f"{stride} {self.epoch + 1}"))
+            cells = draw_cells(len(values), len(self.features), self.generator(str(stride)))
             self.cells[stride] = Cells(cells.positions.to(values.device), cells.first.to(values.device), cells.images)
 
-    def on_train_batch_start(self, batch: int, batch_idx: int) -> int | None:
-        if time.monotonic() - self._asked < ASK_EVERY:
-            return None
-        self.stopped = self.context.should_stop()
-        self._asked = time.monotonic()
-        return -1 if self.stopped else None
-
-    def training_step(self, batch: int) -> None:
-        cells = {stride: all_cells.part(batch, self.steps) for stride, all_cells in self.cells.items()}
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate(
-                self.epoch * self.steps + batch, self.head.epochs * self.steps, largest=self.head.learning_rate
-            )
-        loss = self._gradients_by_hand(cells) if self.device.type == "cpu" else self._gradients_by_autograd(cells)
-        self._loss += loss
-        if (batch + 1) % CHECK_EVERY == 0:
-            self._check_finite()
-        clip_grad_norm_(self.weights.values(), LARGEST_GRADIENT)
-        self.optimizers().step()  # type: ignore[union-attr]
-
-    def on_train_epoch_end(self) -> None:
+    def end_epoch(self) -> None:
         self.crew.rest()
-        if self.stopped:
-            self._end()
-            return
-        self._check_finite()
-        self.loss = float(self._loss) / (self.steps * len(self.values))
-        self.epoch += 1
-        if self.context.validate is not None:
-            self._validate(self.context.validate)
-        if self.checkpoint:
-            self.checkpoint.save(self._state(), self._progress())
-        if self.epochs_left and (self._out_of_patience() or self.context.should_stop()):
-            self._end()
 
-    # --- one step
+    def step(self, index: int) -> Tensor:
+        cells = {stride: all_cells.part(index, self.steps) for stride, all_cells in self.cells.items()}
+        loss = self._gradients_by_hand(cells) if self.device.type == "cpu" else self._gradients_by_autograd(cells)
+        self.update()
+        return loss / len(self.values)
+
+    def settle(self) -> None:
+        self.head.settle(self.features)
 
     def _gradients_by_hand(self, cells: dict[int, Cells]) -> Tensor:
         """Fill in the gradients of the strides' mean losses; returns the sum of these losses."""
@@ -287,77 +178,6 @@ class _Training(pl.LightningModule):
             self.manual_backward(loss)
             total += loss.detach()
         return total
-
-    def _check_finite(self) -> None:
-        if not bool(torch.isfinite(self._loss)):
-            raise NumericalError(
-                f"cflow: the training loss is not finite in epoch {self.epoch + 1} at "
-                f"learning_rate={self.head.learning_rate:g}; lower it"
-            )
-
-    # --- between epochs
-
-    def _validate(self, validate: Callable[[], float]) -> None:
-        self.head.settle(self.features)
-        value = validate()
-        self.context.report(self.epoch, value)
-        if self.best is None or value > self.best.value or math.isnan(self.best.value):
-            weights = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-            self.best = _Best(self.epoch, value, weights)
-
-    def _out_of_patience(self) -> bool:
-        return bool(self.head.patience and self.best and self.epoch - self.best.epoch >= self.head.patience)
-
-    def _end(self) -> None:
-        self.ended = True
-        self.trainer.should_stop = True
-
-    @torch.no_grad()
-    def use_best(self) -> None:
-        """Put the best epoch's weights in place; those of the last where there is no validation."""
-        if self.best:
-            for name, parameter in self.weights.items():
-                parameter.copy_(self.best.weights[name])
-
-    # --- going on after a crash
-
-    @torch.no_grad()
-    def resume(self) -> None:
-        """Go on from the checkpoint, where there is one that fits."""
-        found = self.checkpoint.load() if self.checkpoint else None
-        if found is None:
-            return
-        tensors, progress = found
-        for name, parameter in self.weights.items():
-            parameter.copy_(tensors[f"weights.{name}"])
-        self._moments = {name: value for name, value in tensors.items() if name.startswith("adam.")}
-        self.epoch, self.loss = progress["epoch"], progress["loss"]
-        if progress["best"]:
-            weights = {name: tensors[f"best.{name}"].to(parameter.device) for name, parameter in self.weights.items()}
-            epoch, value = progress["best"]
-            self.best = _Best(epoch, value, weights)
-        self.ended = self._out_of_patience()
-
-    def _state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in self.weights.items()}
-        for name, parameter in self.weights.items():
-            state |= {f"adam.{key}.{name}": value for key, value in self._adam.state[parameter].items()}
-        if self.best:
-            state |= {f"best.{name}": value for name, value in self.best.weights.items()}
-        return state
-
-    def _progress(self) -> dict[str, Any]:
-        best = self.best and (self.best.epoch, self.best.value)
-        return {"epoch": self.epoch, "loss": self.loss, "best": best}
-
-    def _restore_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        for name, parameter in self.weights.items():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {key: self._moments[f"adam.{key}.{name}"].to(parameter.device) for key in keys}
-
-    @property
-    def _adam(self) -> torch.optim.Optimizer:
-        return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
 
 
 class _Crew:
@@ -420,45 +240,6 @@ class _Crew:
         return self._buffers[key]
 
 
-class _Checkpoint:
-    """A training's state on disk: one file, replaced in one step."""
-
-    def __init__(self, path: Path, *, identity: str) -> None:
-        self.path, self.identity = path, identity
-
-    def save(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Raises `InputError` where the disk is full or the folder not ours to write into."""
-        on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        # NaN is not JSON, but Python writes and reads it.
-        metadata = {"identity": self.identity, "progress": json.dumps(progress)}
-        write_bytes(self.path, safetensors.torch.save(on_cpu, metadata))
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was saved by the same training; None where there is nothing, or it is damaged or another's."""
-        try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("identity") != self.identity:
-                    return None
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["progress"])  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError):
-            return None
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-
-def _identity(head: Cflow, features: Features, context: FitContext) -> str:
-    """Digest of all that a training follows from: settings, seed, features."""
-    shapes = {stride: [*features.grids[stride], *features.maps[stride].shape] for stride in features.strides}
-    known = [FORMAT, head.settings, context.seed, shapes, context.validate is not None]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-    for flow in head.flows.values():
-        for statistic in (flow.mean, flow.deviation):
-            digest.update(statistic.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _on_device(features: Features, device: torch.device) -> dict[int, Tensor]:
     """The maps, on the GPU as far as half its free memory holds them."""
     if device.type != "cuda":
@@ -472,46 +253,3 @@ def _on_device(features: Features, device: torch.device) -> dict[int, Tensor]:
             values, room = values.to(device), room - size
         placed[stride] = values
     return placed
-
-
-def _trainer(device: torch.device, epochs: int, folder: Path | None) -> pl.Trainer:
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    index = device.index if device.index is not None else 0
-    return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1 if device.type == "cpu" else [index],
-        precision="bf16-mixed" if half else "32-true",
-        max_epochs=epochs,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Run a trainer; an interrupt stays one, where Lightning turns it into an exit."""
-    try:
-        trainer.fit(module)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's greetings and its advice on data loaders to itself."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
-    logger_levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, logger_levels, strict=True):
-            logger.setLevel(level)

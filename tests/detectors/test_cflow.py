@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from detectors import cflow_training, coupling, working_memory
+from detectors import cflow_training, coupling, training, working_memory
 from detectors.backbones import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import Detector, FitContext, seeded
 from detectors.catalog import head_class
-from detectors.cflow import Cflow, seeded
-from detectors.cflow_training import CELL_IMAGES, CHECKPOINT, Cells, draw_cells, learning_rate
+from detectors.cflow import Cflow
+from detectors.cflow_training import CELL_IMAGES, Cells, draw_cells
 from detectors.coupling import (
     Flow,
     FlowGradients,
@@ -37,6 +37,7 @@ from detectors.data.splits import make_splits
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.metrics import auroc
+from detectors.training import CHECKPOINT, learning_rate
 
 SMALL = {"coupling_blocks": 2, "condition_dimension": 8, "fibre_batch": 512, "learning_rate": 0.01}
 GRIDS = {4: (6, 10), 8: (3, 5)}
@@ -72,9 +73,9 @@ def make_features(images: int = 12, *, seed: int = 0, scale: float = 1.0) -> Fea
     maps = {}
     for stride, (height, width) in GRIDS.items():
         channels = CHANNELS[stride]
-        mixing = torch.randn(channels, channels, generator=seeded(7, f"mixing {stride}"))
-        mean = torch.randn(height * width, channels, 1, generator=seeded(7, f"mean {stride}"))
-        noise = torch.randn(height * width, channels, images, generator=seeded(seed, f"noise {stride}"))
+        mixing = torch.randn(channels, channels, generator=seeded("cflow", 7, f"mixing {stride}"))
+        mean = torch.randn(height * width, channels, 1, generator=seeded("cflow", 7, f"mean {stride}"))
+        noise = torch.randn(height * width, channels, images, generator=seeded("cflow", seed, f"noise {stride}"))
         maps[stride] = (mean + scale * (mixing @ noise)).contiguous()
     return Features(maps=maps, grids=GRIDS, image_size=(24, 40))
 
@@ -483,7 +484,7 @@ def test_patience_ends_training(patience, trained, best):
 
 @pytest.mark.parametrize("ask_every", [0.0, 1e9])
 def test_a_stop_ends_the_training(monkeypatch, tmp_path, ask_every):
-    monkeypatch.setattr(cflow_training, "ASK_EVERY", ask_every)
+    monkeypatch.setattr(training, "ASK_EVERY", ask_every)
     script, values = Script(0.5, 0.6, 0.7, 0.8), []
 
     def stop() -> bool:
@@ -500,7 +501,7 @@ def test_a_stop_ends_the_training(monkeypatch, tmp_path, ask_every):
 
 
 def test_a_stop_within_an_epoch_ends_it_there(monkeypatch):
-    monkeypatch.setattr(cflow_training, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(training, "ASK_EVERY", 0.0)
     asked = []
 
     def stop() -> bool:
@@ -564,11 +565,11 @@ def test_a_resumed_training_equals_one_without_interruption(tmp_path, at):
 def test_a_training_that_was_over_is_not_begun_again(tmp_path):
     values = (0.5, 0.4, 0.3)
     whole = Cflow(**SMALL, epochs=6, patience=2).fit(make_features(), Script(*values).context())
-    saved = cflow_training._Checkpoint.remove
+    saved = training.Checkpoint.remove
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cflow_training._Checkpoint, "remove", lambda checkpoint: None)
+        patch.setattr(training.Checkpoint, "remove", lambda checkpoint: None)
         Cflow(**SMALL, epochs=6, patience=2).fit(make_features(), Script(*values).context(checkpoint_dir=tmp_path))
-    assert cflow_training._Checkpoint.remove is saved
+    assert training.Checkpoint.remove is saved
     script = Script()
     head = Cflow(**SMALL, epochs=6, patience=2).fit(make_features(), script.context(checkpoint_dir=tmp_path))
     assert script.calls == []

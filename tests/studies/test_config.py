@@ -9,7 +9,7 @@ import yaml
 from builders import BACKBONE, raw_config
 
 from detectors.errors import InputError
-from detectors.weights import BUNDLED
+from detectors.weights import BUNDLED, PIXELS
 from studies import config as study_config
 from studies.config import (
     COST_METRICS,
@@ -69,7 +69,7 @@ def test_every_packaged_file_has_a_demo(path):
     demo = load_demo(str(path))
     assert demo.name == f"{path.stem}-demo"
     assert demo.data.dataset == "rendered"
-    assert demo.backbones == [BUNDLED]
+    assert set(demo.backbones) <= {BUNDLED, PIXELS}
 
 
 def test_a_packaged_file_is_found_by_name(tmp_path, monkeypatch):
@@ -521,6 +521,19 @@ def test_the_demo_of_a_fixed_backbone_and_of_baselines_alone(tmp_path):
     assert load_demo(str(write(tmp_path, "fixed"))).backbones == [BUNDLED]
     paper = write(tmp_path, "paper", protocol="paper", search={}, baselines=[{"n_features": 9}])
     assert load_demo(str(paper)).backbones == [BUNDLED]
+
+
+def test_the_demo_keeps_pixels_where_a_detector_learns_from_them(tmp_path):
+    search = {
+        "backbone": {"choices": ["resnet18", BUNDLED]},
+        "patchcore": {"backbone": {"choices": ["pixels"]}, "layers": {"choices": [[4], [2]]}},
+    }
+    several = write(tmp_path, "several", detector=["padim", "patchcore"], search=search, fixed={})
+    demo = load_demo(str(several))
+    assert demo.for_detector("padim").backbones == [BUNDLED]
+    assert demo.for_detector("patchcore").backbones == [PIXELS]
+    fixed = {"backbone": PIXELS, "layers": [4]}
+    assert load_demo(str(write(tmp_path, "alone", fixed=fixed))).fixed == fixed
 
 
 def test_the_demo_takes_overrides(tmp_path):
