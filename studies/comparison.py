@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,10 @@ STEM = "comparison"
 """Files of a comparison are ``comparison.md``, ``.csv``, ``.json`` and ``.png``."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of the Okabe-Ito palette, which colour-blind people can tell apart; one per detector."""
+
+
+DISAGREEMENT = 0.1
+"""Difference between two published image AUROCs of one setting from which on a person is told."""
 
 
 class Row(BaseModel):
@@ -390,8 +395,28 @@ def explanations(comparison: Comparison) -> list[str]:
         )
         sources = dict.fromkeys(f"{entry.source} ({entry.reference})" for entry in comparison.published)
         lines.append(f"Sources: {', '.join(sources)}.")
+    lines += _disagreements(comparison.published)
     lines += filter(None, (_obstacles(comparison, row) for row in comparison.rows))
     return lines
+
+
+def _disagreements(published: Sequence[PublishedRow]) -> Iterator[str]:
+    """Where sources say quite different things of one setting: a person then knows what a figure alone is worth."""
+    settings: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+    for entry in published:
+        mean = entry.mean.image_auroc if entry.mean else None
+        for category, value in ((entry.category, entry.image_auroc), (MEAN, mean)):
+            if value is not None:
+                setting = json.dumps(entry.params, sort_keys=True)
+                settings.setdefault((entry.detector, category, setting), []).append((value, entry.source))
+    for (detector, category, _), found in settings.items():
+        (low, lowest), (high, highest) = min(found), max(found)
+        if high - low >= DISAGREEMENT:
+            where = "as the mean of all categories" if category == MEAN else f"on {category}"
+            yield (
+                f"Published figures of {detector} {where} disagree: image AUROC {low:.3f} ({lowest}) to {high:.3f} ({highest}) "
+                "in the same setting."
+            )
 
 
 def _test_set(row: Row) -> str:

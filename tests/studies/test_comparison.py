@@ -331,6 +331,20 @@ def test_a_figure_that_the_test_set_chose_is_never_comparable(tmp_path: Path) ->
     assert "selection" in [one.what for row in compared.published for one in row.differs["padim_screw trial 0"]]
 
 
+def test_sources_that_disagree_about_one_setting_are_named(tmp_path: Path) -> None:
+    figures = catalogue().model_dump()
+    entry = next(entry for entry in figures["figures"] if entry["source"] == "cutpaste")
+    other = next(entry for entry in figures["figures"] if entry["source"] == "cutpaste_runinho")
+    for one in (entry, other):
+        one["detector"] = "padim"
+    view = paper_view(tmp_path, TEST | SPEED, experiment="mvtec/carpet")
+    said = comparison.explanations(comparison.compare([view], Catalogue.model_validate(figures)))
+    (line,) = [line for line in said if "disagree" in line]
+    assert "padim on carpet" in line
+    assert "0.601 (CutPaste by Runinho) to 0.931 (CutPaste paper)" in line
+    assert not any("disagree" in line for line in comparison.explanations(comparison.compare([view])))
+
+
 def test_of_a_category_without_figures_the_mean_is_told(tmp_path: Path) -> None:
     counts = {"train": {"good": 209}, "test": {"good": 20, "bent": 63}}
     compared = comparison.compare([paper_view(tmp_path, TEST | SPEED, experiment="mvtec/bottle", counts=counts)])
