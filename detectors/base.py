@@ -131,6 +131,8 @@ class Head(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
+    """The name as its authors write it; that of the study file where it is empty."""
     searchable: ClassVar[tuple[Parameter, ...]]
 
     @classmethod

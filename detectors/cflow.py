@@ -49,6 +49,7 @@ class Cflow(Head):
     """
 
     name: ClassVar[str] = "cflow"
+    title: ClassVar[str] = "CFlow-AD"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter("coupling_blocks", "int", 8, "coupling blocks of each stride's flow", 1, 24),
         Parameter("condition_dimension", "int", 128, "length of the sine and cosine code of a position", 4, 1024),

@@ -51,6 +51,7 @@ class Padim(Head):
     """
 
     name: ClassVar[str] = "padim"
+    title: ClassVar[str] = "PaDiM"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter("n_features", "int", 100, "channels kept of all chosen layers together", 1),
         Parameter("regularization", "float", 0.01, "added to the diagonal of each covariance", 1e-8, 1e6),

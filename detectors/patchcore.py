@@ -67,6 +67,7 @@ class Patchcore(Head):
     """
 
     name: ClassVar[str] = "patchcore"
+    title: ClassVar[str] = "PatchCore"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter(
             "coreset_ratio", "float", 0.01, "share of the training patches in the bank; 1 keeps all of them", 1e-5, 1.0

@@ -198,6 +198,8 @@ class BudgetConfig(Section):
 
     trials: int = Field(40, ge=1)
     """Finished trials in all, over every resumption."""
+    each: int = Field(0, ge=0)
+    """Trials that each detector of a study over several gets, in turns, before the sampler chooses among them."""
     timeout: Duration | None = None
     """Of one `study run`, e.g. ``2h``."""
     stagnation: int | None = Field(None, ge=1)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -320,12 +320,14 @@ class Driver:
                 return True
             self._discard(again.trial)
         for repeated in range(DUPLICATES_BEFORE_END):
+            count = len(self.study.get_trials(deepcopy=False))
             if self.config.sampler.name == "grid":
                 self._enqueue_next_of_grid()
+            elif self.config.budget.each and not self._waiting():
+                self._enqueue_next_in_turn()
             waiting = self._waiting()
             if (not self.config.search or self.config.sampler.name == "grid") and not waiting:
                 break
-            count = len(self.study.get_trials(deepcopy=False))
             trial = self._reseeded(count, at_random=repeated >= DUPLICATES_BEFORE_RANDOM).ask()
             params = self._suggest(trial)
             if not self._is_duplicate(trial.number, params):
@@ -348,6 +350,13 @@ class Driver:
                 attributes = {"grid": text, OVERRIDES: overrides, ORIGIN: "grid"}
                 self.study.enqueue_trial(params=searched, user_attrs=attributes)
                 return
+
+    def _enqueue_next_in_turn(self) -> None:
+        """Queue a trial of the detector that had the fewest, while one has not had its share; its setting is drawn as ever."""
+        had = Counter(frozen.params.get(DETECTOR_KEY) for frozen in self.study.get_trials(deepcopy=False))
+        name = min(self.config.detectors, key=lambda name: had[name])
+        if self.space.draws_detector and had[name] < self.config.budget.each:
+            self.study.enqueue_trial(params={DETECTOR_KEY: name})
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         return self.space.suggest(trial, trial.user_attrs.get(OVERRIDES))

@@ -37,6 +37,11 @@ class SearchSpace:
         self._several = len(config.detectors) > 1
         self._parts = {name: _DetectorSpace(config, name, backbones) for name in config.detectors}
 
+    @property
+    def draws_detector(self) -> bool:
+        """Whether the detector is one of Optuna's parameters."""
+        return self._several and bool(self.config.search)
+
     def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
         """Draw a full setting; what `trial` already holds stays.
 

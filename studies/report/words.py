@@ -8,9 +8,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from detectors.catalog import head_class
+from detectors.errors import InputError
 from studies import tables
 
-DETECTORS = {"padim": "PaDiM", "patchcore": "PatchCore", "cflow": "CFlow-AD"}
 METRICS = {
     "image_auroc": "image AUROC",
     "image_ap": "image average precision",
@@ -45,7 +46,10 @@ PROTOCOLS = {
 
 def detector(name: str) -> str:
     """A detector's name as its authors write it."""
-    return DETECTORS.get(name, name)
+    try:
+        return head_class(name).title or name
+    except InputError:  # added by a package that is no longer installed
+        return name
 
 
 def metric(name: str) -> str:

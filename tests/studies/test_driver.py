@@ -365,6 +365,28 @@ def test_a_pruned_result_left_behind_is_told_as_pruned(bench: Bench) -> None:
     assert not executor.trials
 
 
+def test_each_detector_gets_its_share_before_the_sampler_chooses(bench: Bench) -> None:
+    several: dict[str, Any] = {
+        "detector": ["padim", "patchcore", "cflow"],
+        "search": {"smoothing_sigma": {"float": [1.0, 8.0]}, "patchcore": {"coreset_ratio": {"float": [0.01, 0.1]}}},
+        "fixed": {"backbone": BACKBONE, "layers": [8]},
+        "baselines": [{"detector": "cflow", "smoothing_sigma": 4.0}],
+        "budget": {"trials": 8, "each": 2},
+    }
+
+    def dying(job: Job) -> dict[str, float]:
+        if job.number == 3:
+            raise Killed
+        return {"val/image_auroc": 0.5 + job.number / 100}
+
+    bench.kill(ScriptedExecutor(dying), **several)
+    bench.run(ScriptedExecutor(lambda job: {"val/image_auroc": 0.5}), **several)
+    drawn = [frozen.params["detector"] for frozen in bench.frozen()]
+    assert drawn[:6] == ["cflow", "padim", "patchcore", "padim", "patchcore", "cflow"]
+    assert len(drawn) == 8
+    assert len({frozen.params["smoothing_sigma"] for frozen in bench.frozen()}) == 8
+
+
 def test_the_selected_setting_is_scored_with_several_seeds(bench: Bench) -> None:
     class Seeded(ScriptedExecutor):
         def poll(self, timeout: float) -> Sequence[Event]:
