@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -36,6 +37,13 @@ logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 EXTRACTION_BATCH = 4
 """Images per forward pass on a CPU: small batches stay in the cache and are fastest per image."""
+
+
+DEPTH = 2 / 3
+"""Share of a vision transformer's blocks that its features come through. Its last blocks serve the class token; FastFlow
+(arXiv 2111.07677) takes the eighth of DeiT's twelve."""
+ANY_SIZE = {"dynamic_img_size": True}
+"""Makes timm's vision transformers resample their position embedding to the picture in hand."""
 
 
 @dataclass(frozen=True)
@@ -102,35 +110,71 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """uint8 [B, 3, H, W] -> {stride: float32 [B, C, h, w]}, strides ascending."""
+        """uint8 [B, 3, H, W] -> {stride: float32 [B, C, h, w]}, strides ascending.
+
+        Raises:
+            InputError: the model does not take pictures of this size; a vision transformer wants multiples of its stride.
+        """
+        if not len(images):  # vision transformers cannot reshape nothing
+            return {stride: maps[:0] for stride, maps in self(images.new_zeros(1, *images.shape[1:])).items()}
         normalised = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return dict(zip(self.strides, self.model(normalised), strict=True))
+        try:
+            maps = self.model(normalised)
+        except AssertionError as error:
+            height, width = images.shape[2:]
+            raise InputError(
+                f"backbone {self.spec} takes no pictures of {height} x {width} pixels: {str(error).rstrip('.')}; "
+                "choose another image size"
+            ) from error
+        return dict(zip(self.strides, maps, strict=True))
 
 
 def channels_by_stride(name: str) -> dict[int, int]:
     """Channels that a backbone offers at each stride of 4 and more, e.g. ``{4: 64, 8: 128, 16: 256, 32: 512}``.
 
-    `pixels` offers the strides 1, 2 and 4.
+    A vision transformer has the stride of its patches only; `pixels` offers the strides 1, 2 and 4.
 
     Raises:
         InputError: unknown backbone, or one that gives no feature pyramid.
     """
-    return {stride: channels for stride, (_, channels) in _pyramid(BackboneSpec.parse(name).architecture).items()}
+    return {
+        stride: channels for stride, (_, channels) in _pyramid(BackboneSpec.parse(name).architecture).layers.items()
+    }
+
+
+class _Pyramid(NamedTuple):
+    """What an architecture offers."""
+
+    layers: dict[int, tuple[int, int]]
+    """{stride: (index among timm's features, channels)}"""
+    options: dict[str, Any]
+    """That the model is made with."""
 
 
 @lru_cache(maxsize=64)
-def _pyramid(architecture: str) -> dict[int, tuple[int, int]]:
-    """{stride: (index among timm's features, channels)}; where a stride occurs twice, the deepest counts."""
+def _pyramid(architecture: str) -> _Pyramid:
+    """Where a stride occurs twice, the deepest counts, but for vision transformers: theirs is the block at `DEPTH`."""
     if architecture == PIXELS:
-        return {stride: (index, 3) for index, stride in enumerate((1, 2, 4))}
+        return _Pyramid({stride: (index, 3) for index, stride in enumerate((1, 2, 4))}, {})
     try:
-        # The meta device builds the layers without memory or random numbers.
-        with torch.device("meta"):
-            info: Any = timm.create_model(architecture, pretrained=False, features_only=True).feature_info
+        model = _layers_alone(architecture)
     except (RuntimeError, AssertionError, AttributeError, TypeError, NotImplementedError, ValueError) as error:
         raise InputError(f"backbone {architecture!r} gives no feature pyramid; choose a convolutional one") from error
-    layers = enumerate(zip(info.reduction(), info.channels(), strict=True))
-    return {int(stride): (index, int(channels)) for index, (stride, channels) in layers if stride >= 4}
+    info: Any = model.feature_info
+    if len({layer["reduction"] for layer in info.info}) == 1:
+        with suppress(TypeError):  # not all of them can do with pictures of any size
+            _layers_alone(architecture, **ANY_SIZE)
+            index = max(1, round(DEPTH * len(info.info))) - 1
+            layer = info.info[index]
+            return _Pyramid({int(layer["reduction"]): (index, int(layer["num_chs"]))}, ANY_SIZE)
+    layers = zip(info.out_indices, info.reduction(), info.channels(), strict=True)
+    return _Pyramid({int(stride): (index, int(channels)) for index, stride, channels in layers if stride >= 4}, {})
+
+
+def _layers_alone(architecture: str, **options: Any) -> Any:
+    """On the meta device, which builds the layers without memory or random numbers."""
+    with torch.device("meta"):
+        return timm.create_model(architecture, pretrained=False, features_only=True, **options)
 
 
 def check_strides(name: str, strides: Sequence[int]) -> None:
@@ -196,13 +240,15 @@ def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tens
     if spec.name == PIXELS:
         return Pixels(strides)
     pyramid = _pyramid(spec.architecture)
-    options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}} if state is not None else {}
+    options = dict(pyramid.options)
+    if state is not None:
+        options["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
         model = timm.create_model(
             spec.architecture,
             pretrained=state is not None,
             features_only=True,
-            out_indices=[pyramid[stride][0] for stride in strides],
+            out_indices=[pyramid.layers[stride][0] for stride in strides],
             **options,
         )
     except RuntimeError as error:

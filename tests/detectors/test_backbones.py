@@ -41,6 +41,8 @@ from detectors.weights import (
 SMALL = "test_resnet"
 """timm's own tiny ResNet, for its tests and ours: half a million weights, strides 4 to 32."""
 TAGGED = f"{SMALL}.r160_in1k"
+VIT = "test_vit"
+"""timm's own tiny vision transformer: six blocks, patches of 16 x 16 pixels, for pictures of 160 x 160."""
 
 
 @pytest.fixture(autouse=True)
@@ -482,6 +484,69 @@ def test_a_backbone_stays_in_eval_mode():
     assert not any(module.training for module in backbone.modules())
     assert torch.equal(backbone(images)[8], before)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+# --- vision transformers
+
+
+def test_a_vision_transformer_offers_the_stride_of_its_patches():
+    assert channels_by_stride(VIT) == {16: 64}
+    assert channels_by_stride("vit_tiny_patch16_224") == channels_by_stride("deit_tiny_patch16_224") == {16: 192}
+    assert channels_by_stride("vit_small_patch14_dinov2") == {14: 384}
+    assert "[16]" in refusal(build_backbone, f"{VIT}@random", [8, 16])
+
+
+@pytest.mark.parametrize(("name", "blocks"), [(VIT, 4), ("deit_tiny_patch16_224", 8)])
+def test_its_features_come_from_the_block_at_two_thirds_and_the_rest_is_dropped(name, blocks):
+    backbone = build_backbone(f"{name}@random", [16])
+    assert len(backbone.model.model.blocks) == blocks
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = timm.create_model(name, pretrained=False, dynamic_img_size=True).eval()
+    images = pictures(2, 96, 160)
+    normalised = (images - backbone.mean) / backbone.std
+    with torch.no_grad():
+        wanted = whole.forward_intermediates(normalised, indices=[blocks - 1], intermediates_only=True)[0]
+    torch.testing.assert_close(backbone(images)[16], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(160, 160), (256, 256), (64, 96), (16, 16)])
+def test_a_vision_transformer_takes_multiples_of_its_stride(size):
+    backbone, images = build_backbone(f"{VIT}@random", [16]), pictures(3, *size)
+    features = backbone(images)[16]
+    assert features.shape == (3, 64, size[0] // 16, size[1] // 16)
+    torch.testing.assert_close(backbone(images[1:2])[16], features[1:2], rtol=1e-4, atol=1e-4)
+    assert backbone(images[:0])[16].shape == (0, *features.shape[1:])
+
+
+@pytest.mark.parametrize("size", [(160, 150), (250, 160), (8, 16)])
+def test_a_vision_transformer_refuses_other_sizes(size):
+    said = refusal(build_backbone(f"{VIT}@random", [16]), pictures(2, *size))
+    for part in (VIT, f"{size[0]} x {size[1]}", "divisible by patch size (16)", "another image size"):
+        assert part in said
+
+
+def test_a_vision_transformers_checkpoint_is_loaded_whole_and_its_tensors_fit_an_empty_one(folder):
+    state = drawn_state(VIT)
+    save_file(state, folder / f"{VIT}.safetensors")
+    full = build_backbone(VIT, [16], weights_dir=folder)
+    assert all(
+        torch.equal(value, state[name.removeprefix("model.")]) for name, value in full.model.state_dict().items()
+    )
+    empty = empty_backbone(full.spec, full.strides, identity=full.identity)
+    empty.load_state_dict(full.state_dict())
+    images = pictures(2, 96, 64)
+    assert torch.equal(empty(images)[16], full(images)[16])
+
+
+@pytest.mark.parametrize("lacking", ["pos_embed", "blocks.2.attn.qkv.weight", "patch_embed.proj.weight"])
+def test_a_vision_transformers_file_that_lacks_a_tensor_is_refused(folder, lacking):
+    state = drawn_state(VIT)
+    del state[lacking]
+    save_file(state, folder / f"{VIT}.safetensors")
+    said = refusal(build_backbone, VIT, [16], weights_dir=folder)
+    assert "they lack" in said
+    assert lacking in said
 
 
 # --- random weights
