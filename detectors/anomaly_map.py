@@ -41,14 +41,16 @@ def bilinear_matrix(size: int, length: int) -> Tensor:
     return functional.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
 
 
-def gaussian_matrix(size: int, sigma: float) -> Tensor:
+def gaussian_matrix(size: int, sigma: float, *, reach: int | None = None) -> Tensor:
     """float64 [size, size]: Gaussian smoothing of one axis, mirrored at the borders (edge repeated).
 
-    Cut at 4 sigma, rounded as `scipy.ndimage.gaussian_filter` does, which the papers' implementations use.
+    Args:
+        reach: of the window to either side; by default 4 sigma, rounded as `scipy.ndimage.gaussian_filter` does, which the
+            papers' implementations use.
     """
     if sigma <= 0:
         return torch.eye(size, dtype=torch.float64)
-    reach = int(4 * sigma + 0.5)
+    reach = int(4 * sigma + 0.5) if reach is None else reach
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     kernel /= kernel.sum()

@@ -90,7 +90,7 @@ class Artifact:
 
     def predict(self, images: Tensor) -> Prediction:
         """uint8 [B, 3, h, w] -> Prediction, computed on the detector's device."""
-        return self.detector(images.to(next(self.detector.backbone.parameters()).device))
+        return self.detector(images.to(self.detector.backbone.mean.device))
 
 
 def resized(rgb: NDArray[np.uint8], image_size: Size) -> Tensor:

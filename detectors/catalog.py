@@ -9,13 +9,21 @@ import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from detectors.autoencoder import Autoencoder
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
 from detectors.cflow import Cflow
+from detectors.cutpaste import Cutpaste
 from detectors.errors import InputError
+from detectors.fastflow import Fastflow
+from detectors.ganomaly import Ganomaly
 from detectors.padim import Padim
 from detectors.patchcore import Patchcore
+from detectors.spade import Spade
+from detectors.vae import Vae
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (Padim, Patchcore, Cflow)}
+HEADS: dict[str, type[Head]] = {
+    head.name: head for head in (Padim, Patchcore, Cflow, Spade, Cutpaste, Fastflow, Autoencoder, Vae, Ganomaly)
+}
 GROUP = "anomaly_studies.detectors"
 
 

@@ -10,7 +10,8 @@ the heads is the order of the work: they go through many images block by block, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from detectors.data.images import Size
 from detectors.embedding import Embedding, nearest_positions
 
 if TYPE_CHECKING:
+    from detectors.convolutional_coupling import ConvolutionalFlow
     from detectors.coupling import FlowPass
 
 PRODUCT_BYTES = 16 * 2**20
@@ -230,6 +232,32 @@ class _FlowGraph(nn.Module):
         return (log_likelihoods / self.channels - self.peak).reshape(-1, *self.grid)
 
 
+class CutpasteGraph(nn.Module):
+    """The network's last map, judged by the second stage."""
+
+    def __init__(self, network: nn.Module, second_stage: nn.Module, grids: Sequence[Size], last: Size) -> None:
+        """Args: `network` and `second_stage` as in `detectors.cutpaste`; `grids` by ascending stride; `last` of the last map."""
+        super().__init__()
+        self.network, self.second_stage = network, second_stage
+        self.coarse = [grid != grids[0] for grid in grids]
+        for index, grid in enumerate((*grids, last)):
+            down, across = _upsampling(grids[0], grid)
+            self.register_buffer(f"down{index}", down)
+            self.register_buffer(f"across{index}", across)
+
+    def forward(self, *maps: Tensor) -> Scores:
+        """As in the module's docstring."""
+        joined = [
+            self._upsampled(index, values) if coarse else values
+            for index, (coarse, values) in enumerate(zip(self.coarse, maps, strict=True))
+        ]
+        scores, relevance = self.second_stage(self.network(torch.cat(joined, dim=1)))
+        return self._upsampled(len(maps), relevance), scores
+
+    def _upsampled(self, index: int, values: Tensor) -> Tensor:
+        return self.get_buffer(f"down{index}") @ values @ self.get_buffer(f"across{index}")
+
+
 def _subnet_scale() -> float:
     from detectors.coupling import SUBNET_SCALE  # with FrEIA, a second that other detectors need not wait for
 
@@ -244,3 +272,120 @@ def _upsampling(fine: Size, coarse: Size) -> tuple[Tensor, Tensor]:
 def _plain(tensor: Tensor) -> Tensor:
     """A copy on the CPU that autograd may look at: a fit leaves inference tensors, which `torch.export` refuses."""
     return tensor.detach().cpu().clone()
+
+
+class FastflowGraph(nn.Module):
+    """Mean over strides of mean z^2 / 2."""
+
+    def __init__(self, flows: Mapping[int, ConvolutionalFlow], grids: Mapping[int, Size]) -> None:
+        """Args: `flows` by ascending stride."""
+        super().__init__()
+        strides = list(flows)
+        self.grid = grids[strides[0]]
+        self.flows = nn.ModuleList(deepcopy(flow).cpu() for flow in flows.values())
+        self.coarse = tuple(grids[stride] != self.grid for stride in strides)
+        for index, stride in enumerate(strides):
+            if self.coarse[index]:
+                down, across = _upsampling(self.grid, grids[stride])
+                self.register_buffer(f"down{index}", down)
+                self.register_buffer(f"across{index}", across)
+
+    def forward(self, *maps: Tensor) -> Scores:
+        """As in the module's docstring."""
+        levels = []
+        for index, (flow, values) in enumerate(zip(self.flows, maps, strict=True)):
+            level = cast("ConvolutionalFlow", flow).latent(values).square().mean(dim=1) / 2
+            if self.coarse[index]:
+                level = self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")
+            levels.append(level)
+        return torch.stack(levels).mean(dim=0), None
+
+
+class ReconstructionGraph(nn.Module):
+    """A network's residual of the maps joined on the finest grid."""
+
+    def __init__(self, network: nn.Module, grids: Mapping[int, Size]) -> None:
+        """Args: `network` as in `detectors.reconstruction`; `grids` of all strides."""
+        super().__init__()
+        strides = sorted(grids)
+        self.network = deepcopy(network).cpu()
+        self.coarse = tuple(grids[stride] != grids[strides[0]] for stride in strides)
+        for index, stride in enumerate(strides):
+            down, across = _upsampling(grids[strides[0]], grids[stride])
+            self.register_buffer(f"down{index}", down)
+            self.register_buffer(f"across{index}", across)
+
+    def forward(self, *maps: Tensor) -> Scores:
+        """As in the module's docstring."""
+        joined = [
+            self.get_buffer(f"down{index}") @ values @ self.get_buffer(f"across{index}") if coarse else values
+            for index, (coarse, values) in enumerate(zip(self.coarse, maps, strict=True))
+        ]
+        scores: Scores = self.network(torch.cat(joined, dim=1))
+        return scores
+
+
+class SpadeGraph(nn.Module):
+    """Retrieval by the largest products, then correspondences in the pictures retrieved.
+
+    Who is nearest is found by matrix products, |m|^2 - 2 q m; how far that is, by direct differences.
+    """
+
+    def __init__(
+        self,
+        pooled: Tensor,
+        banks: Mapping[int, Tensor],
+        grids: Mapping[int, Size],
+        *,
+        n_neighbors: int,
+        n_correspondences: int,
+        pooled_strides: Sequence[int],
+        scores_by_retrieval: bool,
+    ) -> None:
+        """Args: `pooled` [N, D]; `banks` {stride: [N, P, C]}; `n_neighbors` is at most N."""
+        super().__init__()
+        self.strides = tuple(sorted(banks))
+        self.grids = tuple(grids[stride] for stride in self.strides)
+        self.pooled_strides = tuple(self.strides.index(stride) for stride in pooled_strides)
+        self.n_neighbors, self.scores_by_retrieval = n_neighbors, scores_by_retrieval
+        self.register_buffer("pooled", _plain(pooled))
+        self.register_buffer("squares", _plain(pooled).square().sum(dim=1))
+        self.counts, self.steps = [], []
+        for index, stride in enumerate(self.strides):
+            bank = _plain(banks[stride])
+            self.register_buffer(f"bank{index}", bank)
+            down, across = _upsampling(self.grids[0], self.grids[index])
+            self.register_buffer(f"down{index}", down)
+            self.register_buffer(f"across{index}", across)
+            candidates = n_neighbors * bank.shape[1]
+            self.counts.append(min(n_correspondences, candidates))
+            self.steps.append(max(1, PRODUCT_BYTES // (4 * candidates), -(-bank.shape[1] // MAX_PARTS)))
+
+    def forward(self, *maps: Tensor) -> Scores:
+        """As in the module's docstring."""
+        pooled = torch.cat([maps[index].mean(dim=(2, 3)) for index in self.pooled_strides], dim=1)
+        known = self.get_buffer("pooled")
+        products = self.get_buffer("squares") - 2 * (pooled @ known.T)
+        nearest = products.topk(self.n_neighbors, dim=1, largest=False).indices
+        scores = torch.stack([self._correspond(index, maps[index], nearest) for index in range(len(maps))]).mean(dim=0)
+        if not self.scores_by_retrieval:
+            return scores, None
+        there = known.index_select(0, nearest.flatten()).reshape(-1, self.n_neighbors, known.shape[1])
+        return scores, (there - pooled[:, None]).square().sum(dim=2).mean(dim=1)
+
+    def _correspond(self, index: int, values: Tensor, nearest: Tensor) -> Tensor:
+        """Mean distances of one stride's positions on the finest grid, [B, h, w]."""
+        bank, count = self.get_buffer(f"bank{index}"), self.counts[index]
+        positions, channels = bank.shape[1:]
+        candidates = bank.index_select(0, nearest.flatten()).reshape(-1, self.n_neighbors * positions, channels)
+        squares, found = candidates.square().sum(dim=2)[:, None], []
+        for queries in values.flatten(2).transpose(1, 2).split(self.steps[index], dim=1):
+            products = squares - 2 * (queries @ candidates.transpose(1, 2))
+            who = products.topk(count, dim=2, largest=False).indices
+            there = candidates.gather(1, who.flatten(1)[:, :, None].expand(-1, -1, channels))
+            there = there.reshape(-1, queries.shape[1], count, channels)
+            found.append((there - queries[:, :, None]).square().sum(dim=3).sqrt().mean(dim=2))
+        level = torch.cat(found, dim=1).reshape(-1, *self.grids[index])
+        if self.grids[index] == self.grids[0]:
+            return level
+        return self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")

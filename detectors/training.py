@@ -137,7 +137,8 @@ class Training(pl.LightningModule):
         """
         self._resume()
         if self.epochs_left:
-            with _quiet(), self.at_work():
+            # Lightning draws from torch's own generator.
+            with _quiet(), torch.random.fork_rng(devices=[]), self.at_work():
                 _fit(_trainer(self.context.device, self.epochs_left, self.context.checkpoint_dir), self)
         self.head.to(self.context.device)
         if self.best:

@@ -27,8 +27,14 @@ from detectors.metrics import auroc
 
 BACKBONE, STRIDES = "test_resnet@random", (8, 16)
 QUICK: dict[str, dict[str, Any]] = {
+    **{
+        name: {"width": 16, "latent": 16, "batch_size": 4, "epochs": 10, "learning_rate": 5e-3}
+        for name in ("autoencoder", "vae", "ganomaly")
+    },
+    "fastflow": {"flow_steps": 2, "epochs": 3, "batch_size": 4},
     "padim": {"n_features": 12},
     "cflow": {"coupling_blocks": 2, "condition_dimension": 8, "fibre_batch": 256, "epochs": 2, "learning_rate": 0.02},
+    "cutpaste": {"batch": 8, "steps": 6, "epochs": 2},
 }
 """Settings that keep a head's fit short; the defaults where a head is not listed."""
 DEVICES = [

@@ -46,6 +46,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"coreset_ratio": 1e-5, "reweighting": 3},
         {"coreset_ratio": 1.0, "n_neighbors": 50},
     ],
+    "cutpaste": [{}, {"second_stage": "ocsvm"}],
+    "fastflow": [{}, {"subnets": "3x3", "flow_steps": 1}],
+    "autoencoder": [{}, {"loss": "ssim", "bottleneck": "position", "depth": 2}],
+    "vae": [{}, {"map": "ssim"}],
+    "ganomaly": [{}, {"score": "latent"}],
+    "spade": [{}, {"n_neighbors": 3, "n_correspondences": 2, "pooled": "all", "image_score": "retrieval"}],
     "cflow": [{}, {"coupling_blocks": 1, "condition_dimension": 5, "clamp": 0.5}],
 }
 """Settings that take another way through a head's graph; the defaults where a head is not listed."""
