@@ -71,18 +71,23 @@ class ConvolutionalCoupling(InvertibleModule):
     ) -> tuple[tuple[Tensor], Tensor]:
         """([B, C, h, w],) -> ([B, C, h, w],), log-determinants [B], of the direction asked for; as FrEIA calls it."""
         (values,) = x_or_z
-        positions = values.shape[2] * values.shape[3]
-        scale, offset = torch.exp(self.log_scale)[:, None, None], self.offset[:, None, None]
         if rev:
+            positions = values.shape[2] * values.shape[3]
+            scale, offset = torch.exp(self.log_scale)[:, None, None], self.offset[:, None, None]
             u1, u2 = ((values[:, self.inverse_permutation] - offset) / scale).split([self.passive, self.active], dim=1)
             s, a_t = self._coefficients(u1)
             x = torch.cat([u1, (u2 - a_t) * torch.exp(-s)], dim=1)
             return (x,), -s.sum(dim=(1, 2, 3)) - positions * self.log_scale.sum()
+        y, logarithms = self.transformed(values)
+        return (y,), logarithms.sum(dim=(1, 2))
+
+    def transformed(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """y [B, C, h, w], and what each position adds to the log-determinant, [B, h, w]."""
         x1, x2 = values.split([self.passive, self.active], dim=1)
         s, a_t = self._coefficients(x1)
         u = torch.cat([x1, x2 * torch.exp(s) + a_t], dim=1)
-        y = (u * scale + offset)[:, self.permutation]
-        return (y,), s.sum(dim=(1, 2, 3)) + positions * self.log_scale.sum()
+        scaled = u * torch.exp(self.log_scale)[:, None, None] + self.offset[:, None, None]
+        return scaled[:, self.permutation], s.sum(dim=1) + self.log_scale.sum()
 
     def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Those of the input."""
@@ -144,6 +149,19 @@ class ConvolutionalFlow(nn.Module):
         """z of feature maps, both [B, C, h, w]."""
         z: Tensor = self.sequence(self.standardised(values), jac=False)[0]
         return z
+
+    def surprise(self, values: Tensor, *, likelihood: bool) -> Tensor:
+        """q of every position of feature maps [B, C, h, w], [B, h, w]: mean_c z_c^2 / 2.
+
+        Args:
+            likelihood: take the position's share of log |det J| / C from it, which leaves -log p / C but for a constant.
+        """
+        z, logarithms = self.standardised(values), []
+        for block in self.sequence.module_list:
+            z, own = block.transformed(z)
+            logarithms.append(own)
+        half = z.square().mean(dim=1) / 2
+        return half - sum(logarithms[1:], logarithms[0]) / self.channels if likelihood else half
 
     def negative_log_likelihood(self, values: Tensor) -> Tensor:
         """-log p / (C h w) of feature maps [B, C, h, w], [B]; differentiable."""

@@ -275,11 +275,12 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 class FastflowGraph(nn.Module):
-    """Mean over strides of mean z^2 / 2."""
+    """Mean over strides of what the flows find surprising."""
 
-    def __init__(self, flows: Mapping[int, ConvolutionalFlow], grids: Mapping[int, Size]) -> None:
-        """Args: `flows` by ascending stride."""
+    def __init__(self, flows: Mapping[int, ConvolutionalFlow], grids: Mapping[int, Size], *, likelihood: bool) -> None:
+        """Args: `flows` by ascending stride; `likelihood` as for `ConvolutionalFlow.surprise`."""
         super().__init__()
+        self.likelihood = likelihood
         strides = list(flows)
         self.grid = grids[strides[0]]
         self.flows = nn.ModuleList(deepcopy(flow).cpu() for flow in flows.values())
@@ -294,7 +295,7 @@ class FastflowGraph(nn.Module):
         """As in the module's docstring."""
         levels = []
         for index, (flow, values) in enumerate(zip(self.flows, maps, strict=True)):
-            level = cast("ConvolutionalFlow", flow).latent(values).square().mean(dim=1) / 2
+            level = cast("ConvolutionalFlow", flow).surprise(values, likelihood=self.likelihood)
             if self.coarse[index]:
                 level = self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")
             levels.append(level)

@@ -68,7 +68,7 @@ def test_a_folder_is_no_study_file(bare: Shell) -> None:
         ("data.image_size=7", ["data.image_size", "32 to 2048"]),
         ("search.n_features.int=[9,3]", ["search.n_features", "lower bound first"]),
         ("search.n_featurs.int=[3,9]", ["n_featurs", "did you mean n_features?"]),
-        ("detector=padme", ["padme", "did you mean padim?"]),
+        ("detector=padmi", ["padmi", "did you mean padim?"]),
         ("objectives={image_aurok: maximize}", ["image_aurok", "did you mean image_auroc?"]),
         ("constraints={fps: fast}", ["constraints.fps", ">= 10"]),
         ("protocol=paper", ["protocol paper"]),
