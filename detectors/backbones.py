@@ -126,6 +126,13 @@ class Backbone(nn.Module):
                 f"backbone {self.spec} takes no pictures of {height} x {width} pixels: {str(error).rstrip('.')}; "
                 "choose another image size"
             ) from error
+        channels = channels_by_stride(self.spec.name)
+        for stride, values in zip(self.strides, maps, strict=True):
+            # Swin and its like put the channels last; read as channels, rows would make features of no meaning.
+            if values.ndim != 4 or values.shape[1] != channels[stride]:
+                raise InputError(
+                    f"backbone {self.spec} gives no maps of the form channels, height, width; choose another one"
+                )
         return dict(zip(self.strides, maps, strict=True))
 
 

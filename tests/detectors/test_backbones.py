@@ -666,3 +666,8 @@ def test_an_odd_picture_keeps_its_last_rows():
     found = build_backbone("pixels", [4])(torch.full((1, 3, 9, 6), 255, dtype=torch.uint8))[4]
     assert found.shape == (1, 3, 3, 2)
     assert torch.equal(found, torch.ones_like(found))
+
+
+def test_a_backbone_that_puts_channels_last_is_refused():
+    backbone = build_backbone("swin_tiny_patch4_window7_224@random", [8])
+    assert "choose another one" in refusal(backbone, pictures(1, 224, 224))
