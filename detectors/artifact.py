@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detectors.backbones import WeightsIdentity, check_strides, empty_backbone
-from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction
+from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction, with_prefix
 from detectors.catalog import head_class
 from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
@@ -172,8 +172,8 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     head = _make_head(description, folder)
     detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
     try:
-        backbone.load_state_dict(_with_prefix(tensors, BACKBONE_PREFIX))
-        head.import_tensors(_with_prefix(tensors, HEAD_PREFIX))
+        backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
+        head.import_tensors(with_prefix(tensors, HEAD_PREFIX))
         detector.finish_fit()
         # One black picture: parts that contradict each other show here, not at the first picture that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
@@ -239,7 +239,3 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not readable ({error})") from error
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

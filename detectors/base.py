@@ -75,6 +75,11 @@ SMOOTHING_SIGMA = Parameter(
 )
 
 
+PATIENCE = Parameter(
+    "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 1000
+)
+
+
 class Memo(Protocol):
     """Tensors that fits to the very same features share, such as a coreset's order. Whoever makes the context scopes it."""
 
@@ -125,7 +130,7 @@ class Prediction:
 class Head(nn.Module, ABC):
     """A model of normal features.
 
-    A subclass has a `name`, its `searchable` parameters, and takes these as keyword arguments. After `fit`, its tensors are
+    A subclass has a `name` and its `searchable` parameters, which it takes as keyword arguments. After `fit`, its tensors are
     buffers or parameters, so that ``state_dict`` holds all that was learned. An image's score never depends on the other
     images of its batch.
     """
@@ -135,15 +140,31 @@ class Head(nn.Module, ABC):
     """The name as its authors write it; that of the study file where it is empty."""
     searchable: ClassVar[tuple[Parameter, ...]]
 
+    def __init__(self, **given: Any) -> None:
+        """Args: the `searchable` parameters by name; those that are not given have their defaults.
+
+        Raises:
+            InputError: a value is out of range.
+            TypeError: an unknown name.
+        """
+        super().__init__()
+        if unknown := given.keys() - {parameter.name for parameter in self.searchable}:
+            raise TypeError(f"{self.name} has no setting {', '.join(sorted(unknown))}")
+        self._settings: dict[str, ParameterValue] = {
+            parameter.name: parameter.check(given.get(parameter.name, parameter.default))
+            for parameter in self.searchable
+        }
+        self._figures: dict[str, float] = {}
+
     @classmethod
     def upper_bounds(cls, channels: Mapping[int, int]) -> dict[str, int]:
         """Largest sensible values that depend on the backbone's channels at the chosen strides, {stride: C}."""
         return {}
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, ParameterValue]:
         """The constructor's keyword arguments, JSON-able."""
+        return dict(self._settings)
 
     @property
     @abstractmethod
@@ -164,8 +185,9 @@ class Head(nn.Module, ABC):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Figures about the fit that a trial logs beside its metrics, e.g. the epochs trained or an index's recall."""
-        return {}
+        """Figures about the fit that a trial logs beside its metrics: of one that trains `epochs_trained`, `best_epoch` (whose
+        weights are used) and `train_loss` of the last epoch; of others e.g. an index's recall."""
+        return dict(self._figures)
 
     def export_tensors(self) -> dict[str, Tensor]:
         """What an artifact stores of the fitted head."""
@@ -275,6 +297,11 @@ def seeded(detector: str, seed: int, purpose: str) -> torch.Generator:
     """A generator for one purpose of one detector, independent of those for others."""
     digest = hashlib.sha256(f"{detector} {seed} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def check_images(images: Tensor, image_size: Size) -> None:

@@ -23,16 +23,16 @@ Departures from the paper:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue, seeded
+from detectors.base import PATIENCE, FitContext, Parameter, seeded
 from detectors.data.images import Size
-from detectors.errors import InputError
 from detectors.features import Features
+from detectors.flow_head import FlowHead
 from detectors.graphs import CflowGraph
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ PEAK_IMAGES = 32
 """Training normals whose largest likelihoods are the peaks: enough for a constant that only weighs strides against each other."""
 
 
-class Cflow(Head):
+class Cflow(FlowHead["Flow"]):
     """CFlow-AD head.
 
     After `fit`: `flows`, {stride: `Flow`}, and `peaks` [S], the strides' largest log p / C among training normals.
@@ -60,72 +60,23 @@ class Cflow(Head):
             "fibre_batch", "int", 2048, "vectors (fibres), of all layers together, in a training step", 64, 2**20
         ),
         Parameter("epochs", "int", 10, "passes over all training images", 1, 1000),
-        Parameter(
-            "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 1000
-        ),
+        PATIENCE,
     )
 
     peaks: Tensor
 
-    def __init__(
-        self,
-        *,
-        coupling_blocks: int = 8,
-        condition_dimension: int = 128,
-        hidden_ratio: float = 2.0,
-        clamp: float = 1.9,
-        learning_rate: float = 1e-2,
-        fibre_batch: int = 2048,
-        epochs: int = 10,
-        patience: int = 0,
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "coupling_blocks": coupling_blocks,
-            "condition_dimension": condition_dimension,
-            "hidden_ratio": hidden_ratio,
-            "clamp": clamp,
-            "learning_rate": learning_rate,
-            "fibre_batch": fibre_batch,
-            "epochs": epochs,
-            "patience": patience,
-        }
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable
-        }
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.learning_rate = float(self._settings["learning_rate"])
         self.fibre_batch = int(self._settings["fibre_batch"])
         self.epochs, self.patience = int(self._settings["epochs"]), int(self._settings["patience"])
-        self._flows = nn.ModuleDict()
-        self._figures: dict[str, float] = {}
         self._passes: dict[int, FlowPass] = {}
         self._workspaces: list[Workspace] = []
 
     @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
-
-    @property
-    def flows(self) -> dict[int, Flow]:
-        """By stride, ascending; empty before `fit`."""
-        return {int(stride): cast("Flow", flow) for stride, flow in self._flows.items()}
-
-    @property
-    def flow_modules(self) -> nn.ModuleDict:
-        """The same as one module, which training goes through."""
-        return self._flows
-
-    @property
     def grid(self) -> Size:
-        if not self._flows:
-            raise RuntimeError("CFlow is not fitted yet")
+        self.check_fitted()
         return next(iter(self.flows.values())).grid
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """`epochs_trained`, `best_epoch` (whose weights are used), `train_loss` of the last epoch."""
-        return dict(self._figures)
 
     def fit(self, features: Features, context: FitContext) -> Self:
         """Train the flows; all that is random follows `context.seed`.
@@ -139,7 +90,7 @@ class Cflow(Head):
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
         self._make_flows(channels, {stride: features.grids[stride] for stride in channels}, seed=context.seed)
         for stride, flow in self.flows.items():
-            flow.standardise_to(features.maps[stride])
+            flow.standardise_to(features.select([stride]))
         self.to(context.device)
         self._figures = train(self, features, context)
         return self
@@ -169,13 +120,9 @@ class Cflow(Head):
 
     def export_tensors(self) -> dict[str, Tensor]:
         """The flows' weights, their grids and the peaks."""
-        if not self._flows:
-            raise RuntimeError("CFlow is not fitted yet")
-        named = {"peaks": self.peaks}
-        for stride, flow in self.flows.items():
-            named[f"{stride}.grid"] = torch.tensor(flow.grid)
-            named |= {f"{stride}.{name}": value for name, value in flow.state_dict().items()}
-        return named
+        self.check_fitted()
+        grids = {f"{stride}.grid": torch.tensor(flow.grid) for stride, flow in self.flows.items()}
+        return self.flow_tensors() | grids | {"peaks": self.peaks}
 
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         strides = sorted(int(name.removesuffix(".grid")) for name in tensors if name.endswith(".grid"))
@@ -184,21 +131,13 @@ class Cflow(Head):
         if not strides or tensors["peaks"].shape != (len(strides),):
             raise ValueError(f"CFlow tensors of strides {strides} with peaks of shape {list(tensors['peaks'].shape)}")
         self._make_flows(channels, grids, seed=0)
-        for stride, flow in self.flows.items():
-            prefix = f"{stride}."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            del own["grid"]
-            try:
-                flow.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"CFlow tensors of stride {stride} do not fit the settings: {error}") from error
+        self.load_flows({name: value for name, value in tensors.items() if not name.endswith(".grid")})
         self.register_buffer("peaks", tensors["peaks"])
 
     def export_module(self, grids: Mapping[int, Size]) -> CflowGraph:
         from detectors.coupling import FlowPass
 
-        if not self._flows:
-            raise RuntimeError("CFlow is not fitted yet")
+        self.check_fitted()
         return CflowGraph([FlowPass(flow) for flow in self.flows.values()], self.peaks)
 
     def _make_flows(self, channels: Mapping[int, int], grids: Mapping[int, Size], *, seed: int) -> None:
@@ -206,12 +145,11 @@ class Cflow(Head):
         from detectors.coupling import Flow  # with FrEIA, a second that other detectors need not wait for
 
         generator = seeded(self.name, seed, "weights")
-        self._passes, self._flows = {}, nn.ModuleDict()
-        for stride in sorted(channels):
-            if channels[stride] < 2:
-                raise InputError(f"cflow: layer {stride} has a single channel, and a coupling needs two; leave it out")
-            self._flows[str(stride)] = Flow(
-                channels[stride],
+        self._passes = {}
+
+        def make(stride: int, channels: int) -> Flow:
+            return Flow(
+                channels,
                 grids[stride],
                 coupling_blocks=int(self._settings["coupling_blocks"]),
                 condition_dimension=int(self._settings["condition_dimension"]),
@@ -219,6 +157,8 @@ class Cflow(Head):
                 clamp=float(self._settings["clamp"]),
                 generator=generator,
             )
+
+        self.make_flows(channels, make)
 
     @torch.inference_mode()
     def _log_likelihoods(self, stride: int, values: Tensor) -> Tensor:

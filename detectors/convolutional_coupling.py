@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from detectors.coupling import DEVIATION_FLOOR, LOG_2PI, SUBNET_SCALE
+from detectors.features import Features
 
 
 class ConvolutionalCoupling(InvertibleModule):
@@ -133,13 +134,11 @@ class ConvolutionalFlow(nn.Module):
         self.register_buffer("deviation", torch.ones(channels))
 
     @torch.no_grad()
-    def standardise_to(self, values: Tensor) -> None:
-        """Take the mean and deviation of each channel of vectors [P, C, N]."""
-        variance, mean = torch.var_mean(values, dim=(0, 2), correction=0)
-        # A channel that never changes must not be blown up without bound when it does; where none ever does, they count as is.
-        floor = DEVIATION_FLOOR * variance.mean().sqrt()
+    def standardise_to(self, features: Features) -> None:
+        """Take the mean and deviation of each channel of one stride's features."""
+        mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
         self.mean.copy_(mean)
-        self.deviation.copy_(variance.sqrt().clamp_min(floor) if floor > 0 else torch.ones_like(mean))
+        self.deviation.copy_(deviation)
 
     def standardised(self, values: Tensor) -> Tensor:
         """[B, C, h, w]."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.data.images import Size
+from detectors.features import Features
 from detectors.working_memory import portion
 
 SUBNET_SCALE = 0.1
@@ -165,13 +166,11 @@ class Flow(nn.Module):
         self.register_buffer("row_code", axis_code(grid[0], condition_dimension - half), persistent=False)
 
     @torch.no_grad()
-    def standardise_to(self, values: Tensor) -> None:
-        """Take the mean and deviation of each channel of vectors [P, C, N]."""
-        variance, mean = torch.var_mean(values, dim=(0, 2), correction=0)
-        # A channel that never changes must not be blown up without bound when it does.
-        floor = DEVIATION_FLOOR * variance.mean().sqrt() + torch.finfo(variance.dtype).tiny ** 0.5
+    def standardise_to(self, features: Features) -> None:
+        """Take the mean and deviation of each channel of one stride's features."""
+        mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
         self.mean.copy_(mean)
-        self.deviation.copy_(variance.sqrt().clamp_min(floor))
+        self.deviation.copy_(deviation)
 
     @property
     def blocks(self) -> Sequence[CouplingBlock]:

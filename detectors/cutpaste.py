@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue, seeded
+from detectors.base import PATIENCE, FitContext, Head, Parameter, seeded, with_prefix
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
@@ -102,62 +102,23 @@ class Cutpaste(Head):
         Parameter("batch", "int", 16, "normals in a training step, each of them once per class", 1, 1024),
         Parameter("steps", "int", 16, "training steps of an epoch", 1, 4096),
         Parameter("epochs", "int", 10, "epochs of so many steps", 1, 1000),
-        Parameter(
-            "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 1000
-        ),
+        PATIENCE,
     )
 
     shape: Tensor
 
-    def __init__(
-        self,
-        *,
-        network: str = TAIL,
-        variant: str = "3way",
-        largest_area: float = 0.15,
-        second_stage: str = "gaussian",
-        learning_rate: float = 0.03,
-        batch: int = 16,
-        steps: int = 16,
-        epochs: int = 10,
-        patience: int = 0,
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "network": network,
-            "variant": variant,
-            "largest_area": largest_area,
-            "second_stage": second_stage,
-            "learning_rate": learning_rate,
-            "batch": batch,
-            "steps": steps,
-            "epochs": epochs,
-            "patience": patience,
-        }
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable
-        }
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.variant, self.largest_area = str(self._settings["variant"]), float(self._settings["largest_area"])
         self.learning_rate, self.batch = float(self._settings["learning_rate"]), int(self._settings["batch"])
         self.steps, self.epochs = int(self._settings["steps"]), int(self._settings["epochs"])
         self.patience = int(self._settings["patience"])
         self.network: Network | None = None
         self.second_stage: Gaussian | SupportVectors | None = None
-        self._figures: dict[str, float] = {}
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
 
     @property
     def grid(self) -> Size:
         return self._fitted_shape[:2]
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """`epochs_trained`, `best_epoch` (whose weights are used), `train_loss` of the last epoch."""
-        return dict(self._figures)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever `mode` says: with batch statistics, a score would depend on the other images."""
@@ -208,7 +169,7 @@ class Cutpaste(Head):
             raise ValueError(f"CutPaste tensors of shape {tensors['shape'].tolist()}")
         height, width, stride = (int(value) for value in tensors["shape"])
         self._make_network((height, width, stride), tensors["network.mean"].numel(), seed=0)
-        network, stage = (_under(prefix, tensors) for prefix in ("network.", "second_stage."))
+        network, stage = (with_prefix(tensors, prefix) for prefix in ("network.", "second_stage."))
         try:
             self._whole.load_state_dict(network)
         except RuntimeError as error:
@@ -275,12 +236,9 @@ class Network(nn.Module):
 
     def standardise_to(self, features: Features) -> None:
         """Take the mean and deviation of each channel of the normals."""
-        found = [torch.var_mean(features.maps[stride], dim=(0, 2), correction=0) for stride in features.strides]
-        variance, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
-        # A channel that never changes must not be blown up without bound when it does.
-        floor = DEVIATION_FLOOR * variance.mean().sqrt() + torch.finfo(variance.dtype).tiny ** 0.5
+        mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
         self.mean.copy_(mean[:, None, None])
-        self.deviation.copy_(variance.sqrt().clamp_min(floor)[:, None, None])
+        self.deviation.copy_(deviation[:, None, None])
 
     @property
     def mixes_images(self) -> bool:
@@ -417,8 +375,3 @@ class SupportVectors(nn.Module):
 def _grad_cam(gradient: Tensor, apart: Tensor) -> Tensor:
     """relu(g . (f_p - m)) from g [B, D] and f - m [B, D, a, b], [B, a, b]."""
     return (gradient[:, :, None, None] * apart).sum(dim=1).relu()
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with the prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -28,16 +28,16 @@ Departures from the paper:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue, seeded
+from detectors.base import PATIENCE, FitContext, Parameter, seeded
 from detectors.data.images import Size
-from detectors.errors import InputError
 from detectors.features import Features
+from detectors.flow_head import FlowHead
 from detectors.graphs import FastflowGraph
 from detectors.working_memory import portion
 
@@ -50,7 +50,7 @@ KERNELS = {"3x3": (3, 3), "alternating": (3, 1)}
 """Sides of the subnets' convolutions in odd and even steps."""
 
 
-class Fastflow(Head):
+class Fastflow(FlowHead["ConvolutionalFlow"]):
     """FastFlow head.
 
     After `fit`: `flows`, {stride: `ConvolutionalFlow`}, none of whose parameters depends on the size of the pictures.
@@ -79,73 +79,22 @@ class Fastflow(Head):
         Parameter("learning_rate", "float", 1e-3, "largest step size of Adam", 1e-6, 0.1),
         Parameter("batch_size", "int", 16, "images in a training step", 1, 1024),
         Parameter("epochs", "int", 5, "passes over all training images", 1, 1000),
-        Parameter(
-            "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 1000
-        ),
+        PATIENCE,
     )
 
     size: Tensor
 
-    def __init__(
-        self,
-        *,
-        flow_steps: int = 8,
-        hidden_ratio: float = 1.0,
-        subnets: str = "alternating",
-        clamp: float = 2.0,
-        score: str = "likelihood",
-        learning_rate: float = 1e-3,
-        batch_size: int = 16,
-        epochs: int = 5,
-        patience: int = 0,
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "flow_steps": flow_steps,
-            "hidden_ratio": hidden_ratio,
-            "subnets": subnets,
-            "clamp": clamp,
-            "score": score,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "patience": patience,
-        }
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable
-        }
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.learning_rate = float(self._settings["learning_rate"])
         self.batch_size = int(self._settings["batch_size"])
         self.epochs, self.patience = int(self._settings["epochs"]), int(self._settings["patience"])
-        self._flows = nn.ModuleDict()
-        self._figures: dict[str, float] = {}
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
-
-    @property
-    def flows(self) -> dict[int, ConvolutionalFlow]:
-        """By stride, ascending; empty before `fit`."""
-        return {int(stride): cast("ConvolutionalFlow", flow) for stride, flow in self._flows.items()}
-
-    @property
-    def flow_modules(self) -> nn.ModuleDict:
-        """The same as one module, which training goes through."""
-        return self._flows
 
     @property
     def grid(self) -> Size:
-        if not self._flows:
-            raise RuntimeError("FastFlow is not fitted yet")
+        self.check_fitted()
         height, width = self.size.tolist()
         return height, width
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """`epochs_trained`, `best_epoch` (whose weights are used), `train_loss` of the last epoch: -log p per dimension."""
-        return dict(self._figures)
 
     def fit(self, features: Features, context: FitContext) -> Self:
         """Train the flows; all that is random follows `context.seed`.
@@ -159,7 +108,7 @@ class Fastflow(Head):
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
         self._make_flows(channels, features.grids[features.strides[0]], seed=context.seed)
         for stride, flow in self.flows.items():
-            flow.standardise_to(features.maps[stride])
+            flow.standardise_to(features.select([stride]))
         self.to(context.device)
         self._figures = train(self, features, context)
         return self
@@ -179,12 +128,7 @@ class Fastflow(Head):
 
     def export_tensors(self) -> dict[str, Tensor]:
         """The flows' weights and the grid."""
-        if not self._flows:
-            raise RuntimeError("FastFlow is not fitted yet")
-        named = {"size": self.size}
-        for stride, flow in self.flows.items():
-            named |= {f"{stride}.{name}": value for name, value in flow.state_dict().items()}
-        return named
+        return self.flow_tensors() | {"size": self.size}
 
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         height, width = (int(side) for side in tensors["size"])
@@ -194,17 +138,10 @@ class Fastflow(Head):
             raise ValueError(f"FastFlow tensors of strides {strides} for a grid of {height} x {width} positions")
         channels = {stride: len(tensors[f"{stride}.mean"]) for stride in strides}
         self._make_flows(channels, (height, width), seed=0)
-        for stride, flow in self.flows.items():
-            prefix = f"{stride}."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            try:
-                flow.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"FastFlow tensors of stride {stride} do not fit the settings: {error}") from error
+        self.load_flows(tensors)
 
     def export_module(self, grids: Mapping[int, Size]) -> FastflowGraph:
-        if not self._flows:
-            raise RuntimeError("FastFlow is not fitted yet")
+        self.check_fitted()
         return FastflowGraph(self.flows, grids, likelihood=self._by_likelihood)
 
     @property
@@ -216,19 +153,18 @@ class Fastflow(Head):
         from detectors.convolutional_coupling import ConvolutionalFlow  # FrEIA takes a second to import
 
         odd, even = KERNELS[str(self._settings["subnets"])]
-        self._flows = nn.ModuleDict()
-        for stride in sorted(channels):
-            if channels[stride] < 2:
-                raise InputError(
-                    f"fastflow: layer {stride} has a single channel, and a coupling needs two; leave it out"
-                )
-            self._flows[str(stride)] = ConvolutionalFlow(
-                channels[stride],
-                kernels=[even if step % 2 else odd for step in range(int(self._settings["flow_steps"]))],
+        kernels = [even if step % 2 else odd for step in range(int(self._settings["flow_steps"]))]
+
+        def make(stride: int, channels: int) -> ConvolutionalFlow:
+            return ConvolutionalFlow(
+                channels,
+                kernels=kernels,
                 hidden_ratio=float(self._settings["hidden_ratio"]),
                 clamp=float(self._settings["clamp"]),
                 generator=seeded(self.name, seed, f"weights {stride}"),
             )
+
+        self.make_flows(channels, make)
         self.register_buffer("size", torch.tensor(grid))
 
     def _portions(self, features: Features, stride: int) -> Iterator[Tensor]:

@@ -1,7 +1,4 @@
-"""Training of FastFlow's flows on stored features, by a Lightning trainer.
-
-An epoch goes through all images once, in batches of nearly the same length and random order.
-"""
+"""Training of FastFlow's flows on stored features, by a Lightning trainer."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from torch import Tensor
 from detectors.base import FitContext
 from detectors.fastflow import Fastflow, maps_of
 from detectors.features import Features
-from detectors.training import Training
-from detectors.working_memory import parts
+from detectors.training import ImageTraining
 
 WEIGHT_DECAY = 1e-5
 
@@ -24,7 +20,7 @@ def train(head: Fastflow, features: Features, context: FitContext) -> dict[str, 
     return _Training(head, features, context).train_head()
 
 
-class _Training(Training):
+class _Training(ImageTraining):
     """The flows of a head and their data."""
 
     head: Fastflow
@@ -35,7 +31,7 @@ class _Training(Training):
             head.flow_modules,
             features,
             context,
-            steps=-(-len(features) // head.batch_size),
+            batch_size=head.batch_size,
             epochs=head.epochs,
             learning_rate=head.learning_rate,
             patience=head.patience,
@@ -45,24 +41,9 @@ class _Training(Training):
         """Adam, as the paper has it."""
         return torch.optim.Adam(self.model.parameters(), lr=self.largest_rate, weight_decay=WEIGHT_DECAY, fused=True)
 
-    def begin_epoch(self) -> None:
-        order = torch.randperm(len(self.features), generator=self.generator("order"))
-        self.batches = order.to(self.features.device).tensor_split(self.steps)
-
-    def step(self, index: int) -> Tensor:
-        batch = self.batches[index]
-        total = torch.zeros((), device=self.device)
-        self.zero_grad()
-        for images in batch.tensor_split(min(parts(), len(batch))):
-            loss = torch.zeros((), device=self.device)
-            for stride, flow in self.head.flows.items():
-                maps = maps_of(self.features, stride, images).to(self.device)
-                loss = loss + flow.negative_log_likelihood(maps).sum()
-            loss = loss / (len(batch) * len(self.head.flows))
-            self.manual_backward(loss)
-            total += loss.detach()
-        self.update()
-        return total
-
-    def settle(self) -> None:
-        """Nothing is left to do: the weights are all there is."""
+    def loss_of(self, images: Tensor, first: int) -> Tensor:
+        losses = [
+            flow.negative_log_likelihood(maps_of(self.features, stride, images).to(self.device)).mean()
+            for stride, flow in self.head.flows.items()
+        ]
+        return torch.stack(losses).mean()

@@ -18,6 +18,9 @@ from torch.nn.functional import interpolate
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 
+ROUNDING = 1e-5
+"""What varies by less than this share of the largest mean does so by rounding."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -84,6 +87,18 @@ class Features:
         """
         pyramid, size = self.pyramid(images), self.grids[self.strides[0]]
         return torch.cat([_resized(pyramid[stride], size) for stride in self.strides], dim=1)
+
+    def channel_scale(self, *, floor: float) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of every channel over all positions and images, the strides one after the other, [sum of C] each.
+
+        A channel that never changes must not be blown up without bound when it does: no deviation is below `floor` times that
+        of all channels, or below rounding; where nothing ever changes, all are 1.
+        """
+        found = [torch.var_mean(self.maps[stride], dim=(0, 2), correction=0) for stride in self.strides]
+        variance, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
+        least = torch.maximum(floor * variance.mean().sqrt(), ROUNDING * mean.abs().max())
+        deviation = torch.where(variance.amax() > 0, variance.sqrt().maximum(least), torch.ones_like(variance))
+        return mean, deviation
 
     def check_finite(self) -> None:
         """Raise `NumericalError` that names the stride and the first image with NaN or infinite features."""

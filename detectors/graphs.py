@@ -95,11 +95,7 @@ class PatchcoreGraph(nn.Module):
             self.register_buffer("centre", _plain(whitening[0]))
             self.register_buffer("whitener", _plain(whitening[1]).T.contiguous())
         self.register_buffer("mean", mean)
-        for index, grid in enumerate(self.grids):
-            if grid != self.grid:
-                down, across = _upsampling(self.grid, grid)
-                self.register_buffer(f"down{index}", down)
-                self.register_buffer(f"across{index}", across)
+        self.upsamplings = _upsamplings(self.grids)
         positions, per_position = self.grid[0] * self.grid[1], 4 * len(bank)
         self.step = max(1, PRODUCT_BYTES // per_position, -(-positions // MAX_PARTS))
 
@@ -117,13 +113,11 @@ class PatchcoreGraph(nn.Module):
     def _patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features around the bank's mean, [B, P, D]."""
         parts = []
-        for index, values in enumerate(maps):
+        for upsampling, values in zip(self.upsamplings, maps, strict=True):
             if self.reach:
                 width = 2 * self.reach + 1
                 values = functional.avg_pool2d(values, width, stride=1, padding=self.reach, count_include_pad=False)
-            if self.grids[index] != self.grid:
-                values = self.get_buffer(f"down{index}") @ values @ self.get_buffer(f"across{index}")
-            parts.append(values)
+            parts.append(upsampling(values))
         patches = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
         if self.whitens:
             patches = (patches - self.get_buffer("centre")) @ self.get_buffer("whitener")
@@ -168,22 +162,12 @@ class CflowGraph(nn.Module):
         super().__init__()
         self.grid = passes[0].grid
         self.flows = nn.ModuleList(_FlowGraph(one, float(peak)) for one, peak in zip(passes, peaks, strict=True))
-        self.coarse = tuple(one.grid != self.grid for one in passes)
-        for index, one in enumerate(passes):
-            if self.coarse[index]:
-                down, across = _upsampling(self.grid, one.grid)
-                self.register_buffer(f"down{index}", down)
-                self.register_buffer(f"across{index}", across)
+        self.upsamplings = _upsamplings([one.grid for one in passes])
 
     def forward(self, *maps: Tensor) -> Scores:
         """As in the module's docstring."""
-        levels = []
-        for index, (flow, values) in enumerate(zip(self.flows, maps, strict=True)):
-            level = flow(values)
-            if self.coarse[index]:
-                level = self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")
-            levels.append(level)
-        stacked = torch.stack(levels)
+        parts = zip(self.upsamplings, self.flows, maps, strict=True)
+        stacked = torch.stack([upsampling(flow(values)) for upsampling, flow, values in parts])
         # Written out: some runtimes sum the plain exponentials, which underflow.
         highest = stacked.amax(dim=0)
         return -(highest + (stacked - highest).exp().sum(dim=0).log()), None
@@ -239,39 +223,12 @@ class CutpasteGraph(nn.Module):
         """Args: `network` and `second_stage` as in `detectors.cutpaste`; `grids` by ascending stride; `last` of the last map."""
         super().__init__()
         self.network, self.second_stage = network, second_stage
-        self.coarse = [grid != grids[0] for grid in grids]
-        for index, grid in enumerate((*grids, last)):
-            down, across = _upsampling(grids[0], grid)
-            self.register_buffer(f"down{index}", down)
-            self.register_buffer(f"across{index}", across)
+        self.upsamplings, self.last = _upsamplings(grids), Upsampling(grids[0], last)
 
     def forward(self, *maps: Tensor) -> Scores:
         """As in the module's docstring."""
-        joined = [
-            self._upsampled(index, values) if coarse else values
-            for index, (coarse, values) in enumerate(zip(self.coarse, maps, strict=True))
-        ]
-        scores, relevance = self.second_stage(self.network(torch.cat(joined, dim=1)))
-        return self._upsampled(len(maps), relevance), scores
-
-    def _upsampled(self, index: int, values: Tensor) -> Tensor:
-        return self.get_buffer(f"down{index}") @ values @ self.get_buffer(f"across{index}")
-
-
-def _subnet_scale() -> float:
-    from detectors.coupling import SUBNET_SCALE  # with FrEIA, a second that other detectors need not wait for
-
-    return SUBNET_SCALE
-
-
-def _upsampling(fine: Size, coarse: Size) -> tuple[Tensor, Tensor]:
-    """Bilinear upsampling of [a, b] as ``down @ values @ across``, [h, a] and [b, w]."""
-    return bilinear_matrix(fine[0], coarse[0]).float(), bilinear_matrix(fine[1], coarse[1]).float().T.contiguous()
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that autograd may look at: a fit leaves inference tensors, which `torch.export` refuses."""
-    return tensor.detach().cpu().clone()
+        scores, relevance = self.second_stage(self.network(_joined(self.upsamplings, maps)))
+        return self.last(relevance), scores
 
 
 class FastflowGraph(nn.Module):
@@ -284,21 +241,15 @@ class FastflowGraph(nn.Module):
         strides = list(flows)
         self.grid = grids[strides[0]]
         self.flows = nn.ModuleList(deepcopy(flow).cpu() for flow in flows.values())
-        self.coarse = tuple(grids[stride] != self.grid for stride in strides)
-        for index, stride in enumerate(strides):
-            if self.coarse[index]:
-                down, across = _upsampling(self.grid, grids[stride])
-                self.register_buffer(f"down{index}", down)
-                self.register_buffer(f"across{index}", across)
+        self.upsamplings = _upsamplings([grids[stride] for stride in strides])
 
     def forward(self, *maps: Tensor) -> Scores:
         """As in the module's docstring."""
-        levels = []
-        for index, (flow, values) in enumerate(zip(self.flows, maps, strict=True)):
-            level = cast("ConvolutionalFlow", flow).surprise(values, likelihood=self.likelihood)
-            if self.coarse[index]:
-                level = self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")
-            levels.append(level)
+        parts = zip(self.upsamplings, self.flows, maps, strict=True)
+        levels = [
+            upsampling(cast("ConvolutionalFlow", flow).surprise(values, likelihood=self.likelihood))
+            for upsampling, flow, values in parts
+        ]
         return torch.stack(levels).mean(dim=0), None
 
 
@@ -308,21 +259,12 @@ class ReconstructionGraph(nn.Module):
     def __init__(self, network: nn.Module, grids: Mapping[int, Size]) -> None:
         """Args: `network` as in `detectors.reconstruction`; `grids` of all strides."""
         super().__init__()
-        strides = sorted(grids)
         self.network = deepcopy(network).cpu()
-        self.coarse = tuple(grids[stride] != grids[strides[0]] for stride in strides)
-        for index, stride in enumerate(strides):
-            down, across = _upsampling(grids[strides[0]], grids[stride])
-            self.register_buffer(f"down{index}", down)
-            self.register_buffer(f"across{index}", across)
+        self.upsamplings = _upsamplings([grids[stride] for stride in sorted(grids)])
 
     def forward(self, *maps: Tensor) -> Scores:
         """As in the module's docstring."""
-        joined = [
-            self.get_buffer(f"down{index}") @ values @ self.get_buffer(f"across{index}") if coarse else values
-            for index, (coarse, values) in enumerate(zip(self.coarse, maps, strict=True))
-        ]
-        scores: Scores = self.network(torch.cat(joined, dim=1))
+        scores: Scores = self.network(_joined(self.upsamplings, maps))
         return scores
 
 
@@ -351,13 +293,11 @@ class SpadeGraph(nn.Module):
         self.n_neighbors, self.scores_by_retrieval = n_neighbors, scores_by_retrieval
         self.register_buffer("pooled", _plain(pooled))
         self.register_buffer("squares", _plain(pooled).square().sum(dim=1))
+        self.upsamplings = _upsamplings(self.grids)
         self.counts, self.steps = [], []
         for index, stride in enumerate(self.strides):
             bank = _plain(banks[stride])
             self.register_buffer(f"bank{index}", bank)
-            down, across = _upsampling(self.grids[0], self.grids[index])
-            self.register_buffer(f"down{index}", down)
-            self.register_buffer(f"across{index}", across)
             candidates = n_neighbors * bank.shape[1]
             self.counts.append(min(n_correspondences, candidates))
             self.steps.append(max(1, PRODUCT_BYTES // (4 * candidates), -(-bank.shape[1] // MAX_PARTS)))
@@ -386,7 +326,39 @@ class SpadeGraph(nn.Module):
             there = candidates.gather(1, who.flatten(1)[:, :, None].expand(-1, -1, channels))
             there = there.reshape(-1, queries.shape[1], count, channels)
             found.append((there - queries[:, :, None]).square().sum(dim=3).sqrt().mean(dim=2))
-        level = torch.cat(found, dim=1).reshape(-1, *self.grids[index])
-        if self.grids[index] == self.grids[0]:
-            return level
-        return self.get_buffer(f"down{index}") @ level @ self.get_buffer(f"across{index}")
+        level: Tensor = self.upsamplings[index](torch.cat(found, dim=1).reshape(-1, *self.grids[index]))
+        return level
+
+
+def _subnet_scale() -> float:
+    from detectors.coupling import SUBNET_SCALE  # with FrEIA, a second that other detectors need not wait for
+
+    return SUBNET_SCALE
+
+
+class Upsampling(nn.Module):
+    """Bilinear upsampling [B, ..., a, b] -> [B, ..., h, w] as two matrix products; what lies on the fine grid passes as it is."""
+
+    def __init__(self, fine: Size, coarse: Size) -> None:
+        super().__init__()
+        self.needed = fine != coarse
+        self.register_buffer("down", bilinear_matrix(fine[0], coarse[0]).float())
+        self.register_buffer("across", bilinear_matrix(fine[1], coarse[1]).float().T.contiguous())
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.get_buffer("down") @ values @ self.get_buffer("across") if self.needed else values
+
+
+def _upsamplings(grids: Sequence[Size]) -> nn.ModuleList:
+    """From each of the grids, the finest first, to the first."""
+    return nn.ModuleList(Upsampling(grids[0], grid) for grid in grids)
+
+
+def _joined(upsamplings: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
+    """All maps' channels on the finest grid, as `Features.joined` has them."""
+    return torch.cat([upsampling(values) for upsampling, values in zip(upsamplings, maps, strict=True)], dim=1)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that autograd may look at: a fit leaves inference tensors, which `torch.export` refuses."""
+    return tensor.detach().cpu().clone()

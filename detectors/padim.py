@@ -22,12 +22,12 @@ product over all positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue
+from detectors.base import FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.errors import NumericalError
@@ -64,20 +64,11 @@ class Padim(Head):
     mean_: Tensor
     whitening_: Tensor
 
-    def __init__(
-        self, *, n_features: int = 100, regularization: float = 0.01, shrinkage: float = 0.0, neighbourhood: int = 0
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "n_features": n_features,
-            "regularization": regularization,
-            "shrinkage": shrinkage,
-            "neighbourhood": neighbourhood,
-        }
-        checked = {parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable}
-        self.n_features, self.neighbourhood = int(checked["n_features"]), int(checked["neighbourhood"])
-        self.regularization, self.shrinkage = float(checked["regularization"]), float(checked["shrinkage"])
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.n_features, self.neighbourhood = int(self._settings["n_features"]), int(self._settings["neighbourhood"])
+        self.regularization = float(self._settings["regularization"])
+        self.shrinkage = float(self._settings["shrinkage"])
         self._grid: Size | None = None
         self._embedding: Embedding | None = None
 
@@ -85,15 +76,6 @@ class Padim(Head):
     def upper_bounds(cls, channels: Mapping[int, int]) -> dict[str, int]:
         """`n_features` cannot exceed the channels that the chosen strides offer together."""
         return {"n_features": sum(channels.values())}
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return {
-            "n_features": self.n_features,
-            "regularization": self.regularization,
-            "shrinkage": self.shrinkage,
-            "neighbourhood": self.neighbourhood,
-        }
 
     @property
     def grid(self) -> Size:

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue
+from detectors.base import FitContext, Head, Parameter
 from detectors.coreset import CoresetOrder, full_precision, greedy_k_center
 from detectors.data.images import Size
 from detectors.errors import NumericalError
@@ -106,29 +106,8 @@ class Patchcore(Head):
     centre_: Tensor
     whitener_: Tensor
 
-    def __init__(
-        self,
-        *,
-        coreset_ratio: float = 0.01,
-        n_neighbors: int = 1,
-        projection: int = 128,
-        neighbourhood: int = 1,
-        reweighting: int = 0,
-        index: str = "flat",
-        whitening: float = 0.0,
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "coreset_ratio": coreset_ratio,
-            "n_neighbors": n_neighbors,
-            "projection": projection,
-            "neighbourhood": neighbourhood,
-            "reweighting": reweighting,
-            "index": index,
-            "whitening": whitening,
-        }
-        self._settings = {parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable}
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.coreset_ratio, self.index = float(self._settings["coreset_ratio"]), str(self._settings["index"])
         self.whitening = float(self._settings["whitening"])
         self.n_neighbors, self.projection, self.neighbourhood, self.reweighting = (
@@ -137,16 +116,11 @@ class Patchcore(Head):
         self._grid: Size | None = None
         self._search: _Search | None = None
         self._lists: _Lists | None = None
-        self._diagnostics: dict[str, float] = {}
 
     @classmethod
     def upper_bounds(cls, channels: Mapping[int, int]) -> dict[str, int]:
         """A projection to more dimensions than the chosen strides have channels would be none."""
         return {"projection": sum(channels.values())}
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
 
     @property
     def grid(self) -> Size:
@@ -159,7 +133,7 @@ class Patchcore(Head):
         """Of the last fit: `bank_size`; `coreset_radius`, how far the last patch of the bank lay from the others, in the
         projection; `coreset_new_picks`, those that no memo held; and of an inverted file `index_recall`, `index_lists` and
         `index_probes`, the lists that it looks into."""
-        return dict(self._diagnostics)
+        return dict(self._figures)
 
     @torch.inference_mode()
     def fit(self, features: Features, context: FitContext) -> Self:
@@ -170,7 +144,7 @@ class Patchcore(Head):
         self._grid = features.grids[features.strides[0]]
         patches = self._grid[0] * self._grid[1] * len(features)
         size = _bank_size(self.coreset_ratio, patches)
-        self._diagnostics = {}
+        self._figures = {}
         self._fit_whitening(features, context)
         picks = torch.arange(patches) if size == patches else self._coreset(features, context, size)
         # Patches on which an inverted file is measured, those of the bank left out where there are others.
@@ -183,7 +157,7 @@ class Patchcore(Head):
         if not bool(torch.isfinite(bank).all()):
             raise NumericalError("PatchCore: the bank is not finite; check weights and data")
         self.register_buffer("bank_", bank)
-        self._diagnostics["bank_size"] = float(len(bank))
+        self._figures["bank_size"] = float(len(bank))
         self._search = self._lists = None
         if self.index == "ivf":
             self._fit_lists(taken[len(picks) :].cpu(), seed=context.structural_seed)
@@ -244,7 +218,7 @@ class Patchcore(Head):
         self.register_buffer("bank_", bank)
         self._grid = (int(grid[0]), int(grid[1]))
         self._search, self._lists = None, lists
-        self._diagnostics = {"bank_size": float(len(bank))}
+        self._figures = {"bank_size": float(len(bank))}
 
     def export_module(self, grids: Mapping[int, Size]) -> PatchcoreGraph:
         """Searches exactly, whatever the `index`."""
@@ -321,10 +295,10 @@ class Patchcore(Head):
             if known is not None and not known.belongs_to(points):
                 known = None
             order = greedy_k_center(points, size, start=start, order=known, should_stop=context.should_stop)
-            self._diagnostics["coreset_new_picks"] = float(len(order) - (len(known) if known else 0))
+            self._figures["coreset_new_picks"] = float(len(order) - (len(known) if known else 0))
             return order
 
-        self._diagnostics["coreset_new_picks"] = 0.0
+        self._figures["coreset_new_picks"] = 0.0
         if context.memo is None:
             order = select(None)
         else:
@@ -341,7 +315,7 @@ class Patchcore(Head):
                     context.memo.save(name, order.to_tensors())
         chosen = min(size, len(order))
         if chosen > 1:
-            self._diagnostics["coreset_radius"] = float(order.distances[chosen - 1])
+            self._figures["coreset_radius"] = float(order.distances[chosen - 1])
         return order.picks[:chosen].cpu()
 
     def _points(self, features: Features, device: torch.device, projection: int, *, seed: int) -> Tensor:
@@ -430,7 +404,7 @@ class Patchcore(Head):
                 break
             probes = min(2 * probes, len(centroids))
         self._lists = lists
-        self._diagnostics |= {
+        self._figures |= {
             "index_recall": recall,
             "index_lists": float(len(centroids)),
             "index_probes": float(probes),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.anomaly_map import gaussian_matrix
-from detectors.base import FitContext, Head, Parameter, ParameterValue, seeded
+from detectors.base import PATIENCE, FitContext, Head, Parameter, ParameterValue, seeded
 from detectors.convolutional import Plan
 from detectors.data.images import Size
 from detectors.features import Features
@@ -30,8 +30,6 @@ SCORED_AT_ONCE = 2**21
 """Values of one layer that are computed at a time."""
 DEVIATION_FLOOR = 1e-2
 """Smallest deviation that a channel is divided by, as a share of that of all channels."""
-ROUNDING = 1e-5
-"""The same, as a share of the largest mean: what varies less does so by rounding."""
 SSIM_SIGMA, SSIM_REACH = 1.5, 5
 """Gaussian window of 11 x 11 positions (Wang et al., "Image Quality Assessment", IEEE TIP 13(4), 2004, section III-B)."""
 K1, K2 = 0.01, 0.03
@@ -56,9 +54,7 @@ def common(**defaults: ParameterValue) -> tuple[Parameter, ...]:
         Parameter("learning_rate", "float", 1e-3, "largest step size of Adam", 1e-6, 0.1),
         Parameter("batch_size", "int", 16, "images in a training step", 1, 1024),
         Parameter("epochs", "int", 30, "passes over all training images", 1, 2000),
-        Parameter(
-            "patience", "int", 0, "epochs without a better validation value that end training; 0 trains on", 0, 2000
-        ),
+        replace(PATIENCE, high=2000),
     )
     return tuple(replace(one, default=defaults.get(one.name, one.default)) for one in listed)
 
@@ -72,20 +68,8 @@ class Reconstruction(Head):
     shape: Tensor
 
     def __init__(self, **given: Any) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range, `TypeError` for unknown names."""
-        super().__init__()
-        if unknown := given.keys() - {parameter.name for parameter in self.searchable}:
-            raise TypeError(f"{self.name} has no setting {', '.join(sorted(unknown))}")
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given.get(parameter.name, parameter.default))
-            for parameter in self.searchable
-        }
+        super().__init__(**given)
         self.network: Network | None = None
-        self._figures: dict[str, float] = {}
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
 
     @property
     def grid(self) -> Size:
@@ -93,11 +77,6 @@ class Reconstruction(Head):
             raise RuntimeError(f"{self.name} is not fitted yet")
         _, height, width = self.shape.tolist()
         return height, width
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """`epochs_trained`, `best_epoch` (whose weights are used), `train_loss` of the last epoch."""
-        return dict(self._figures)
 
     @abstractmethod
     def make_network(self, plan: Plan, generator: torch.Generator) -> Network:
@@ -223,14 +202,10 @@ class Scale(nn.Module):
 
     def fit_to(self, features: Features) -> None:
         """Take them from the normals."""
+        mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
         maps = [features.maps[stride] for stride in features.strides]
-        found = [torch.var_mean(values, dim=(0, 2), correction=0) for values in maps]
-        variance, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
         low = torch.cat([values.amin(dim=(0, 2)) for values in maps])
         high = torch.cat([values.amax(dim=(0, 2)) for values in maps])
-        # A channel that never changes must not be blown up without bound when it does; where none ever does, they count as is.
-        floor = torch.maximum(DEVIATION_FLOOR * variance.mean().sqrt(), ROUNDING * mean.abs().max())
-        deviation = torch.where(variance.amax() > 0, variance.sqrt().maximum(floor), torch.ones_like(variance))
         for name, value in (
             ("mean", mean),
             ("deviation", deviation),

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue
+from detectors.base import FitContext, Head, Parameter
 from detectors.coreset import full_precision
 from detectors.data.images import Size
 from detectors.features import Features
@@ -68,30 +68,9 @@ class Spade(Head):
 
     pooled_: Tensor
 
-    def __init__(
-        self,
-        *,
-        n_neighbors: int = 5,
-        n_correspondences: int = 1,
-        pooled: str = "deepest",
-        image_score: str = "map",
-    ) -> None:
-        """Args as in `searchable`. Raises `InputError` for values out of range."""
-        super().__init__()
-        given = {
-            "n_neighbors": n_neighbors,
-            "n_correspondences": n_correspondences,
-            "pooled": pooled,
-            "image_score": image_score,
-        }
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given[parameter.name]) for parameter in self.searchable
-        }
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self._index: Any = None
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return dict(self._settings)
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from detectors.base import FitContext, Head, seeded
+from detectors.base import FitContext, Head, seeded, with_prefix
 from detectors.errors import NumericalError
 from detectors.features import Features
 from detectors.files import write_bytes
+from detectors.working_memory import parts
 
 WARM_UP = 0.05
 """Share of all steps in which the learning rate rises; then it falls along a cosine."""
@@ -265,12 +266,12 @@ class Training(pl.LightningModule):
         if found is None:
             return
         tensors, progress = found
-        self.model.load_state_dict(_under("weights.", tensors))
-        self._resumed = _under("optimizer.", tensors)
+        self.model.load_state_dict(with_prefix(tensors, "weights."))
+        self._resumed = with_prefix(tensors, "optimizer.")
         self.epoch, self.loss = progress["epoch"], progress["loss"]
         if progress["best"]:
             epoch, value = progress["best"]
-            self.best = Best(epoch, value, _under("best.", tensors))
+            self.best = Best(epoch, value, with_prefix(tensors, "best."))
         self.ended = self._out_of_patience()
 
     def _state(self) -> dict[str, Tensor]:
@@ -287,7 +288,7 @@ class Training(pl.LightningModule):
 
     def _restore_optimizers(self) -> None:
         for optimizer, name, parameter in self._optimized():
-            own = _under(f"{name}|", self._resumed)
+            own = with_prefix(self._resumed, f"{name}|")
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
 
     def _optimized(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
@@ -297,6 +298,46 @@ class Training(pl.LightningModule):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     yield optimizer, names[parameter], parameter
+
+
+class ImageTraining(Training):
+    """An epoch goes through all images once, in batches of nearly the same length and random order.
+
+    A subclass gives `loss_of`; a batch is cut into pieces where memory is short.
+    """
+
+    def __init__(
+        self, head: Head, model: nn.Module, features: Features, context: FitContext, *, batch_size: int, **schedule: Any
+    ) -> None:
+        """Args: `schedule` as `epochs`, `learning_rate` and `patience` of `Training`."""
+        super().__init__(head, model, features, context, steps=-(-len(features) // batch_size), **schedule)
+
+    @abstractmethod
+    def loss_of(self, images: Tensor, first: int) -> Tensor:
+        """Mean loss of some images, by their indices, the first of which has this number in the batch."""
+
+    def begin_epoch(self) -> None:
+        order = torch.randperm(len(self.features), generator=self.generator("order"))
+        self.batches = order.to(self.features.device).tensor_split(self.steps)
+
+    def pieces(self, index: int) -> Sequence[Tensor]:
+        """The images of a batch, in as many pieces as memory makes necessary."""
+        batch = self.batches[index]
+        return batch.tensor_split(min(parts(), len(batch)))
+
+    def step(self, index: int) -> Tensor:
+        total, first, images = torch.zeros((), device=self.device), 0, len(self.batches[index])
+        self.zero_grad()
+        for piece in self.pieces(index):
+            loss = self.loss_of(piece, first) * (len(piece) / images)
+            self.manual_backward(loss)
+            total += loss.detach()
+            first += len(piece)
+        self.update()
+        return total
+
+    def settle(self) -> None:
+        """Nothing is left to do: the weights are all there is."""
 
 
 class Checkpoint:
@@ -326,11 +367,6 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with the prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _trainer(device: torch.device, epochs: int, folder: Path | None) -> pl.Trainer:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from detectors.base import FitContext, Head, Parameter, ParameterValue
+from detectors.base import FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.features import Features
@@ -28,15 +28,6 @@ class Diagonal(Head):
     deviation: Tensor
     size: Tensor
 
-    def __init__(self, *, regularization: float = 0.01) -> None:
-        super().__init__()
-        (parameter,) = self.searchable
-        self.regularization = float(parameter.check(regularization))
-
-    @property
-    def settings(self) -> dict[str, ParameterValue]:
-        return {"regularization": self.regularization}
-
     @property
     def grid(self) -> Size:
         height, width = self.size.tolist()
@@ -49,7 +40,7 @@ class Diagonal(Head):
         ]
         self.register_buffer("mean", torch.cat([mean for _, mean in statistics]))
         variance = torch.cat([variance for variance, _ in statistics])
-        self.register_buffer("deviation", (variance + self.regularization).sqrt())
+        self.register_buffer("deviation", (variance + float(self.settings["regularization"])).sqrt())
         self.register_buffer("size", torch.tensor(features.grids[features.strides[0]]))
         return self
 

@@ -16,6 +16,7 @@ from FrEIA.modules import AllInOneBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from trained_heads import same, weights_of
 
 from detectors import cflow_training, coupling, training, working_memory
 from detectors.backbones import build_backbone
@@ -78,14 +79,6 @@ def make_features(images: int = 12, *, seed: int = 0, scale: float = 1.0) -> Fea
         noise = torch.randn(height * width, channels, images, generator=seeded("cflow", seed, f"noise {stride}"))
         maps[stride] = (mean + scale * (mixing @ noise)).contiguous()
     return Features(maps=maps, grids=GRIDS, image_size=(24, 40))
-
-
-def weights_of(head: Cflow) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in head.export_tensors().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Script:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from FrEIA.modules import AllInOneBlock
 from torch import nn
+from trained_heads import same, weights_of
 
 from detectors import training, working_memory
 from detectors.artifact import Artifact, load_artifact, save_artifact
@@ -55,14 +56,6 @@ def make_features(images: int = 12, *, grids=GRIDS, seed: int = 0, scale: float 
         noise = torch.randn(height * width, channels, images, generator=seeded("fastflow", seed, f"noise {stride}"))
         maps[stride] = (0.5 + scale * (mixing @ noise)).contiguous()
     return Features(maps=maps, grids=grids, image_size=(4 * grids[4][0], 4 * grids[4][1]))
-
-
-def weights_of(head: Fastflow) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in head.export_tensors().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- the flow
@@ -127,7 +120,7 @@ def test_subnets_are_as_large_as_the_settings_say(subnets, areas):
 
 def test_channels_that_never_change_are_no_trouble():
     flow = ConvolutionalFlow(3, kernels=(3,), hidden_ratio=1.0, clamp=2.0, generator=torch.Generator().manual_seed(0))
-    flow.standardise_to(torch.full((1, 3, 1), 7.0))
+    flow.standardise_to(Features(maps={8: torch.full((1, 3, 1), 7.0)}, grids={8: (1, 1)}, image_size=(8, 8)))
     assert bool(torch.isfinite(flow.latent(torch.full((1, 3, 1, 1), 9.0))).all())
     assert torch.equal(flow.deviation, torch.ones(3))
 

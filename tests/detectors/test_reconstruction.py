@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch.distributions import Normal, kl_divergence
+from trained_heads import same, weights_of
 from widgets import draw_widget
 
 from detectors import reconstruction_training, training, working_memory
@@ -55,14 +56,6 @@ def make_features(images: int = 10, *, grid=(12, 9), channels: int = 5, seed: in
 def pictures(count: int, *, dent: bool = False, seed: int = 0, size: int = 64) -> torch.Tensor:
     drawn = [draw_widget(seed + index, dent=dent, size=size)[0] for index in range(count)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
-
-
-def weights_of(head) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in head.export_tensors().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- layers
