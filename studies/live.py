@@ -118,9 +118,9 @@ class Live:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line above the display."""
+        """One line above the display; in a file it stays one line, however long."""
         if not self._quiet:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def preparing(self, name: str, done: int, total: int) -> None:
         """Progress before the first trial."""

@@ -122,9 +122,12 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
     """All trials of a study, the selected one marked; parameters that never vary stand in the title."""
     trials = view.trials() if trials is None else trials
     prefix = "test" if view.config.protocol == "paper" else "val"
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    varied = [name for name in names if len({str(trial.params.get(name)) for trial in trials}) > 1]
-    same = [f"{name} {shown(trials[0].params[name])}" for name in names if name not in varied]
+    known = [trial.params for trial in trials if trial.params]
+    every = list(dict.fromkeys(name for params in known for name in params))
+    # What only one detector has would be a column of gaps, and those of nine are wider than any terminal.
+    names = [name for name in every if all(name in params for params in known)]
+    varied = [name for name in names if len({str(params[name]) for params in known}) > 1]
+    same = [f"{name} {shown(known[0][name])}" for name in names if name not in varied]
     # Without masks there are no pixel metrics.
     measured = [name for name in METRIC_COLUMNS if any(f"{prefix}/{name}" in trial.metrics for trial in trials)]
     rows = [
@@ -143,6 +146,8 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
     if any(trial.pareto for trial in trials):
         prefix += "; P: on the Pareto front"
     title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")
+    if len(names) < len(every):
+        title += "; settings of single detectors are in the report"
     return Fitted(
         ("trial", "state", *heads, "fps", "seconds", *short),
         rows,

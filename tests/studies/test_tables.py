@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
+from bench import Bench, ScriptedExecutor
+from builders import BACKBONE
 from rich.console import Console
 
-from studies.tables import Fitted
+from studies.tables import Fitted, trial_table
 
 TABLE = Fitted(
     ["trial", "image\nauroc", "pixel\nauroc", "seconds", "layers"],
@@ -37,3 +39,17 @@ def test_what_does_not_fit_is_left_out_aloud(width: int, gone: str) -> None:
 def test_what_may_not_go_stays_in_the_narrowest_terminal() -> None:
     assert "no room for pixel_auroc, seconds, layers" in " ".join(drawn(16).split())
     assert "0.910" in drawn(16)
+
+
+def test_settings_that_only_one_detector_has_are_no_columns(bench: Bench) -> None:
+    bench.run(
+        ScriptedExecutor(lambda job: {"val/image_auroc": 0.5 + job.number / 100}),
+        detector=["padim", "patchcore"],
+        search={"smoothing_sigma": {"float": [1.0, 8.0]}, "patchcore": {"coreset_ratio": {"float": [0.01, 0.1]}}},
+        fixed={"backbone": BACKBONE, "layers": [8]},
+        budget={"trials": 4, "each": 2},
+    )
+    drawn = trial_table(bench.view())
+    assert drawn.columns[-3:] == ("detector", "neighbourhood", "smoothing\nsigma")  # both pool neighbours
+    assert {row[-3] for row in drawn.rows} == {"padim", "patchcore"}
+    assert f"all with backbone {BACKBONE}, layers 8; settings of single detectors are in the report" in drawn.title
