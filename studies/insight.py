@@ -147,7 +147,7 @@ def _effects_of(view: StudyView, name: str, trials: Sequence[TrialView]) -> list
             members = [trial for trial, where in zip(trials, places, strict=True) if where == place]
             if members:
                 inside = [trial.params[name] for trial in members]
-                groups[f"{min(inside):.4g} .. {max(inside):.4g}"] = members
+                groups[f"{min(inside):.3g} .. {max(inside):.3g}"] = members
     sign = 1 if view.config.direction == "maximize" else -1
     return [
         Effect(name, text, len(group), fmean(scores), sign * max(sign * score for score in scores))

@@ -18,8 +18,8 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 480.0, 300.0
 """Of a chart that stands beside another one; small enough for its letters to be read on a phone."""
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 14.0, 46.0
-LETTER = 7.0
-"""Width that a letter of a label takes."""
+LETTER = 8.0
+"""Width that a letter of a label takes, bold ones included."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,10 @@ class Labels:
                 ]
         return []
 
-    def avoid(self, point: Point, radius: float = 5.0) -> None:
-        """Keep names off a point."""
-        self.taken.append((point[0] - radius, point[1] - radius, point[0] + radius, point[1] + radius))
+    def avoid(self, point: Point, end: Point | None = None, *, radius: float = 7.0) -> None:
+        """Keep names off a point, or off an upright or level line from there to its end."""
+        (x, x_end), (y, y_end) = (sorted(pair) for pair in zip(point, end or point, strict=True))
+        self.taken.append((x - radius, y - radius, x_end + radius, y_end + radius))
 
 
 def _overlap(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> bool:

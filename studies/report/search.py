@@ -279,11 +279,14 @@ def _limit_lines(config: StudyConfig, cost: str, name: str, across: Scale, up: S
         if limited == cost:
             x = across(value)
             marks.append(Mark("line", "limit", ((x, PLOT_Y[0]), (x, TOP)), title=text))
-            marks += labels.place((x - 4, TOP + 8), text, css="limit-name")
+            # At the foot: the trials that a person asks about are at the top.
+            marks += labels.place((x - 4, PLOT_Y[0] - 8), text, css="limit-name")
+            labels.avoid((x, PLOT_Y[0]), (x, TOP), radius=1.0)
         elif limited == name:
             y = up(value)
             marks.append(Mark("line", "limit", ((PLOT_X[0], y), (PLOT_X[1], y)), title=text))
             marks += labels.place((PLOT_X[0], y - 6), text, css="limit-name")
+            labels.avoid((PLOT_X[0], y), (PLOT_X[1], y), radius=1.0)
     return marks
 
 
