@@ -83,6 +83,13 @@ class Threshold:
     f1: float | None = None
     """F1 on `source` at this threshold; None for a false-alarm rate."""
 
+    @property
+    def largest_rate(self) -> float | None:
+        """The false-alarm rate on new normals is below this with a probability of 95 %; None for ``f1_max``."""
+        if self.rate is None or self.normals < 1:
+            return None
+        return metrics.largest_false_alarm_rate(self.normals, self.rate)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-able copy; `from_json` reads it back."""
         return asdict(self)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
+from scipy import ndimage, special
 
 from detectors.errors import InputError, NumericalError
 
@@ -217,6 +217,19 @@ def expected_false_alarm_rate(normals: int, rate: float) -> float:
     if normals < 1:
         raise UndefinedMetricError("a false-alarm threshold needs scores of normal images; there are none")
     return (_allowed_alarms(normals, rate) + 1) / (normals + 1)
+
+
+def largest_false_alarm_rate(normals: int, rate: float, *, confidence: float = 0.95) -> float:
+    """What the false-alarm rate of such a threshold stays below with this probability, whatever the scores' distribution.
+
+    The rate on new normals is one of order statistics, Beta(k + 1, n - k) with k as in `expected_false_alarm_rate`, whose
+    mean that is (Wilks, "Determination of sample sizes for setting tolerance limits", 1941). 1 % on 20 normals may be 14 %.
+    """
+    _check_fraction("the false-alarm rate", rate)
+    if normals < 1:
+        raise UndefinedMetricError("a false-alarm threshold needs scores of normal images; there are none")
+    allowed = _allowed_alarms(normals, rate)
+    return float(special.betaincinv(allowed + 1, normals - allowed, confidence))
 
 
 def check_finite(values: Floats, name: str) -> None:

@@ -20,7 +20,7 @@ CONTOUR = (64, 196, 255)
 """Colour of the line around what a detector finds: not that of a mask, which somebody drew."""
 SHEET_COLUMNS, SHEET_ROWS = 3, 8
 SHEET_CELL = (480, 240)
-"""Width and height in pixels that a picture has on a sheet."""
+"""Largest width and height in pixels that a picture has on a sheet."""
 CAPTION_PIXELS = 40
 
 
@@ -70,21 +70,28 @@ def side_by_side(*pictures: RGB, gap: int = 4) -> RGB:
 
 def sheet(files: Sequence[Path], captions: Sequence[tuple[str, str]]) -> RGB:
     """Up to `SHEET_COLUMNS` x `SHEET_ROWS` picture files on one page, each with two lines below it."""
-    columns = min(SHEET_COLUMNS, len(files))
-    rows = -(-len(files) // columns)
-    margin = 12
-    width, height = SHEET_CELL[0] + margin, SHEET_CELL[1] + CAPTION_PIXELS + margin
-    page = Image.new("RGB", (columns * width + margin, rows * height + margin), "white")
+    columns, margin = min(SHEET_COLUMNS, len(files)), 12
+    cells = list(zip(map(_thumbnail, files), captions, strict=True))
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    heights = [max(picture.height for picture, _ in row) + CAPTION_PIXELS + margin for row in rows]
+    page = Image.new("RGB", (columns * (SHEET_CELL[0] + margin) + margin, sum(heights) + margin), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
-    for index, (file, lines) in enumerate(zip(files, captions, strict=True)):
-        left, top = margin + index % columns * width, margin + index // columns * height
-        with Image.open(file) as picture:
-            picture.thumbnail(SHEET_CELL)
+    top = margin
+    for row, height in zip(rows, heights, strict=True):
+        for index, (picture, lines) in enumerate(row):
+            left = margin + index * (SHEET_CELL[0] + margin)
             page.paste(picture, (left, top))
-            below = top + picture.height + 2
-        for number, line in enumerate(lines):
-            draw.text((left, below + 18 * number), _shortened(line, font, SHEET_CELL[0]), fill="black", font=font)
+            for number, line in enumerate(lines):
+                place = left, top + picture.height + 2 + 18 * number
+                draw.text(place, _shortened(line, font, SHEET_CELL[0]), fill="black", font=font)
+        top += height
     return np.asarray(page)
+
+
+def _thumbnail(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        picture.thumbnail(SHEET_CELL)
+        return picture.convert("RGB")
 
 
 def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -79,7 +79,9 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}" if 0.1 <= abs(value) < 10 else f"{value:.1f}" if 10 <= abs(value) < 100 else f"{value:.4g}"
+        return (
+            f"{value:.3f}" if 0.1 <= abs(value) < 10 else f"{value:.1f}" if 10 <= abs(value) < 100 else f"{value:.4g}"
+        )
     return str(encode(value))
 
 

@@ -85,10 +85,15 @@ def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Pa
     if threshold is None:
         yield Text("no threshold: the detector's protocol holds out no normals, so there is no verdict", style="yellow")
     else:
-        expected = f", about {threshold.expected_rate:.1%} to expect on new ones" if threshold.expected_rate else ""
+        expected, largest = threshold.expected_rate, threshold.largest_rate
+        new = (
+            f"; on new ones expect {expected:.0%}, at most {largest:.0%} (95 % confidence)"
+            if expected and largest
+            else ""
+        )
         rule = f"at most {threshold.rate:.1%} false alarms" if threshold.rate is not None else "the best F1"
         yield Text(
-            f"threshold {threshold.value:.4g}: {rule} on {threshold.normals} good pictures of {threshold.source}{expected}",
+            f"threshold {threshold.value:.4g}: {rule} on {threshold.normals} good pictures of {threshold.source}{new}",
             style="dim",
         )
     yield Text(f"all scores: {out / 'scores.csv'}", style="dim")

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from detectors.data.samples import GOOD
-from detectors.metrics import UndefinedMetricError, auroc, average_precision, pr_curve_points, roc_curve_points
+from detectors.metrics import (
+    UndefinedMetricError,
+    auroc,
+    average_precision,
+    largest_false_alarm_rate,
+    pr_curve_points,
+    roc_curve_points,
+)
 from studies.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
 from studies.report import words
 from studies.report.charts import (
@@ -187,8 +194,13 @@ def _threshold(result: TrialResult) -> str:
         f"{number(threshold['value'])}: at most {words.percent(threshold['rate'])} of the {threshold['normals']} good pictures "
         f"of {threshold['source']} raise an alarm"
     )
-    expected = threshold.get("expected_rate")
-    return f"{said}; of new good parts expect about {words.percent(expected)}" if expected else said
+    if not (expected := threshold.get("expected_rate")):
+        return said
+    largest = largest_false_alarm_rate(threshold["normals"], threshold["rate"])
+    return (
+        f"{said}; of new good parts expect about {words.percent(expected)}, and with 95 % confidence less than "
+        f"{words.percent(largest)}"
+    )
 
 
 def _looser(result: TrialResult) -> float | None:

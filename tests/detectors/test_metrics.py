@@ -22,6 +22,7 @@ from detectors.metrics import (
     check_finite,
     expected_false_alarm_rate,
     f1_max,
+    largest_false_alarm_rate,
     paired_bootstrap_difference,
     pixel_metrics,
     pr_curve_points,
@@ -470,6 +471,17 @@ def test_expected_false_alarm_rate_is_what_new_normals_show():
     assert np.mean(alarms) == pytest.approx(3 / 41, abs=0.015)
 
 
+@pytest.mark.parametrize(("normals", "rate"), [(8, 0.01), (40, 0.05)])
+def test_the_false_alarm_rate_stays_below_its_bound_as_often_as_promised(normals, rate):
+    generator = np.random.default_rng(0)
+    thresholds = [threshold_at_false_alarm_rate(generator.random(normals), rate) for _ in range(4000)]
+    # Of uniform scores the share above a threshold is known.
+    rates = 1 - np.asarray(thresholds)
+    assert np.mean(rates <= largest_false_alarm_rate(normals, rate)) == pytest.approx(0.95, abs=0.015)
+    assert np.mean(rates <= largest_false_alarm_rate(normals, rate, confidence=0.5)) == pytest.approx(0.5, abs=0.03)
+    assert largest_false_alarm_rate(8, 0.01) == pytest.approx(1 - 0.05 ** (1 / 8))
+
+
 # Refusals
 
 
@@ -487,6 +499,8 @@ def test_no_samples_define_no_metric():
         threshold_at_false_alarm_rate([], 0.1)
     with pytest.raises(UndefinedMetricError, match="there are none"):
         expected_false_alarm_rate(0, 0.1)
+    with pytest.raises(UndefinedMetricError, match="there are none"):
+        largest_false_alarm_rate(0, 0.1)
     with pytest.raises(UndefinedMetricError, match="none in 0 masks"):
         pixel_metrics(np.zeros((0, 4, 4), np.float32), np.zeros((0, 4, 4), bool))
 
@@ -568,6 +582,8 @@ def test_impossible_false_alarm_rates_are_refused(rate):
         threshold_at_false_alarm_rate([0.1, 0.2], rate)
     with pytest.raises(InputError, match=r"false-alarm rate must lie in \[0, 1\)"):
         expected_false_alarm_rate(10, rate)
+    with pytest.raises(InputError, match=r"false-alarm rate must lie in \[0, 1\)"):
+        largest_false_alarm_rate(10, rate)
 
 
 def test_impossible_bootstraps_are_refused():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from detectors.errors import InputError
 from detectors.pictures import (
+    CAPTION_PIXELS,
     CONTOUR,
     OUTLINE,
     SHEET_CELL,
@@ -148,3 +149,15 @@ def test_a_sheet_holds_every_picture_with_its_caption(tmp_path):
         assert (page == colour).all(axis=2).sum() >= 15 * 190  # of the tallest, reduced
     assert (page.sum(axis=2) < 100).any()  # the captions' letters
     assert sheet(files[:1], [("a", "b")]).shape[1] < 2 * SHEET_CELL[0]
+
+
+def test_rows_of_a_sheet_are_as_high_as_their_pictures(tmp_path):
+    files = [
+        save_png(np.full((height, 60, 3), 90, np.uint8), tmp_path / f"{number}.png")
+        for number, height in enumerate((30, 20, 10, 50))
+    ]
+    page = sheet(files, [("a", "b")] * 4)
+    assert page.shape[0] == 12 + (30 + CAPTION_PIXELS + 12) + (50 + CAPTION_PIXELS + 12)
+    second = 12 + 30 + CAPTION_PIXELS + 12
+    assert (page[12 : 12 + 30, 12] == 90).all()
+    assert (page[second : second + 50, 12] == 90).all()
