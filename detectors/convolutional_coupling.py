@@ -19,6 +19,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from detectors.coupling import DEVIATION_FLOOR, LOG_2PI, SUBNET_SCALE
@@ -103,8 +104,8 @@ class ConvolutionalCoupling(InvertibleModule):
 class ConvolutionalFlow(nn.Module):
     """A flow for the feature maps of one stride.
 
-    Each channel is standardised first, by `mean` and `deviation`, so that learning starts alike for every backbone; the
-    likelihoods are those of the standardised maps.
+    Maps are normalised first, so that learning starts alike for every backbone: each channel by its `mean` and `deviation`, or
+    each map by its own, as in LayerNorm. The likelihoods are those of the normalised maps.
     """
 
     mean: Tensor
@@ -118,13 +119,17 @@ class ConvolutionalFlow(nn.Module):
         hidden_ratio: float,
         clamp: float,
         generator: torch.Generator,
+        layer_norm: bool = False,
     ) -> None:
-        """Args: `kernels` of the steps, first to last. Raises `ValueError` for fewer than two channels: a step needs a passive
-        and an active one."""
+        """Args: `kernels` of the steps, first to last; `layer_norm`: normalise each map by itself.
+
+        Raises:
+            ValueError: fewer than two channels: a step needs a passive and an active one.
+        """
         super().__init__()
         if channels < 2:
             raise ValueError(f"a flow needs at least 2 channels, not {channels}")
-        self.channels = channels
+        self.channels, self.layer_norm = channels, layer_norm
         self.sequence = SequenceINN(channels, 1, 1)
         for kernel in kernels:
             self.sequence.append(
@@ -135,18 +140,22 @@ class ConvolutionalFlow(nn.Module):
 
     @torch.no_grad()
     def standardise_to(self, features: Features) -> None:
-        """Take the mean and deviation of each channel of one stride's features."""
+        """Take the mean and deviation of each channel of one stride's features; with `layer_norm` they stay 0 and 1."""
+        if self.layer_norm:
+            return
         mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
 
-    def standardised(self, values: Tensor) -> Tensor:
+    def normalised(self, values: Tensor) -> Tensor:
         """[B, C, h, w]."""
+        if self.layer_norm:
+            return functional.layer_norm(values, values.shape[1:])
         return (values - self.mean[:, None, None]) / self.deviation[:, None, None]
 
     def latent(self, values: Tensor) -> Tensor:
         """z of feature maps, both [B, C, h, w]."""
-        z: Tensor = self.sequence(self.standardised(values), jac=False)[0]
+        z: Tensor = self.sequence(self.normalised(values), jac=False)[0]
         return z
 
     def surprise(self, values: Tensor, *, likelihood: bool) -> Tensor:
@@ -155,7 +164,7 @@ class ConvolutionalFlow(nn.Module):
         Args:
             likelihood: take the position's share of log |det J| / C from it, which leaves -log p / C but for a constant.
         """
-        z, logarithms = self.standardised(values), []
+        z, logarithms = self.normalised(values), []
         for block in self.sequence.module_list:
             z, own = block.transformed(z)
             logarithms.append(own)
@@ -164,7 +173,7 @@ class ConvolutionalFlow(nn.Module):
 
     def negative_log_likelihood(self, values: Tensor) -> Tensor:
         """-log p / (C h w) of feature maps [B, C, h, w], [B]; differentiable."""
-        z, log_determinant = self.sequence(self.standardised(values))
+        z, log_determinant = self.sequence(self.normalised(values))
         squares = z.square().sum(dim=(1, 2, 3))
         return (0.5 * squares - log_determinant) / z[0].numel() + 0.5 * LOG_2PI
 

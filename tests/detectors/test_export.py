@@ -47,7 +47,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"coreset_ratio": 1.0, "n_neighbors": 50},
     ],
     "cutpaste": [{}, {"second_stage": "ocsvm"}],
-    "fastflow": [{}, {"subnets": "3x3", "flow_steps": 1, "score": "latent"}],
+    "fastflow": [{}, {"subnets": "3x3", "flow_steps": 1, "score": "latent", "normalization": "layer"}],
     "autoencoder": [{}, {"loss": "ssim", "bottleneck": "position", "depth": 2}],
     "vae": [{}, {"map": "ssim"}],
     "ganomaly": [{}, {"score": "latent"}],
