@@ -95,14 +95,14 @@ class Backbone(nn.Module):
         self, model: nn.Module, *, spec: BackboneSpec, strides: Sequence[int], identity: WeightsIdentity
     ) -> None:
         super().__init__()
-        cfg = pretrained_cfg(spec)
         self.spec = spec
         self.identity = identity
         self.strides = tuple(strides)
         # channels_last halves the time of depthwise convolutions on a CPU and costs nothing elsewhere.
         self.model = model.to(memory_format=torch.channels_last)
-        self.register_buffer("mean", 255 * torch.tensor(cfg.get("mean", (0.485, 0.456, 0.406))).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(cfg.get("std", (0.229, 0.224, 0.225))).view(1, 3, 1, 1))
+        mean, std = normalisation(spec)
+        self.register_buffer("mean", 255 * mean[None])
+        self.register_buffer("std", 255 * std[None])
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -221,6 +221,39 @@ def build_backbone(
 def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> Backbone:
     """The layers alone, for a saved detector whose artifact brings the tensors."""
     return Backbone(_create(spec, strides), spec=spec, strides=strides, identity=identity)
+
+
+def load_network(name: str, *, weights_dir: Path | None = None) -> nn.Module:
+    """A whole timm network with its pretrained weights, for a head that trains it further; on the CPU.
+
+    It maps pictures [B, 3, H, W], normalised by `normalisation`, onto its last map [B, D, a, b]; pooling and classifier are left
+    out.
+
+    Raises:
+        InputError: unknown name, weights not found on this machine or not fitting.
+    """
+    spec = BackboneSpec.parse(name)
+    source = require_weights(spec, weights_dir=weights_dir)
+    state = _fitting(read_weights(source)[0], source)
+    try:
+        model: nn.Module = timm.create_model(
+            spec.architecture,
+            pretrained=True,
+            num_classes=0,
+            global_pool="",
+            pretrained_cfg_overlay={"state_dict": state},
+        )
+    except RuntimeError as error:
+        raise InputError(f"weights do not fit network {spec}: {str(error).splitlines()[-1].strip()}") from error
+    _check_all_loaded(model, state, spec)
+    return model
+
+
+def normalisation(spec: BackboneSpec) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pictures that a model was trained on, [3, 1, 1] each, for values from 0 to 1."""
+    cfg = pretrained_cfg(spec)
+    mean, std = cfg.get("mean", (0.485, 0.456, 0.406)), cfg.get("std", (0.229, 0.224, 0.225))
+    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
 
 
 def weights_identity(name: str, *, weights_dir: Path | None = None, allow_network: bool = False) -> WeightsIdentity:

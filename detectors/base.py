@@ -112,6 +112,8 @@ class FitContext:
     checkpoint_dir: Path | None = None
     """Where a training keeps what it goes on from after a crash; the same job finds it again."""
     memo: Memo | None = None
+    weights_dir: Path | None = None
+    """Where weights are looked for first by a head that starts from pretrained ones, as for `build_backbone`."""
 
 
 @dataclass(frozen=True)

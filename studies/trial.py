@@ -158,6 +158,7 @@ class _Worker:
             should_stop=self._asked_to_stop,
             validate=self._validation(detector),
             checkpoint_dir=job.path / CHECKPOINTS,
+            weights_dir=Path(job.weights_dir) if job.weights_dir else None,
             memo=FileMemo(
                 self.home.memos, features=self.store.identity_of(self.splits.train, self.backbone, self.device)
             ),

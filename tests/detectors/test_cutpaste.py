@@ -9,16 +9,18 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from sklearn.svm import OneClassSVM
 
 from detectors import cutpaste, cutpaste_training, training, working_memory
 from detectors.artifact import Artifact, load_artifact, save_artifact
-from detectors.backbones import build_backbone
+from detectors.backbones import build_backbone, load_network
 from detectors.base import Detector, FitContext, Prediction, seeded
 from detectors.cutpaste import Cutpaste, Gaussian, Network, SupportVectors, Tail
 from detectors.cutpaste_training import Patches, draw_rectangles, draw_scars, paste
@@ -263,7 +265,7 @@ def test_every_variant_trains_and_scores(variant, classes, second_stage):
     assert bool(torch.isfinite(scores).all())
 
 
-@pytest.mark.parametrize("network", ["tail", "resnet10t"])
+@pytest.mark.parametrize("network", ["tail", "resnet10t@random"])
 def test_short_memory_trains_alike(network):
     whole = Cutpaste(**SMALL, network=network).fit(make_features(), FitContext())
     with working_memory.halved(9):
@@ -277,7 +279,7 @@ def test_the_catalog_loads_neither_lightning_nor_scikit_learn():
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("network", ["tail", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("network", ["tail", "mobilenetv3_small_100@random"])
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_resumed_training_equals_one_without_interruption(tmp_path, network, at):
     def fit(values: list[float], stop_at: int = 0) -> Cutpaste:
@@ -331,7 +333,7 @@ def both(detector: Detector, images: torch.Tensor) -> tuple[Prediction, Predicti
         *((one.scores, one.maps) for one in (detector(image[None]) for image in images)), strict=True)))  # fmt: skip
 
 
-@pytest.mark.parametrize("network", ["mobilenetv3_small_100", "resnet10t", "tail"])
+@pytest.mark.parametrize("network", ["mobilenetv3_small_100@random", "resnet10t@random", "tail"])
 def test_pictures_themselves_are_scored_end_to_end(network):
     detector = fitted(network=network)
     together, alone = both(detector, pictures(3, seed=1))
@@ -342,7 +344,7 @@ def test_pictures_themselves_are_scored_end_to_end(network):
 
 
 @pytest.mark.parametrize("second_stage", ["gaussian", "ocsvm"])
-@pytest.mark.parametrize("network", ["mobilenetv3_small_100", "tail"])
+@pytest.mark.parametrize("network", ["mobilenetv3_small_100@random", "tail"])
 def test_a_saved_detector_scores_exactly_alike(tmp_path, second_stage, network):
     detector = fitted(second_stage=second_stage, network=network)
     save_artifact(Artifact(detector), tmp_path / "saved")
@@ -355,7 +357,7 @@ def test_a_saved_detector_scores_exactly_alike(tmp_path, second_stage, network):
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
     tensors = fitted().head.export_tensors()
     with pytest.raises(ValueError, match="do not fit the settings"):
-        Cutpaste(network="resnet10t").import_tensors(tensors)
+        Cutpaste(network="resnet10t@random").import_tensors(tensors)
     with pytest.raises(ValueError, match="shape"):
         Cutpaste().import_tensors(tensors | {"shape": torch.tensor([0, 1, 2])})
     save_artifact(Artifact(fitted()), tmp_path / "saved")
@@ -365,7 +367,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
         load_artifact(tmp_path / "saved")
 
 
-@pytest.mark.parametrize(("network", "second_stage"), [("tail", "ocsvm"), ("resnet10t", "gaussian")])
+@pytest.mark.parametrize(("network", "second_stage"), [("tail", "ocsvm"), ("resnet10t@random", "gaussian")])
 def test_onnx_scores_as_the_detector_does(tmp_path, network, second_stage):
     artifact = Artifact(fitted(network=network, second_stage=second_stage))
     images = torch.cat([pictures(2, seed=1), 255 - pictures(1, seed=2)])
@@ -374,3 +376,75 @@ def test_onnx_scores_as_the_detector_does(tmp_path, network, second_stage):
     found, wanted = load_exported(tmp_path / "x.onnx").predict(images), artifact.predict(images)
     torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.maps, wanted.maps, rtol=1e-3, atol=1e-3 * float(wanted.maps.abs().max()))
+
+
+# --- from pretrained weights
+
+
+def pretrained(**settings) -> Cutpaste:
+    return Cutpaste(**{"network": "tf_efficientnet_lite0", "batch": 2, "steps": 1, "epochs": 1} | settings)
+
+
+def pixels(images: torch.Tensor) -> Features:
+    return Detector(build_backbone("pixels", [1]), Cutpaste(), image_size=(64, 64)).extract(images)
+
+
+def test_training_starts_from_the_weights_and_keeps_their_statistics():
+    head = pretrained(learning_rate=1e-5).fit(pixels(pictures(4)), FitContext())
+    found, wanted = head._whole.body.state_dict(), load_network("tf_efficientnet_lite0").state_dict()
+    assert found.keys() == wanted.keys()
+    moved = 0
+    for name, tensor in wanted.items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(found[name], tensor), name
+        else:
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+            moved += not torch.equal(found[name], tensor)
+    assert moved > 50
+
+
+def test_the_network_sees_pictures_as_it_was_trained_on():
+    """As the backbone of the same name does, whose last map is that of the last stage."""
+    images = pictures(2)
+    head = pretrained()
+    head._make_network((64, 64, 1), 3, seed=0)
+    head._whole.start_from("tf_efficientnet_lite0", weights_dir=None)
+    stages = head._whole.body
+    stages.conv_head = stages.bn2 = torch.nn.Identity()
+    with torch.no_grad():
+        found = head._whole(pixels(images).joined(slice(0, 2)))
+        wanted = build_backbone("tf_efficientnet_lite0", [32])(images)[32]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pretrained_network_scores_each_picture_by_itself_and_is_saved_whole(tmp_path):
+    detector = Detector(build_backbone("pixels", [1]), pretrained(), image_size=(64, 64)).fit(pictures(4))
+    images = pictures(3, seed=1)
+    together, alone = both(detector, images)
+    torch.testing.assert_close(together.scores, alone.scores, rtol=1e-3, atol=1e-3)
+    save_artifact(Artifact(detector), tmp_path / "saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutpaste, "load_network", lambda *args, **options: pytest.fail("weights are in the artifact"))
+        loaded = load_artifact(tmp_path / "saved").detector
+    assert torch.equal(loaded(images).scores, together.scores)
+
+
+def test_weights_come_from_the_contexts_folder(tmp_path):
+    state = timm.create_model("resnet10t", pretrained=False).state_dict()
+    save_file(state, tmp_path / "resnet10t.safetensors")
+    context = FitContext(weights_dir=tmp_path)
+    head = pretrained(network="resnet10t", learning_rate=1e-5).fit(pixels(pictures(4)), context)
+    torch.testing.assert_close(
+        head._whole.body.state_dict()["conv1.0.weight"], state["conv1.0.weight"], rtol=0, atol=1e-4
+    )
+
+
+def test_what_a_pretrained_network_cannot_start_from_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("STUDY_WEIGHTS", raising=False)
+    with pytest.raises(InputError, match="no weights for backbone resnet10t on this machine"):
+        pretrained(network="resnet10t").fit(pixels(pictures(2)), FitContext())
+    with pytest.raises(InputError, match="give it `backbone: pixels` and one layer"):
+        pretrained().fit(make_features(4), FitContext())
+    (tmp_path / "resnet10t.safetensors").write_bytes((8).to_bytes(8, "little") + b'{"a": 1}')
+    with pytest.raises(InputError, match="not a readable weights file"):
+        pretrained(network="resnet10t").fit(pixels(pictures(2)), FitContext(weights_dir=tmp_path))
