@@ -1,9 +1,11 @@
-"""The script that runs beside Anomalib: what it computes of both sides' runs, and that neither side imports the other."""
+"""The script that runs beside Anomalib: what it computes of both sides' runs, and that neither side imports the other.
+The tables of all detectors are those of the stored results."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -16,11 +18,15 @@ from detectors.data.samples import ImageSet
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
+def load(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("against_anomalib")
+        return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load("against_anomalib")
 
 
 def imports(path: Path) -> set[str]:
@@ -102,3 +108,30 @@ def test_a_small_test_set_keeps_all_types_and_is_copied_as_it_is(
     assert [sample.key for sample in copied.test] == [sample.key for sample in few]
     assert all(sample.mask_file for sample in copied.test if sample.label)
     assert ImageSet("test", copied.test).digest == ImageSet("test", few).digest
+
+
+@pytest.mark.parametrize("data", ["screw", "carpet"])
+def test_the_tables_of_all_detectors_are_those_of_the_stored_results(data: str) -> None:
+    table = load("table")
+    rows = list(table.rows(data))
+    assert len(rows) == len(catalog.HEADS)
+    assert "\n".join([*table.HEADER, *rows]) in (ROOT / "benchmarks" / "README.md").read_text(), "benchmarks/table.py"
+
+
+def test_kept_results_tell_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = load("table")
+    study = json.loads((ROOT / "benchmarks" / "results" / "spade_carpet.json").read_text())
+    home = "/somewhere/else"
+    study["config"]["data"]["root"] = f"{home}/carpet_tiles"
+    for trial in study["trials"]:
+        trial["folder"] = f"{home}/{trial['folder']}"
+        trial["detector"] = trial["detector"] and f"{home}/{trial['detector']}"
+        trial["detectors"] = {name: f"{home}/{path}" for name, path in trial["detectors"].items()}
+    (tmp_path / "run.json").write_text(json.dumps(study))
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    kept = table.keep(tmp_path / "run.json")
+    assert kept == tmp_path / "spade_carpet.json"
+    assert home not in kept.read_text()
+    assert json.loads(kept.read_text()) == json.loads(
+        (ROOT / "benchmarks" / "results" / "spade_carpet.json").read_text()
+    )
