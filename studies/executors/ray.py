@@ -39,6 +39,8 @@ PATIENCE_SECONDS = 60.0
 TAKE_SECONDS = 20.0
 CLOSE_SECONDS = 7.0
 """How long ended jobs may take to be gone; a worker that hangs is killed by its node after 5 s."""
+CLIENT_WAITS = (1.0, 5.0)
+"""Before a head is asked again, in seconds, that is there and could not start its server for this client."""
 LOCAL_STORE_BYTES = 200 * 2**20
 """Object store of a Ray that is started here: jobs leave their files on disk."""
 
@@ -427,20 +429,38 @@ def _connect(ray: Any, address: str | None) -> bool:
             "include_dashboard": False,
         }
     before = signal.getsignal(signal.SIGTERM)
+    where = address or "this machine"
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, ImportError, OSError, RuntimeError, TimeoutError, ValueError) as error:
-        with suppress(Exception):
-            ray.shutdown()
+        _init(ray, address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+    except ConnectionAbortedError as error:
+        reason = str(error).strip().splitlines()[-1]  # of the head's traceback
         raise InputError(
-            f"no Ray cluster at {address or 'this machine'} ({describe(error)}); start one with `ray start --head`, "
-            "or check --ray-address"
+            f"the Ray cluster at {where} takes no client, asked {len(CLIENT_WAITS) + 1} times ({reason})"
+        ) from error
+    except (ConnectionError, ImportError, OSError, RuntimeError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster at {where} ({describe(error)}); start one with `ray start --head`, or check --ray-address"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             # Ray takes SIGTERM for itself; the command has its own way to end.
             signal.signal(signal.SIGTERM, before)
     return True
+
+
+def _init(ray: Any, **options: Any) -> None:
+    """``ray.init``, again where the head was there and the server it forks for each ``ray://`` client died at birth."""
+    for wait in (*CLIENT_WAITS, None):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            with suppress(Exception):
+                ray.shutdown()
+            if wait is None or not isinstance(error, ConnectionAbortedError):
+                raise
+            time.sleep(wait)
+        else:
+            return
 
 
 def _orders(job: Job) -> Orders:

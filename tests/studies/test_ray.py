@@ -456,6 +456,36 @@ def test_no_cluster_is_told_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def aborted() -> ConnectionAbortedError:
+    return ConnectionAbortedError(
+        "Initialization failure from server:\nTraceback:\nRuntimeError: no server was started\n"
+    )
+
+
+def test_a_head_that_could_not_start_a_clients_server_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray_module, "CLIENT_WAITS", (0.0, 0.0))
+    answers: list[Exception | None] = [aborted(), aborted(), None]
+    calls: list[str] = []
+
+    def init(**options: object) -> None:
+        calls.append("init")
+        if answer := answers[calls.count("init") - 1]:
+            raise answer
+
+    head = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: calls.append("shutdown"))
+    assert ray_module._connect(head, "ray://head:10001")
+    assert calls == ["init", "shutdown", "init", "shutdown", "init"]
+
+    calls.clear()
+    answers[:] = [aborted(), aborted(), aborted()]
+    with pytest.raises(InputError) as caught:
+        ray_module._connect(head, "ray://head:10001")
+    assert str(caught.value) == (
+        "the Ray cluster at ray://head:10001 takes no client, asked 3 times (RuntimeError: no server was started)"
+    )
+    assert calls.count("init") == calls.count("shutdown") == 3
+
+
 DRIVER = """
 import json, signal, sys, time
 import psutil
