@@ -35,6 +35,12 @@ def _dispatched() -> list[str]:
     return [feature for feature in core.__cpu_dispatch__ if core.__cpu_features__.get(feature)]
 
 
+def _scene(seed: int) -> rendered.screw.Scene:
+    return rendered.screw.draw_scene(
+        rendered.picture._generator(seed, "scene"), rendered.picture._generator(seed, "metal")
+    )
+
+
 # --- one picture
 
 
@@ -92,10 +98,7 @@ def test_picture_is_a_dark_screw_on_a_bright_table():
 
 
 def test_screws_point_all_around():
-    angles = []
-    for seed in range(48):
-        scene = rendered._draw_scene(rendered._generator(seed, "scene"), rendered._generator(seed, "metal"))
-        angles.append(scene.angle)
+    angles = [_scene(seed).angle for seed in range(48)]
     quarters = np.bincount((np.degrees(angles) % 360 // 90).astype(int), minlength=4)
     assert quarters.min() >= 5
 
@@ -104,29 +107,29 @@ def test_screws_point_all_around():
 def test_mask_is_just_what_the_defect_changed(kind: str):
     size = 128
     for seed in range(25):
-        clean, flawed, mask = rendered._expose(seed, size, kind)
+        clean, flawed, mask = rendered.picture._expose(seed, size, kind)
         assert flawed is not None
         change = np.abs(flawed - clean) * 255
-        assert max(3, rendered.MIN_MASK_AREA * size**2 * 0.99) <= mask.sum() < 0.15 * size**2
+        assert max(3, rendered.picture.MIN_MASK_AREA * size**2 * 0.99) <= mask.sum() < 0.15 * size**2
         # Beyond the mask the picture stays as it was, but for the faint edge of a shadow that moves with the tip.
         outside = ~ndimage.binary_dilation(mask, iterations=3)
         assert change[outside].max() < 10
-        assert (change[outside] > rendered.VISIBLE_CHANGE).mean() < 1e-3
+        assert (change[outside] > rendered.picture.VISIBLE_CHANGE).mean() < 1e-3
         if kind != "manipulated_front":
-            assert (change[outside] <= rendered.VISIBLE_CHANGE).all()
+            assert (change[outside] <= rendered.picture.VISIBLE_CHANGE).all()
         # Within the mask it is changed nearly everywhere: only pixels enclosed by changed ones may look alike.
-        assert (change[mask] > 0.8 * rendered.VISIBLE_CHANGE).mean() > 0.6
+        assert (change[mask] > 0.8 * rendered.picture.VISIBLE_CHANGE).mean() > 0.6
 
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 def test_casting_only_the_rays_near_a_defect_is_enough(kind: str):
     for seed in range(6):
-        scene = rendered._draw_scene(rendered._generator(seed, "scene"), rendered._generator(seed, "metal"))
-        camera = rendered._Camera(scene, 96)
-        damage = rendered._draw_damage(kind, rendered._generator(seed, kind), 0.5)
-        sound = rendered._render(scene, rendered._Damage(), camera)
-        near = rendered._render(scene, damage, camera, before=sound)
-        everywhere = rendered._render(scene, damage, camera)
+        scene = _scene(seed)
+        camera = rendered.camera.Camera(scene, 96)
+        damage = rendered.damage.draw_damage(kind, rendered.picture._generator(seed, kind), 0.5)
+        sound = rendered.camera.render(scene, rendered.damage.Damage(), camera)
+        near = rendered.camera.render(scene, damage, camera, before=sound)
+        everywhere = rendered.camera.render(scene, damage, camera)
         assert np.abs(near.cover - everywhere.cover).max() == 0
         assert np.abs(near.glow - everywhere.glow).max() < 1e-9
 
@@ -151,11 +154,11 @@ def test_defects_are_visible_at_any_size(kind: str, size: int):
 def test_defects_lie_on_their_part_of_the_screw(kind: str, low: float, high: float):
     size = 128
     for seed in range(8):
-        scene = rendered._draw_scene(rendered._generator(seed, "scene"), rendered._generator(seed, "metal"))
-        mask = rendered._expose(seed, size, kind)[2]
+        scene = _scene(seed)
+        mask = rendered.picture._expose(seed, size, kind)[2]
         rows, columns = np.nonzero(mask)
         right, up = (columns + 0.5) / size - 0.5, 0.5 - (rows + 0.5) / size
-        along, across = rendered._Camera._turn(scene, right, up)
+        along, across = rendered.camera.Camera._turn(scene, right, up)
         assert low < along.mean() < high
         assert np.abs(across).max() < 0.16
 
@@ -211,7 +214,7 @@ def test_identity_knows_spec_and_renderer(monkeypatch: pytest.MonkeyPatch):
     assert first == RenderSpec().identity
     changed = [replace(TINY, **{key: getattr(TINY, key) + 1}).identity for key in ("size", "train", "seed")]
     assert len({TINY.identity, first, *changed}) == 5
-    monkeypatch.setattr(rendered, "RENDERER_VERSION", rendered.RENDERER_VERSION + 1)
+    monkeypatch.setattr(rendered.dataset, "RENDERER_VERSION", rendered.dataset.RENDERER_VERSION + 1)
     assert RenderSpec().identity != first
 
 
@@ -240,28 +243,27 @@ def test_data_set_has_the_layout_of_mvtec(tmp_path: Path):
 
 def test_files_hold_what_was_rendered_and_no_picture_twice(tmp_path: Path):
     folder = render_dataset(tmp_path, TINY)
-    pictures = list(rendered._plan(TINY))
+    pictures = list(rendered.dataset._plan(TINY))
     for planned in pictures:
         picture, mask = render_screw(seed=planned.seed, size=64, defect=planned.defect)
         assert np.array_equal(read_image(folder / planned.picture)[:, :, 0], picture)
         if planned.mask:
             assert np.array_equal(read_mask(folder / planned.mask, (64, 64)), mask)
     assert len({planned.seed for planned in pictures}) == TINY.total
-    assert len({planned.seed for planned in rendered._plan(replace(TINY, seed=1))} & {p.seed for p in pictures}) == 0
+    others = rendered.dataset._plan(replace(TINY, seed=1))
+    assert not {planned.seed for planned in others} & {planned.seed for planned in pictures}
 
 
 def test_more_pictures_leave_the_first_ones_alone():
-    few = {planned.picture: planned.seed for planned in rendered._plan(TINY)}
-    many = {
-        planned.picture: planned.seed for planned in rendered._plan(replace(TINY, train=9, test_good=5, per_defect=4))
-    }
+    more = replace(TINY, train=9, test_good=5, per_defect=4)
+    few, many = ({planned.picture: planned.seed for planned in rendered.dataset._plan(spec)} for spec in (TINY, more))
     assert few.items() <= many.items()
 
 
 def test_rendering_again_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = render_dataset(tmp_path, TINY)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(rendered, "render_screw", None)
+    monkeypatch.setattr(rendered.dataset, "render_screw", None)
     assert render_dataset(tmp_path, TINY) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
