@@ -1,0 +1,5 @@
+"""Fixtures of the tests of `detectors`."""
+
+from __future__ import annotations
+
+from fetching import site as site  # the tests of fetch ask for it
