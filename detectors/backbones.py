@@ -235,18 +235,7 @@ def load_network(name: str, *, weights_dir: Path | None = None) -> nn.Module:
     spec = BackboneSpec.parse(name)
     source = require_weights(spec, weights_dir=weights_dir)
     state = _fitting(read_weights(source)[0], source)
-    try:
-        model: nn.Module = timm.create_model(
-            spec.architecture,
-            pretrained=True,
-            num_classes=0,
-            global_pool="",
-            pretrained_cfg_overlay={"state_dict": state},
-        )
-    except RuntimeError as error:
-        raise InputError(f"weights do not fit network {spec}: {str(error).splitlines()[-1].strip()}") from error
-    _check_all_loaded(model, state, spec)
-    return model
+    return _make(spec, state, num_classes=0, global_pool="")
 
 
 def normalisation(spec: BackboneSpec) -> tuple[Tensor, Tensor]:
@@ -280,22 +269,21 @@ def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tens
     if spec.name == PIXELS:
         return Pixels(strides)
     pyramid = _pyramid(spec.architecture)
-    options = dict(pyramid.options)
+    indices = [pyramid.layers[stride][0] for stride in strides]
+    return _without_unused_stages(_make(spec, state, features_only=True, out_indices=indices, **pyramid.options))
+
+
+def _make(spec: BackboneSpec, state: dict[str, Tensor] | None, **options: Any) -> nn.Module:
+    """The model with these weights, or drawn ones. Raises `InputError` where they do not fit, or fill it in part only."""
     if state is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
-        model = timm.create_model(
-            spec.architecture,
-            pretrained=state is not None,
-            features_only=True,
-            out_indices=[pyramid.layers[stride][0] for stride in strides],
-            **options,
-        )
+        model: nn.Module = timm.create_model(spec.architecture, pretrained=state is not None, **options)
     except RuntimeError as error:
         raise InputError(f"weights do not fit backbone {spec}: {str(error).splitlines()[-1].strip()}") from error
     if state is not None:
         _check_all_loaded(model, state, spec)
-    return _without_unused_stages(model)
+    return model
 
 
 def _check_all_loaded(model: nn.Module, state: Mapping[str, Tensor], spec: BackboneSpec) -> None:

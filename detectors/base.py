@@ -41,6 +41,8 @@ class Parameter:
     """Largest allowed value of a number."""
     choices: tuple[ParameterValue, ...] = ()
     """All allowed values of a choice."""
+    networks: tuple[ParameterValue, ...] = ()
+    """Those of the choices that name a network of timm which starts from pretrained weights."""
 
     def check(self, value: Any) -> Any:
         """The value in its own type. Raises `InputError` naming the parameter, the value and what would be valid."""

@@ -6,8 +6,10 @@ A package adds one by an entry point of the group `GROUP`, whose name is the det
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from detectors.autoencoder import Autoencoder
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
@@ -43,6 +45,16 @@ def head_class(name: str) -> type[Head]:
 def parameters(name: str) -> dict[str, Parameter]:
     """Settings of a detector by name, those shared by all detectors included. Raises `InputError` as `head_class` does."""
     return {parameter.name: parameter for parameter in (*head_class(name).searchable, SMOOTHING_SIGMA)}
+
+
+def networks(name: str, setting: Mapping[str, Any]) -> list[str]:
+    """The networks of timm whose pretrained weights a detector starts from with this setting; what it leaves out is the default.
+
+    Raises:
+        InputError: as `head_class` does.
+    """
+    values = {parameter: setting.get(parameter.name, parameter.default) for parameter in parameters(name).values()}
+    return [str(value) for parameter, value in values.items() if value in parameter.networks]
 
 
 @cache

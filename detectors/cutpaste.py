@@ -87,6 +87,7 @@ class Cutpaste(Head):
             TAIL,
             "what is trained: a small network on the backbone's maps, or a network of timm, with @random from random weights",
             choices=(TAIL, *NETWORKS, *(f"{name}{RANDOM}" for name in NETWORKS)),
+            networks=NETWORKS,
         ),
         Parameter(
             "variant",

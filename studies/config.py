@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -479,6 +479,19 @@ class StudyConfig(Section):
             dict.fromkeys([*searched, *fixed, *(str(b["backbone"]) for b in self.baselines if "backbone" in b)])
         )
 
+    def networks(self, settings: Iterable[Mapping[str, Any]] = ()) -> list[str]:
+        """Every network whose pretrained weights a trial of the search may start from, or one of these settings."""
+        found: list[str] = []
+        for name in self.detectors:
+            part = self.for_detector(name)
+            own = [setting for setting in settings if setting.get(DETECTOR_KEY, name) == name]
+            for parameter in catalog.parameters(name).values():
+                searched = part.search.get(parameter.name)
+                usual = searched.choices if searched else [part.fixed.get(parameter.name, parameter.default)]
+                given = [setting[parameter.name] for setting in own if parameter.name in setting]
+                found += [str(value) for value in (*(usual or []), *given) if value in parameter.networks]
+        return list(dict.fromkeys(found))
+
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
         """Of the first objective."""
@@ -710,27 +723,38 @@ def parse_idea(text: str, config: StudyConfig) -> dict[str, Any]:
     return idea
 
 
-def _with_bundled_backbone(section: dict[str, Any], *, searched: bool) -> dict[str, Any]:
-    """A search, or what is fixed, with the bundled backbone alone wherever there is a choice, also under a detector's name.
+def _with_bundled_weights(
+    section: dict[str, Any], fetched: Mapping[str, Collection[Any]], *, searched: bool
+) -> dict[str, Any]:
+    """A search, or what is fixed, that needs no weights but the bundled backbone's, also under a detector's name.
 
-    Pixels, which need no weights, stay.
+    Pixels, which need none, stay.
+
+    Args:
+        fetched: {parameter: its values that are networks with other weights}.
     """
-    return {
-        name: (
-            _bundled_choice(value, searched=searched)
-            if name.rpartition(".")[2] == "backbone"
-            else _with_bundled_backbone(value, searched=searched)
-            if isinstance(value, dict)
-            else value
-        )
-        for name, value in section.items()
-    }
+    made: dict[str, Any] = {}
+    for name, value in section.items():
+        own = name.rpartition(".")[2]
+        if own == "backbone":
+            made[name] = _bundled_choice(value, searched=searched)
+        elif own in fetched:
+            choices = [one for one in _choices(value) if one not in fetched[own]] or [BUNDLED]
+            made[name] = {"choices": choices} if searched else choices[0]
+        elif isinstance(value, dict):
+            made[name] = _with_bundled_weights(value, fetched, searched=searched)
+        else:
+            made[name] = value
+    return made
 
 
 def _bundled_choice(value: Any, *, searched: bool) -> Any:
-    choices = value.get("choices", []) if isinstance(value, dict) else [value]
-    one = PIXELS if set(choices) == {PIXELS} else BUNDLED
+    one = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
     return {"choices": [one]} if searched else one
+
+
+def _choices(value: Any) -> list[Any]:
+    return value.get("choices", []) if isinstance(value, dict) else [value]
 
 
 DEMO_TRIALS = 8
@@ -751,12 +775,18 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    raw["search"] = _with_bundled_backbone(raw.get("search", {}), searched=True)
-    raw["fixed"] = _with_bundled_backbone(raw.get("fixed", {}), searched=False)
+    parameters = [one for detector in file.detectors for one in catalog.parameters(detector).values()]
+    fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
+    raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
+    raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)
     here = (BUNDLED, PIXELS)
     if raw["search"] and "backbone" not in raw["fixed"]:
         raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
     elif not raw["search"]:
         raw["fixed"].setdefault("backbone", BUNDLED)
-    raw["baselines"] = [base for base in raw.get("baselines", []) if base.get("backbone", BUNDLED) in here]
+    raw["baselines"] = [
+        base
+        for base in raw.get("baselines", [])
+        if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
+    ]
     return validate(override(raw, settings), source=f"{path} with --demo")

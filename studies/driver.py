@@ -426,6 +426,7 @@ class Driver:
             device=str(self.plan.device),
             threads=max(1, available_cores() // max(1, self.executor.slots)),
             weights_dir=str(options.weights_dir) if options.weights_dir else None,
+            networks=self.plan.networks_of(params),
         )
 
     # Telling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class Job:
     device: str
     threads: int
     weights_dir: str | None = None
+    networks: dict[str, str] = field(default_factory=dict)
+    """{network whose pretrained weights the detector starts from: their sha256}; a worker that finds others refuses."""
     memory_halvings: int = 0
     """How many attempts ran out of memory: batches and blocks are halved as many times, with the same outcome."""
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 
+from detectors import catalog
 from detectors.backbones import WeightsIdentity, weights_identity
 from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.weights import BackboneSpec, available_backbones, find_weights, weights_folder
 from studies import datasets
-from studies.config import MIN_WILCOXON, StudyConfig
+from studies.config import DETECTOR_KEY, MIN_WILCOXON, StudyConfig
 from studies.datasets import Pictures
 from studies.home import Home
 from studies.space import SearchSpace
@@ -53,6 +54,8 @@ class Plan:
     """Of the file, those whose weights are there."""
     dropped: tuple[str, ...]
     """Of the file, those without weights on this machine (``--offline``)."""
+    networks: dict[str, WeightsIdentity] = field(default_factory=dict)
+    """That detectors start from, with pretrained weights."""
     warnings: tuple[str, ...] = ()
     space: SearchSpace = field(init=False)
 
@@ -74,13 +77,23 @@ class Plan:
         """The sets of the first product."""
         return self.pictures.parts[0].splits
 
+    def networks_of(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """{network that a detector starts from with this setting: sha256 of its weights}.
+
+        A setting that somebody queued for an earlier run of the study may name one that was not looked for now.
+        """
+        name = params.get(DETECTOR_KEY) or self.config.detectors[0]
+        asked = catalog.networks(name, params)
+        return {network: self.networks[network].sha256 for network in asked if network in self.networks}
+
     @property
     def identity(self) -> dict[str, Any]:
         """What a resumed study must agree on, part by part, JSON-able."""
         search = {
             name: dimension.model_dump(mode="json", exclude_none=True) for name, dimension in self.config.search.items()
         }
-        return {
+        networks = {name: self.networks[name].sha256 for name in self.config.networks()}
+        return ({"networks": networks} if networks else {}) | {
             "detector": self.config.detector,
             "protocol": self.pictures.protocol,
             "data": self.pictures.digests,
@@ -143,6 +156,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         pictures=pictures,
         backbones=backbones,
         dropped=tuple(dropped),
+        networks=_find_networks(config, options),
         warnings=tuple(warnings),
     )
 
@@ -177,6 +191,14 @@ def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, We
             f"leave out --offline, or add NAME@random"
         )
     return found, dropped
+
+
+def _find_networks(config: StudyConfig, options: Options) -> dict[str, WeightsIdentity]:
+    """Raises `InputError` where pretrained weights are missing: it names the network and the way out."""
+    return {
+        name: weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
+        for name in config.networks((*config.baselines, *options.ideas))
+    }
 
 
 def digest(identity: dict[str, Any]) -> str:

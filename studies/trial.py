@@ -23,7 +23,7 @@ from torch import Tensor
 
 from detectors import working_memory
 from detectors.artifact import Artifact, save_artifact
-from detectors.backbones import Backbone, build_backbone
+from detectors.backbones import Backbone, build_backbone, weights_identity
 from detectors.base import Detector, FitContext, Prediction
 from detectors.catalog import head_class
 from detectors.data.samples import ImageSet
@@ -150,6 +150,7 @@ class _Worker:
         )
         features = self._features(self.splits.train)
         job = self.job
+        check_networks(job)
         context = FitContext(
             device=self.device,
             seed=job.seed,
@@ -338,6 +339,17 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
+
+
+def check_networks(job: Job) -> None:
+    """Raise `InputError` where pretrained weights that the detector starts from are missing, or not the study's."""
+    for name, sha256 in job.networks.items():
+        here = weights_identity(name, weights_dir=Path(job.weights_dir) if job.weights_dir else None).sha256
+        if here != sha256:
+            raise InputError(
+                f"network {name}: the weights on this machine are not those the study was created with "
+                f"({here[:12]}, not {sha256[:12]}); restore them, or --fresh"
+            )
 
 
 @lru_cache(maxsize=8)

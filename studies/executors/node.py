@@ -146,6 +146,7 @@ def check(job: Job, orders: Orders) -> str | None:
     from detectors.backbones import weights_identity
     from studies import datasets
     from studies.config import validate
+    from studies.trial import check_networks
 
     try:
         if (here := version("anomaly-studies")) != orders.version:
@@ -160,6 +161,7 @@ def check(job: Job, orders: Orders) -> str | None:
         identity = weights_identity(backbone, weights_dir=Path(job.weights_dir) if job.weights_dir else None)
         if identity.sha256 != job.weights_sha256:
             return f"its weights of {backbone} are not the driver's; copy those there"
+        check_networks(job)
     except InputError as error:
         return str(error)
     except Exception as error:

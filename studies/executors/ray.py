@@ -477,7 +477,7 @@ def _orders(job: Job) -> Orders:
 
 def _need(job: Job) -> str:
     """What a node must have for a job."""
-    return f"{job.splits_digest} {job.weights_sha256}"
+    return " ".join([job.splits_digest, job.weights_sha256, *sorted(job.networks.values())])
 
 
 def _absolute(job: Job) -> Job:
