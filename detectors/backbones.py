@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -180,6 +179,8 @@ def _pyramid(architecture: str) -> _Pyramid:
 
 def _layers_alone(architecture: str, **options: Any) -> Any:
     """On the meta device, which builds the layers without memory or random numbers."""
+    import timm
+
     with torch.device("meta"):
         return timm.create_model(architecture, pretrained=False, features_only=True, **options)
 
@@ -275,6 +276,8 @@ def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tens
 
 def _make(spec: BackboneSpec, state: dict[str, Tensor] | None, **options: Any) -> nn.Module:
     """The model with these weights, or drawn ones. Raises `InputError` where they do not fit, or fill it in part only."""
+    import timm
+
     if state is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
@@ -317,6 +320,8 @@ def _without_unused_stages(model: nn.Module) -> nn.Module:
 
 def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdentity]:
     """All stages are drawn, whatever strides are asked for, so that the weights do not depend on these."""
+    import timm
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_seed or 0)
         state = timm.create_model(spec.architecture, pretrained=False).state_dict()
@@ -325,6 +330,8 @@ def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdent
 
 def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tensor]:
     """Rename the bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
+    import timm
+
     if source.origin != "bundled":
         return state
     with torch.device("meta"):

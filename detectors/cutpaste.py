@@ -37,7 +37,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -325,6 +324,8 @@ def _convolution(inputs: int, outputs: int, width: int, *, step: int = 1) -> tup
 
 def _timm_network(name: str, channels: int) -> nn.Module:
     """A whole network up to its last map, with random weights."""
+    import timm
+
     model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, global_pool="")
     return model
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -46,6 +45,8 @@ class BackboneSpec:
         """Read a backbone's name. Raises `InputError` for a name that timm does not know."""
         if text == PIXELS:
             return cls(PIXELS)
+        import timm  # takes two seconds, with torchvision
+
         name, marker, option = text.partition("@")
         seed = None
         if marker:
@@ -73,6 +74,8 @@ class BackboneSpec:
 
 def known_names(architecture: str) -> list[str]:
     """The names under which timm offers one architecture: bare, and with each pretrained tag."""
+    import timm
+
     return [architecture, *timm.list_pretrained(f"{architecture}.*")]
 
 
@@ -170,6 +173,8 @@ def cached_file(spec: BackboneSpec) -> Path | None:
 
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
+    import timm
+
     if spec.name == PIXELS:
         return {"tag": "none", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     cfg = timm.get_pretrained_cfg(spec.name)
@@ -178,6 +183,8 @@ def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
 
 def available_backbones(*, weights_dir: Path | None = None) -> list[str]:
     """Names of the backbones whose weights lie on this machine, sorted."""
+    import timm
+
     names: set[str] = set()
     if folder := weights_folder(weights_dir):
         names.update(path.stem for suffix in ("safetensors", "pth") for path in folder.glob(f"*.{suffix}"))

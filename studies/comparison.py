@@ -20,8 +20,8 @@ from rich.text import Text
 from detectors.errors import InputError
 from detectors.files import told_plainly, write_text
 from studies import tables
+from studies.encoding import encode
 from studies.published import MEAN, Catalogue, Difference, Figures, Published, catalogue, differing_params
-from studies.space import encode
 from studies.view import StudyView, TrialView
 
 Format = Literal["markdown", "csv", "json"]

@@ -32,6 +32,7 @@ from detectors.files import file_lock
 from studies import storage as studies_storage
 from studies import summary
 from studies.config import DETECTOR_KEY, StudyConfig, metric_of
+from studies.encoding import canonical
 from studies.executors.base import Executor
 from studies.executors.inline import InlineExecutor
 from studies.executors.slots import available_cores
@@ -39,9 +40,10 @@ from studies.home import Home
 from studies.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Report, Stage, Task, TrialResult, read_result
 from studies.lease import Lease
 from studies.notices import Finished, Listener, Notice, Opened, Progressed, Retried, Said, Started
+from studies.outcome import LeaseLostError, Outcome, StudyFailedError
 from studies.patient_storage import PatientStorage
 from studies.plan import Plan
-from studies.space import SearchSpace, canonical
+from studies.space import SearchSpace
 from studies.storage import Header
 from studies.view import (
     DISCARDED,
@@ -71,14 +73,6 @@ UNANSWERED = (INTERRUPTED, "bad_input", "crashed: the driver")
 """Beginnings of failures that say nothing of the setting: it may be tried again. Any other was met in every attempt."""
 
 
-class StudyFailedError(RuntimeError):
-    """The study cannot go on; one line says why (exit code 1)."""
-
-
-class LeaseLostError(InputError):
-    """Another driver has the study now: this one must not touch it any more."""
-
-
 @dataclass(frozen=True)
 class _Attempt:
     """A trial that is to be submitted."""
@@ -86,17 +80,6 @@ class _Attempt:
     trial: Trial
     attempt: int = 1
     memory_halvings: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run of a study ended."""
-
-    view: StudyView
-    reason: str
-    """Why the search ended."""
-    selected: TrialView | None
-    parent_run_id: str
 
 
 class Driver:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from studies.encoding import encode
 from studies.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
-from studies.space import encode
 
 PREPARING_SECONDS = 1.0
 """At most one line of what is prepared in this time."""

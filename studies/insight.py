@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
 
-from studies.space import encode
+from studies.encoding import encode
 from studies.view import DISCARDED, StudyView, TrialView
 
 MIN_TRIALS = 8
@@ -108,6 +107,8 @@ def _importance(view: StudyView, trials: Sequence[optuna.trial.FrozenTrial], nam
                 params={name: trial.params[name]}, distributions={name: widest}, value=trial.values[0]
             )
         )
+    from optuna.importance import PedAnovaImportanceEvaluator  # its package imports scikit-learn, which takes a second
+
     evaluated = PedAnovaImportanceEvaluator(evaluate_on_local=True).evaluate(alone)
     value = float(evaluated.get(name, 0.0))
     return value if np.isfinite(value) else 0.0

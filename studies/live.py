@@ -23,9 +23,9 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from studies.encoding import encode
 from studies.jobs import Job
 from studies.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
-from studies.space import encode
 from studies.view import TrialView
 
 PLAIN_SECONDS = 5.0

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from detectors.errors import InputError
 from studies import yaml_file
-from studies.space import encode
+from studies.encoding import encode
 
 FILE = Path(__file__).with_name("published.yaml")
 MEAN = "mean"

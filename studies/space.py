@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from detectors import catalog
 from detectors.backbones import channels_by_stride
 from detectors.errors import InputError
 from studies.config import DEFAULT_LAYERS, DETECTOR_KEY, Dimension, StudyConfig
+from studies.encoding import decode_layers, encode
 
 Params = dict[str, Any]
 """The full setting of one trial: backbone, layers (strides) and every parameter of the detector. JSON-able."""
@@ -262,21 +262,6 @@ def dimension_values(dimension: Dimension) -> list[Any]:
     count = math.floor((high - low) / step + 1e-9) + 1
     values = [low + index * step for index in range(count)]
     return [int(value) for value in values] if dimension.int is not None else values
-
-
-def encode(choice: Any) -> Any:
-    """A choice as Optuna stores it: lists of strides become ``8+16``."""
-    return "+".join(str(stride) for stride in choice) if isinstance(choice, list) else choice
-
-
-def decode_layers(text: str) -> list[int]:
-    """``8+16`` -> [8, 16]."""
-    return [int(stride) for stride in text.split("+")]
-
-
-def canonical(params: Mapping[str, Any]) -> str:
-    """One text for one setting, whatever the order of its keys."""
-    return json.dumps(params, sort_keys=True)
 
 
 def describe_dimension(dimension: Dimension) -> str:

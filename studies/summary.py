@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from detectors.files import write_json, write_text
-from studies.space import SearchSpace, encode
+from studies.encoding import encode
+from studies.space import SearchSpace
 from studies.view import StudyView, TrialView
 
 

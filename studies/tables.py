@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -15,13 +15,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from studies import insight
-from studies.driver import Outcome
-from studies.plan import Plan
-from studies.space import encode
-from studies.summary import headline
-from studies.view import StudyView, TrialView
+from studies.encoding import encode
 from tracking.addresses import without_password
+
+if TYPE_CHECKING:  # every command prints tables; only some wait seconds for torch and scikit-learn
+    from studies.insight import Savings
+    from studies.outcome import Outcome
+    from studies.plan import Plan
+    from studies.view import StudyView, TrialView
 
 METRIC_COLUMNS = ("image_auroc", "pixel_auroc", "pixel_aupro")
 
@@ -189,6 +190,8 @@ def _timestamp(moment: datetime | None) -> float | None:
 
 def study_json(view: StudyView) -> dict[str, Any]:
     """A study for scripts."""
+    from studies import insight
+
     header = view.header
     return {
         "name": view.study.study_name,
@@ -219,6 +222,8 @@ def outcome_json(outcome: Outcome) -> str:
 
 def study_parts(view: StudyView) -> Iterator[RenderableType]:
     """What ``study show`` prints."""
+    from studies import insight
+
     header = view.header
     sets = ", ".join(f"{name} {sum(types.values())}" for name, types in header.counts.items())
     yield Text.assemble(
@@ -236,7 +241,7 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
     yield from selected_parts(view)
 
 
-def savings_text(saved: insight.Savings) -> str:
+def savings_text(saved: Savings) -> str:
     """One line on what pruning was good for."""
     share = saved.seconds / (saved.seconds + saved.spent)
     return (
@@ -247,6 +252,8 @@ def savings_text(saved: insight.Savings) -> str:
 
 def insight_parts(view: StudyView) -> Iterator[RenderableType]:
     """How much each parameter matters, and how the trials with each of its values did."""
+    from studies import insight
+
     shares = insight.importances(view)
     if not shares:
         return
@@ -264,6 +271,8 @@ def _plain(names: Iterable[str]) -> set[str]:
 
 def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     """The selected trial and its honest figure."""
+    from studies.summary import headline
+
     selected = view.selected()
     if selected is None:
         yield Text("no trial is selected yet")

@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from detectors.evaluation import METRICS
 from studies.config import DETECTOR_KEY, StudyConfig, metric_of
+from studies.encoding import encode
 from studies.home import Home
 from studies.jobs import ARTIFACTS, DETECTOR, LOG_FILE, PRODUCTS, TrialResult, read_result
 from studies.ledger import LedgerLine, read_ledger
-from studies.space import encode
 from studies.storage import Header
 from tracking.records import DatasetRecord, StudyRecord, StudyState, TrialRecord
 from tracking.records import TrialState as RecordState

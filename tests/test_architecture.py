@@ -140,3 +140,24 @@ def test_every_module_imports_where_the_other_side_is_not_installed(package, tmp
     assert done.returncode == 0, done.stderr[-2000:]
     modules = [path for path in (ROOT / package).rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
     assert int(done.stdout.split()[-1]) >= len(modules) - len(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        # What every command needs to start, to print a table and to tell an error.
+        (
+            ["studies.cli", "studies.commands", "studies.tables", "studies.outcome"],
+            {"torch", "timm", "sklearn", "mlflow"},
+        ),
+        # What looks at a finished study.
+        (["studies.commands.open", "studies.view", "studies.insight"], {"timm", "torchvision", "sklearn", "mlflow"}),
+    ],
+    ids=["every command", "looking at a study"],
+)
+def test_commands_do_not_wait_for_what_they_do_not_need(modules, unwanted):
+    script = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *modules], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not unwanted & {name.partition(".")[0] for name in done.stdout.split()}

@@ -15,11 +15,11 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from studies.config import StudyConfig
-    from studies.driver import Outcome
     from studies.event_lines import EventLines
     from studies.executors.base import Executor
     from studies.home import Home
     from studies.live import Live
+    from studies.outcome import Outcome
     from studies.plan import Options, Plan
 
 

@@ -13,11 +13,12 @@ from detectors.data.samples import GOOD
 from detectors.evaluation import METRICS
 from studies import tables
 from studies.config import COST_METRICS
+from studies.encoding import encode
 from studies.report import words
 from studies.report.charts import Figure, Table, shortened
 from studies.report.detector import OnTest, on_test
 from studies.report.search import STATES, Search, figures
-from studies.space import describe_dimension, encode
+from studies.space import describe_dimension
 from studies.summary import headline
 from studies.view import INTERRUPTED, StudyView, TrialView
 

@@ -12,6 +12,7 @@ from typing import Any
 from detectors.evaluation import METRICS
 from studies import insight, tables
 from studies.config import COST_METRICS, StudyConfig, metric_of
+from studies.encoding import encode
 from studies.products import SLOWEST
 from studies.report import words
 from studies.report.charts import (
@@ -35,7 +36,6 @@ from studies.report.charts import (
     scale,
     shortened,
 )
-from studies.space import encode
 from studies.view import StudyView, TrialView
 
 STATES = {

@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial
 
 from detectors.files import write_json
 from studies import storage as studies_storage
-from studies.driver import Driver, Outcome
+from studies.driver import Driver
 from studies.home import Home
 from studies.jobs import DETECTOR, LOG_FILE, RESULT_FILE, Done, Event, Job, Lost, LostKind, Report, Stage, TrialResult
 from studies.notices import Notice, Said
+from studies.outcome import Outcome
 from studies.plan import Plan
 from studies.storage import open_storage
 from studies.view import DISCARDED, StudyView

@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 from detectors.errors import InputError
 from studies import storage as studies_storage
 from studies import tables
-from studies.driver import StudyFailedError
 from studies.executors.inline import InlineExecutor
 from studies.jobs import DETECTOR, RESULT_FILE, Done, Event, Job, Lost, LostKind, Report, Stage
 from studies.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
+from studies.outcome import StudyFailedError
 from studies.storage import open_storage
 from studies.view import JOB, OUTCOME
 from tracking.projection import Projection

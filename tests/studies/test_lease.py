@@ -26,12 +26,12 @@ from sqlalchemy.exc import OperationalError
 
 from detectors.errors import InputError
 from studies import lease as lease_module
-from studies.driver import LeaseLostError
 from studies.executors.inline import InlineExecutor
 from studies.home import Home, prepare_sqlite
 from studies.jobs import Job
 from studies.lease import Holder, Lease
 from studies.notices import Started
+from studies.outcome import LeaseLostError
 from studies.patient_storage import PatientStorage, patiently
 from studies.storage import open_storage
 

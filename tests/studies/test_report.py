@@ -30,8 +30,8 @@ from detectors.metrics import auroc
 from studies import storage as studies_storage
 from studies.commands import report as report_command
 from studies.config import validate
-from studies.driver import StudyFailedError
 from studies.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, read_result
+from studies.outcome import StudyFailedError
 from studies.report import charts, words
 from studies.report.content import study_part
 from studies.report.detector import on_test

@@ -18,7 +18,8 @@ from detectors.backbones import channels_by_stride
 from detectors.errors import InputError
 from detectors.weights import BUNDLED
 from studies.config import validate
-from studies.space import SearchSpace, canonical, decode_layers, describe_dimension, encode
+from studies.encoding import canonical, decode_layers, encode
+from studies.space import SearchSpace, describe_dimension
 
 WITHOUT_4 = "visformer_tiny@random"
 """Offers strides 8, 16 and 32 only."""
