@@ -9,6 +9,15 @@ import pytest
 from browser import chromium as chromium  # every test file may ask for it
 from widgets import copy_stores, write_widgets
 
+TESTS = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``pytest -n 2 --dist loadgroup`` a file's tests stay in one process: what its fixtures start is started once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS).with_suffix(""))))
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
