@@ -6,8 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from browser import chromium as chromium  # every test file may ask for it
-from widgets import copy_stores, write_widgets
+
+# Read when torch is imported. Threads that spin while they wait, or more of them than cores, slow the other process down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from browser import chromium as chromium  # noqa: E402 - every test file may ask for it
+from widgets import copy_stores, write_widgets  # noqa: E402
 
 TESTS = Path(__file__).parent
 
