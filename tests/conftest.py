@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from browser import chromium as chromium  # noqa: E402 - every test file may ask for it
-from widgets import copy_stores, write_widgets  # noqa: E402
+from browser import chromium as chromium  # every test file may ask for it
+from widgets import copy_stores, write_widgets
 
 TESTS = Path(__file__).parent
 
