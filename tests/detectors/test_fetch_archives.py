@@ -71,6 +71,7 @@ def test_a_local_archive_of_another_hash_is_left_alone(tmp_path: Path) -> None:
         CONTENT[:20_000],
         zip_bytes(FILES)[:-40],
     ],
+    ids=["empty", "text", "zip by its first bytes", "gzip", "short tar.xz", "short tar.gz", "short tar", "short zip"],
 )
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"given\.bin: not a tar or zip archive, or damaged"):
