@@ -330,10 +330,10 @@ def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdent
 
 def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tensor]:
     """Rename the bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
-    import timm
-
     if source.origin != "bundled":
         return state
+    import timm
+
     with torch.device("meta"):
         wanted = timm.create_model(source.spec.name, pretrained=False).state_dict()
     if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in wanted.values()]:

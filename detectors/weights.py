@@ -173,10 +173,10 @@ def cached_file(spec: BackboneSpec) -> Path | None:
 
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
-    import timm
-
     if spec.name == PIXELS:
         return {"tag": "none", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    import timm
+
     cfg = timm.get_pretrained_cfg(spec.name)
     return cfg.to_dict() if cfg is not None else {}
 

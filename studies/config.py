@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from detectors import catalog
 from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.evaluation import METRICS
-from detectors.weights import BUNDLED, PIXELS, BackboneSpec
+from detectors.weights import BackboneSpec
 from studies import yaml_file
 
 PARAMETER_VALUE = bool | int | float | str | list[int]
@@ -721,72 +721,3 @@ def parse_idea(text: str, config: StudyConfig) -> dict[str, Any]:
     except ValidationError as error:
         raise InputError(f"--enqueue {text}: {_first_problem(error)}") from None
     return idea
-
-
-def _with_bundled_weights(
-    section: dict[str, Any], fetched: Mapping[str, Collection[Any]], *, searched: bool
-) -> dict[str, Any]:
-    """A search, or what is fixed, that needs no weights but the bundled backbone's, also under a detector's name.
-
-    Pixels, which need none, stay.
-
-    Args:
-        fetched: {parameter: its values that are networks with other weights}.
-    """
-    made: dict[str, Any] = {}
-    for name, value in section.items():
-        own = name.rpartition(".")[2]
-        if own == "backbone":
-            made[name] = _bundled_choice(value, searched=searched)
-        elif own in fetched:
-            choices = [one for one in _choices(value) if one not in fetched[own]] or [BUNDLED]
-            made[name] = {"choices": choices} if searched else choices[0]
-        elif isinstance(value, dict):
-            made[name] = _with_bundled_weights(value, fetched, searched=searched)
-        else:
-            made[name] = value
-    return made
-
-
-def _bundled_choice(value: Any, *, searched: bool) -> Any:
-    one = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
-    return {"choices": [one]} if searched else one
-
-
-def _choices(value: Any) -> list[Any]:
-    return value.get("choices", []) if isinstance(value, dict) else [value]
-
-
-DEMO_TRIALS = 8
-
-
-def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
-    """A study's own search on rendered screws, with the bundled backbone and few trials: needs no data and no network.
-
-    It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the real one.
-
-    Raises:
-        InputError: as `load` does.
-    """
-    path = find(name)
-    raw = yaml_file.read(path)
-    file = validate(raw, source=str(path))
-    raw["name"] = f"{file.name}-demo"
-    raw["data"] = {"dataset": "rendered", "category": "screw"}
-    raw["budget"] = {"trials": DEMO_TRIALS}
-    raw["protocol"] = "holdout"
-    parameters = [one for detector in file.detectors for one in catalog.parameters(detector).values()]
-    fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
-    raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
-    raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)
-    here = (BUNDLED, PIXELS)
-    if raw["search"] and "backbone" not in raw["fixed"]:
-        raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
-    elif not raw["search"]:
-        raw["fixed"].setdefault("backbone", BUNDLED)
-    raw["baselines"] = [
-        base
-        for base in raw.get("baselines", [])
-        if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
-    ]
-    return validate(override(raw, settings), source=f"{path} with --demo")

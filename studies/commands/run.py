@@ -136,7 +136,9 @@ def _load_config(
         return study_config.load(name, [*given, *settings])
     if demo:
         # The file's own search, cut to the bundled backbone and to minutes.
-        return study_config.load_demo(name, settings)
+        from studies.demo import load_demo
+
+        return load_demo(name, settings)
     return study_config.load(name, settings)
 
 

@@ -19,12 +19,12 @@ from studies.config import (
     config_names,
     find,
     load,
-    load_demo,
     override,
     packaged_configs,
     parse_duration,
     validate,
 )
+from studies.demo import DEMO_TRIALS, load_demo
 
 PACKAGED = sorted(packaged_configs().glob("*.yaml"))
 
@@ -512,7 +512,7 @@ def test_the_demo_is_the_search_itself_on_rendered_pictures(tmp_path):
     assert demo.search["n_features"] == load(str(path)).search["n_features"]
     assert demo.backbones == [BUNDLED]
     assert demo.baselines == [{"backbone": BUNDLED, "n_features": 8}, {"n_features": 7}]
-    assert (demo.budget.trials, demo.budget.timeout) == (study_config.DEMO_TRIALS, None)
+    assert (demo.budget.trials, demo.budget.timeout) == (DEMO_TRIALS, None)
     assert demo.fixed == {"smoothing_sigma": 3.0}
     assert demo.constraints == {"fps": ">= 5"}
 

@@ -17,7 +17,8 @@ from detectors import catalog
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.weights import BUNDLED
-from studies.config import StudyConfig, load_demo
+from studies.config import StudyConfig
+from studies.demo import load_demo
 from studies.executors import node
 from studies.home import Home
 from studies.plan import Plan
