@@ -35,13 +35,13 @@ import torch
 from safetensors.torch import save_file
 
 from detectors import catalog
-from detectors.backbones import Backbone, build_backbone
+from detectors.backbones.pyramid import Backbone, build_backbone
 from detectors.base import Detector, FitContext
 from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import make_splits
-from detectors.evaluation import evaluate
-from detectors.metrics import auroc
+from detectors.scoring.evaluation import evaluate
+from detectors.scoring.metrics import auroc
 
 BACKBONE = "tf_efficientnet_lite0"
 IMAGE_SIZE = 256

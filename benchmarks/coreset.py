@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectors.backbones import build_backbone
-from detectors.coreset import CoresetOrder, greedy_k_center
+from detectors.backbones.pyramid import build_backbone
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
-from detectors.patchcore import Patchcore, patch_features
-from studies.feature_store import FeatureStore
+from detectors.heads.patchcore.coreset import CoresetOrder, greedy_k_center
+from detectors.heads.patchcore.head import Patchcore, patch_features
+from studies.worker.feature_store import FeatureStore
 
 CPU = torch.device("cpu")
 BACKBONE, STRIDES, SIZE = "tf_efficientnet_lite0", (8, 16), (256, 256)

@@ -36,10 +36,10 @@ from mlflow.entities import ViewType
 from optuna.trial import TrialState
 
 from detectors.data.rendered import RenderSpec, render_dataset
-from studies import storage as studies_storage
 from studies.home import Home
-from studies.storage import open_storage
-from studies.view import DISCARDED, StudyView
+from studies.search import storage as studies_storage
+from studies.search.storage import open_storage
+from studies.search.view import DISCARDED, StudyView
 
 NAME = "killed"
 WORKER_SECONDS = 10.0

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from detectors.anomaly_map import AnomalyMap, image_scores
-from detectors.backbones import EXTRACTION_BATCH, Backbone
+from detectors.backbones.pyramid import EXTRACTION_BATCH, Backbone
 from detectors.data.images import Size
 from detectors.errors import InputError, NumericalError
-from detectors.evaluation import Threshold
 from detectors.features import Features
+from detectors.scoring.anomaly_map import AnomalyMap, image_scores
+from detectors.scoring.evaluation import Threshold
 from detectors.working_memory import portion
 
 ParameterValue = bool | int | float | str
@@ -203,7 +203,7 @@ class Head(nn.Module, ABC):
             self.register_buffer(name, value)
 
     def export_module(self, grids: Mapping[int, Size]) -> nn.Module:
-        """The fitted head as a graph of plain tensor operations, for `detectors.export`; on the CPU, with copies of all tensors.
+        """The fitted head as a graph of plain tensor operations, for `detectors.runtime.export`; on the CPU, with copies of all tensors.
 
         Its ``forward`` takes the backbone's maps in the order of the strides, each float32 [B, C, h, w], and returns what `score`
         returns, up to rounding. It is traced once: B alone may vary, and no step may depend on the values.

@@ -11,17 +11,17 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from detectors.autoencoder import Autoencoder
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
-from detectors.cflow import Cflow
-from detectors.cutpaste import Cutpaste
 from detectors.errors import InputError
-from detectors.fastflow import Fastflow
-from detectors.ganomaly import Ganomaly
-from detectors.padim import Padim
-from detectors.patchcore import Patchcore
-from detectors.spade import Spade
-from detectors.vae import Vae
+from detectors.heads.autoencoder.head import Autoencoder
+from detectors.heads.cflow.head import Cflow
+from detectors.heads.cutpaste.head import Cutpaste
+from detectors.heads.fastflow.head import Fastflow
+from detectors.heads.ganomaly.head import Ganomaly
+from detectors.heads.padim.head import Padim
+from detectors.heads.patchcore.head import Patchcore
+from detectors.heads.spade.head import Spade
+from detectors.heads.vae.head import Vae
 
 HEADS: dict[str, type[Head]] = {
     head.name: head for head in (Padim, Patchcore, Cflow, Spade, Cutpaste, Fastflow, Autoencoder, Vae, Ganomaly)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.anomaly_map import bilinear_matrix
 from detectors.data.images import Size
 from detectors.embedding import Embedding, nearest_positions
+from detectors.scoring.anomaly_map import bilinear_matrix
 
 if TYPE_CHECKING:
-    from detectors.convolutional_coupling import ConvolutionalFlow
-    from detectors.coupling import FlowPass
+    from detectors.flows.convolutional import ConvolutionalFlow
+    from detectors.flows.coupling import FlowPass
 
 PRODUCT_BYTES = 16 * 2**20
 """Distances of one image's patches to the bank that are in memory at once."""
@@ -36,7 +36,7 @@ class PadimGraph(nn.Module):
     """Mahalanobis distance at every position."""
 
     def __init__(self, mean: Tensor, whitening: Tensor, embedding: Embedding, grids: Mapping[int, Size]) -> None:
-        """Args: `mean` [P, d] and `whitening` [P, d, d] as in `detectors.padim`."""
+        """Args: `mean` [P, d] and `whitening` [P, d, d] as in `detectors.heads.padim.head`."""
         super().__init__()
         self.grid = grids[embedding.strides[0]]
         self.register_buffer("mean", _plain(mean)[:, None])
@@ -158,7 +158,7 @@ class CflowGraph(nn.Module):
     """-log of the summed likelihoods of all strides, each against its peak."""
 
     def __init__(self, passes: Sequence[FlowPass], peaks: Tensor) -> None:
-        """Args: `passes` by ascending stride; `peaks` as in `detectors.cflow`."""
+        """Args: `passes` by ascending stride; `peaks` as in `detectors.heads.cflow.head`."""
         super().__init__()
         self.grid = passes[0].grid
         self.flows = nn.ModuleList(_FlowGraph(one, float(peak)) for one, peak in zip(passes, peaks, strict=True))
@@ -220,7 +220,7 @@ class CutpasteGraph(nn.Module):
     """The network's last map, judged by the second stage."""
 
     def __init__(self, network: nn.Module, second_stage: nn.Module, grids: Sequence[Size], last: Size) -> None:
-        """Args: `network` and `second_stage` as in `detectors.cutpaste`; `grids` by ascending stride; `last` of the last map."""
+        """Args: `network` and `second_stage` as in `detectors.heads.cutpaste.head`; `grids` by ascending stride; `last` of the last map."""
         super().__init__()
         self.network, self.second_stage = network, second_stage
         self.upsamplings, self.last = _upsamplings(grids), Upsampling(grids[0], last)
@@ -257,7 +257,7 @@ class ReconstructionGraph(nn.Module):
     """A network's residual of the maps joined on the finest grid."""
 
     def __init__(self, network: nn.Module, grids: Mapping[int, Size]) -> None:
-        """Args: `network` as in `detectors.reconstruction`; `grids` of all strides."""
+        """Args: `network` as in `detectors.heads.reconstruction.head`; `grids` of all strides."""
         super().__init__()
         self.network = deepcopy(network).cpu()
         self.upsamplings = _upsamplings([grids[stride] for stride in sorted(grids)])
@@ -331,7 +331,7 @@ class SpadeGraph(nn.Module):
 
 
 def _subnet_scale() -> float:
-    from detectors.coupling import SUBNET_SCALE  # with FrEIA, a second that other detectors need not wait for
+    from detectors.flows.coupling import SUBNET_SCALE  # with FrEIA, a second that other detectors need not wait for
 
     return SUBNET_SCALE
 

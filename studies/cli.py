@@ -60,7 +60,7 @@ def _tell(errors: Console, error: Exception) -> None:
         errors.print_exception()
         return
     from detectors.errors import InputError
-    from studies.outcome import StudyFailedError
+    from studies.search.outcome import StudyFailedError
 
     text = " ".join(str(error).split()) or type(error).__name__
     known = isinstance(error, InputError | StudyFailedError | ArithmeticError)

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from browser import chromium as chromium  # every test file may ask for it
-from widgets import copy_stores, write_widgets
+from tests.helpers.browser import chromium as chromium  # every test file may ask for it
+from tests.helpers.widgets import copy_stores, write_widgets
 
 TESTS = Path(__file__).parent
 
@@ -51,7 +51,7 @@ def own_widgets(tmp_path: Path) -> Path:
 def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``studies.db`` and ``mlflow.db`` without content: MLflow's first migration takes seconds."""
     from studies.home import Home
-    from studies.storage import open_storage
+    from studies.search.storage import open_storage
     from tracking.projection import Projection
 
     folder = tmp_path_factory.mktemp("stores")

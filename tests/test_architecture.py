@@ -147,11 +147,14 @@ def test_every_module_imports_where_the_other_side_is_not_installed(package, tmp
     [
         # What every command needs to start, to print a table and to tell an error.
         (
-            ["studies.cli", "studies.commands", "studies.tables", "studies.outcome"],
+            ["studies.cli", "studies.commands", "studies.show.tables", "studies.search.outcome"],
             {"torch", "timm", "sklearn", "mlflow"},
         ),
         # What looks at a finished study.
-        (["studies.commands.open", "studies.view", "studies.insight"], {"timm", "torchvision", "sklearn", "mlflow"}),
+        (
+            ["studies.release.locate", "studies.search.view", "studies.show.insight"],
+            {"timm", "torchvision", "sklearn", "mlflow"},
+        ),
     ],
     ids=["every command", "looking at a study"],
 )

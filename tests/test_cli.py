@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shell import BACKBONE, NAMES, Shell, assert_told, make_shell, raw_study
-from widgets import draw_widget, write_widgets
+
+from tests.helpers.shell import BACKBONE, NAMES, Shell, assert_told, make_shell, raw_study
+from tests.helpers.widgets import draw_widget, write_widgets
 
 
 @pytest.fixture
@@ -419,8 +420,8 @@ def test_predict_gives_the_scores_that_the_study_saw(done: Shell, tiny_mvtec: Pa
     """The verdicts on the test pictures lead to the error rates that the study reported."""
     outcome = json.loads((done.folder / "run.json").read_text())
     reported = outcome["trials"][outcome["selected"]]["test_metrics"]
-    from studies.config import validate
-    from studies.datasets import open_dataset, split
+    from studies.file.config import validate
+    from studies.file.datasets import open_dataset, split
     from studies.home import Home
 
     config = validate(outcome["config"], source="run.json")

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from servers import Postgres, free_port, skip_without_postgres
-from shell import raw_study
+
+from tests.helpers.servers import Postgres, free_port, skip_without_postgres
+from tests.helpers.shell import raw_study
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"

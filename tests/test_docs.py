@@ -14,14 +14,15 @@ from unittest import mock
 import pytest
 import typer
 import yaml
-from shell import make_shell
 from typer.core import TyperCommand, TyperGroup
-from worked_example import EXAMPLE, load_example
 
 from detectors.catalog import HEADS
-from studies import cli, reference
+from studies import cli
 from studies.commands import register
-from studies.config import StudyConfig, load
+from studies.file import reference
+from studies.file.config import StudyConfig, load
+from tests.helpers.shell import make_shell
+from tests.helpers.worked_example import EXAMPLE, load_example
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -155,7 +156,9 @@ def test_the_example_is_shown_whole_and_is_short() -> None:
 
 
 def test_the_page_of_the_study_file_is_current() -> None:
-    assert (DOCS / "study-file.md").read_text() == reference.text(), "python -m studies.reference > docs/study-file.md"
+    assert (DOCS / "study-file.md").read_text() == reference.text(), (
+        "python -m studies.file.reference > docs/study-file.md"
+    )
 
 
 def test_every_key_is_described() -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image
-from servers import free_port
-from shell import Shell, assert_told, make_shell, raw_study
-from widgets import draw_widget, write_widgets
 
-from detectors.artifact import load_artifact
+from detectors.runtime.artifact import load_artifact
 from studies.commands.promote import REFUSED
+from tests.helpers.servers import free_port
+from tests.helpers.shell import Shell, assert_told, make_shell, raw_study
+from tests.helpers.widgets import draw_widget, write_widgets
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from shell import Shell, make_shell, raw_study
 
 from studies.commands.promote import REFUSED
+from tests.helpers.shell import Shell, make_shell, raw_study
 
 SIZE = 192
 GATE = {"floor": {}, "per_defect_drop": 1.0}  # four pictures of a type say nothing of it

@@ -16,10 +16,10 @@ from mlflow.pyfunc import PythonModel
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from detectors.artifact import Artifact, load_artifact
 from detectors.data.images import read_image
 from detectors.errors import InputError
-from detectors.verdicts import heat_map, judge
+from detectors.runtime.artifact import Artifact, load_artifact
+from detectors.runtime.verdicts import heat_map, judge
 
 ARTIFACT = "detector"
 """Name of the detector's folder among the model's artifacts."""

@@ -28,9 +28,9 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from detectors.artifact import is_artifact
 from detectors.errors import InputError
 from detectors.files import new_folder
+from detectors.runtime.artifact import is_artifact
 from tracking.addresses import without_password
 from tracking.audit import Action, Audit, AuditLine
 from tracking.model import packed

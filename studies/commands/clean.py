@@ -18,9 +18,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from studies.feature_store import FeatureStore
     from studies.home import Home
-    from studies.view import StudyView
+    from studies.search.view import StudyView
+    from studies.worker.feature_store import FeatureStore
 
 KINDS = {
     "leftovers": ("half-written files of processes that were killed", "always"),
@@ -79,9 +79,9 @@ def clean(
 
     Databases, ledgers, results, pictures, selected detectors and whatever a running study works with always stay.
     """
-    from studies import tables
-    from studies.commands import ask
+    from studies.commands import questions as ask
     from studies.home import Home
+    from studies.show import tables
 
     home = Home.from_environment()
     console = tables.console(stderr=json_output)
@@ -139,10 +139,10 @@ def take_inventory(home: Home, *, keep: int) -> Inventory:
 def _studies(home: Home, found: Inventory) -> tuple[list[tuple[StudyView, bool]], bool]:
     """Every known study and whether it is being run, and whether some other study is."""
     from detectors.errors import InputError
-    from studies import storage as studies_storage
-    from studies.driver import driver_lock
     from studies.home import sqlite_file
-    from studies.view import StudyView
+    from studies.search import storage as studies_storage
+    from studies.search.driver import driver_lock
+    from studies.search.view import StudyView
 
     views: list[StudyView] = []
     path = sqlite_file(home.storage_url)
@@ -185,8 +185,8 @@ def _add_features(found: Inventory, home: Home, running: Sequence[StudyView], *,
 
 def _add_trials(found: Inventory, view: StudyView, *, keep: int, busy: bool) -> None:
     """Checkpoints, detectors and leftovers of one study."""
-    from studies.driver import driver_lock
-    from studies.jobs import CHECKPOINTS, DETECTOR
+    from studies.search.driver import driver_lock
+    from studies.worker.jobs import CHECKPOINTS, DETECTOR
 
     lock = driver_lock(view.home, view.header.name)
     trials = view.trials()
@@ -208,7 +208,7 @@ def _add_trials(found: Inventory, view: StudyView, *, keep: int, busy: bool) -> 
 
 def _best(view: StudyView, count: int) -> set[int]:
     """Numbers of the best trials, by the rule that selects one."""
-    from studies.view import select
+    from studies.search.view import select
 
     rest = [trial.frozen for trial in view.trials()]
     chosen: set[int] = set()
@@ -286,7 +286,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _store(home: Home) -> FeatureStore:
-    from studies.feature_store import FeatureStore
+    from studies.worker.feature_store import FeatureStore
 
     return FeatureStore(home.features)
 
@@ -362,7 +362,7 @@ def _to_json(found: Inventory, asked_for: set[str], home: Home) -> dict[str, Any
 
 
 def _print_inventory(found: Inventory, asked_for: set[str], home: Home, console: Console) -> None:
-    from studies import tables
+    from studies.show import tables
 
     console.print(f"in {home.root}", markup=False, highlight=False)
     rows = [

@@ -25,11 +25,11 @@ def compare(
     ] = True,
 ) -> None:
     """Accuracy, training time, speed and size of several studies, and the papers' figures, in one table."""
-    from studies import comparison, tables
-    from studies.commands.leave import leave_in_mlflow
-    from studies.commands.open import open_home
-    from studies.storage import load_study
-    from studies.view import StudyView
+    from studies.release.locate import open_home
+    from studies.search.storage import load_study
+    from studies.search.view import StudyView
+    from studies.show import comparison, tables
+    from studies.show.mlflow_files import leave_in_mlflow
 
     wanted = _wanted(shape, json_output=json_output, out=out)
     home, storage = open_home()
@@ -56,7 +56,7 @@ def compare(
 def _wanted(shape: Shape | None, *, json_output: bool, out: Path | None) -> Shape | Literal["png"]:
     """What is to be written. Raises `InputError` where the options contradict each other."""
     from detectors.errors import InputError
-    from studies.comparison import SUFFIXES
+    from studies.show.comparison import SUFFIXES
 
     if json_output:
         if shape not in (None, "json"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from detectors.data.check import CheckReport
     from detectors.data.fetch import Source
     from detectors.data.samples import Dataset
-    from studies.config import DataConfig
+    from studies.file.config import DataConfig
 
 PLAIN_SECONDS = 10.0
 """At most one line of a step's progress in this time where the output is not a terminal."""
@@ -54,8 +54,8 @@ def check(
 ) -> None:
     """Read every picture and mask and tell what is wrong; exit code 2 where a study would fail."""
     from detectors.data.check import check_dataset
-    from studies import tables
     from studies.home import Home
+    from studies.show import tables
 
     data = _data_section(name, root=root, category=category, dataset=dataset, images=images)
     console = tables.console(stderr=json_output)
@@ -86,8 +86,8 @@ def render(
 ) -> None:
     """Draw screws with and without defects: a data set for trying things out, with no download."""
     from detectors.data.rendered import RenderSpec, render_dataset
-    from studies import tables
     from studies.home import Home
+    from studies.show import tables
 
     spec = RenderSpec(size=size, train=train, test_good=test_good, per_defect=per_defect, seed=seed)
     root = out.expanduser().absolute() if out else Home.from_environment().rendered / spec.identity
@@ -126,7 +126,7 @@ def fetch(
 ) -> None:
     """Bring a public data set here: its licence first, its hash verified, resumed where it was stopped."""
     from detectors.data.fetch import fetch as bring
-    from studies import tables
+    from studies.show import tables
 
     source = _source(name)
     default = _default_root(source)
@@ -173,7 +173,7 @@ def _data_section(
     from pydantic import ValidationError
 
     from detectors.errors import InputError
-    from studies import config as study_config
+    from studies.file import config as study_config
 
     if images is not None and (name or root or dataset):
         raise InputError("--images names a folder of pictures by itself; leave out the study, --root and --dataset")
@@ -194,7 +194,7 @@ def _datasets(data: DataConfig, home: Any, console: Console) -> Iterator[Dataset
     """The data set, or where it holds several products and none is named, one for each."""
     from detectors.data.mvtec import categories, require_folder
     from detectors.errors import InputError
-    from studies import datasets
+    from studies.file import datasets
 
     if data.category or data.dataset == "folder" or (data.dataset == "rendered" and data.root is None):
         with _counting(console, "rendering") as progress:
@@ -217,7 +217,7 @@ def _datasets(data: DataConfig, home: Any, console: Console) -> Iterator[Dataset
 def _report_parts(report: CheckReport) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from studies import tables
+    from studies.show import tables
 
     yield Text.assemble((f"{report.dataset}/{report.category}", "bold"), f" in {report.root}")
     kinds = list(dict.fromkeys(kind for types in report.counts.values() for kind in types))
@@ -277,7 +277,7 @@ def _source(name: str) -> Source:
 
 
 def _default_root(source: Source) -> Path:
-    from studies.datasets import DEFAULT_ROOT
+    from studies.file.datasets import DEFAULT_ROOT
 
     if source.name == "mvtec":
         return Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT)
@@ -285,7 +285,7 @@ def _default_root(source: Source) -> Path:
 
 
 def _print_terms(source: Source, destination: Path, console: Console, *, archive: Path | None, url: str | None) -> None:
-    from studies import tables
+    from studies.show import tables
 
     origin = str(archive) if archive else _without_secrets(url or source.url or "")
     facts = [
@@ -302,7 +302,7 @@ def _print_terms(source: Source, destination: Path, console: Console, *, archive
 
 def _accepted(source: Source, accepted: bool) -> bool:
     from detectors.errors import InputError
-    from studies.commands import ask
+    from studies.commands import questions as ask
 
     if accepted:
         return True

@@ -43,8 +43,8 @@ class Check:
 
 def doctor(json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """Look at everything a study needs and say what to do where it is missing; exit code 1 where a study would fail."""
-    from studies import tables
     from studies.home import Home
+    from studies.show import tables
 
     console = tables.console(stderr=json_output)
     home = Home.from_environment()
@@ -79,7 +79,7 @@ def _print(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from studies import tables
+    from studies.show import tables
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "check", "found", "what to do"):
@@ -202,8 +202,8 @@ def _disk(path: Path) -> tuple[str, str, str]:
 
 
 def _optuna(home: Home) -> Iterator[Check]:
-    from studies import storage as studies_storage
     from studies.home import sqlite_file
+    from studies.search import storage as studies_storage
     from tracking.addresses import without_password
 
     url = home.storage_url
@@ -260,7 +260,7 @@ def _has_table(url: str, name: str, variable: str) -> bool:
 
 
 def _weights(home: Home) -> Iterator[Check]:
-    from detectors.weights import available_backbones
+    from detectors.backbones.weights import available_backbones
 
     here = available_backbones()
     if here:
@@ -271,8 +271,8 @@ def _weights(home: Home) -> Iterator[Check]:
 
 def _mvtec(home: Home) -> Iterator[Check]:
     from detectors.data.mvtec import categories
-    from studies.config import DataConfig
-    from studies.datasets import data_root
+    from studies.file.config import DataConfig
+    from studies.file.datasets import data_root
 
     root = data_root(DataConfig())
     known = categories(root) if root.is_dir() else []
@@ -284,8 +284,8 @@ def _mvtec(home: Home) -> Iterator[Check]:
 
 
 def _features(home: Home) -> Iterator[Check]:
-    from studies.config import ExecutionConfig
-    from studies.feature_store import FeatureStore
+    from studies.file.config import ExecutionConfig
+    from studies.worker.feature_store import FeatureStore
 
     entries = FeatureStore(home.features).entries()
     limit = ExecutionConfig().feature_store_gb

@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detectors.artifact import Artifact
-    from detectors.export import Comparison, Speed
+    from detectors.runtime.artifact import Artifact
+    from detectors.runtime.export import Comparison, Speed
 
 T = TypeVar("T")
 PICTURES = 16
@@ -39,12 +39,12 @@ def export(
     """Write a detector as one file, from uint8 RGB to score and map; it counts when it scores as the detector does."""
     import torch
 
-    from detectors.artifact import load_artifact
-    from detectors.export import check_target, export_detector, measure_speed
-    from detectors.latency import DeviceLock
-    from studies import tables
-    from studies.commands.open import detector_folder
+    from detectors.runtime.artifact import load_artifact
+    from detectors.runtime.export import check_target, export_detector, measure_speed
+    from detectors.runtime.latency import DeviceLock
     from studies.home import Home
+    from studies.release.locate import detector_folder
+    from studies.show import tables
 
     console = tables.console(stderr=json_output)
     folder = detector_folder(model)
@@ -98,10 +98,10 @@ def _pictures(model: str, images: Path | None, artifact: Artifact) -> tuple[Tens
     """Up to `PICTURES` pictures as the detector wants them, uint8 [N, 3, h, w], and where they are from."""
     import torch
 
-    from detectors.artifact import is_artifact
     from detectors.data.images import read_image
     from detectors.errors import InputError
-    from detectors.export import stand_ins
+    from detectors.runtime.artifact import is_artifact
+    from detectors.runtime.export import stand_ins
     from studies.commands.predict import picture_files
 
     if images is not None:
@@ -119,8 +119,8 @@ def _test_pictures(model: str, artifact: Artifact) -> Tensor:
     """Some of the study's test pictures. Raises `InputError` where they cannot be read."""
     from dataclasses import replace
 
-    from studies import datasets
-    from studies.commands.open import open_view
+    from studies.file import datasets
+    from studies.release.locate import open_view
 
     study, _, product = model.partition("/")
     view = open_view(study)

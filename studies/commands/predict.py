@@ -16,7 +16,7 @@ from rich.progress import track
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from detectors.verdicts import Model
+    from detectors.runtime.verdicts import Model
 
 SHOWN = 20
 """Pictures in the table; of more, those with the highest scores."""
@@ -39,7 +39,7 @@ def predict(
     A picture that cannot be read keeps no other from its score: it is named at the end, and the exit code is 2.
     """
     from detectors.errors import InputError
-    from studies import tables
+    from studies.show import tables
 
     files = picture_files(images)
     loaded = _load(model, device)
@@ -71,7 +71,7 @@ def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Pa
     """What a person sees of the results."""
     from rich.text import Text
 
-    from studies import tables
+    from studies.show import tables
 
     columns = [column for column in COLUMNS if column not in ("threshold", "error")]
     by_score = sorted(scored, key=lambda row: -row["score"])
@@ -111,11 +111,11 @@ def _name(failed: list[dict[str, Any]], console: Console) -> None:
 
 
 def _load(model: str, device: str) -> Model:
-    from detectors.artifact import is_artifact, load_artifact
     from detectors.errors import InputError
-    from detectors.exported import is_exported, load_exported
-    from studies.commands.open import detector_folder
-    from studies.plan import choose_device
+    from detectors.runtime.artifact import is_artifact, load_artifact
+    from detectors.runtime.exported import is_exported, load_exported
+    from studies.release.locate import detector_folder
+    from studies.search.plan import choose_device
 
     path = Path(model)
     if not is_exported(path) or is_artifact(path):
@@ -162,8 +162,8 @@ def _predict_one(model: Model, file: Path, target: Path) -> dict[str, Any]:
     """Of `COLUMNS`; a picture that has no score has an error."""
     from detectors.data.images import read_image
     from detectors.errors import InputError, NumericalError
-    from detectors.pictures import save_png
-    from detectors.verdicts import judge, picture_and_heat_map
+    from detectors.runtime.overlays import save_png
+    from detectors.runtime.verdicts import judge, picture_and_heat_map
 
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["image"] = str(file)
@@ -201,7 +201,7 @@ def _no_formula(value: Any) -> Any:
 
 def _write_sheets(scored: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Pages of pictures beside their heat maps, the highest score first; from the files just written, page by page."""
-    from detectors.pictures import SHEET_COLUMNS, SHEET_ROWS, save_png, sheet
+    from detectors.runtime.overlays import SHEET_COLUMNS, SHEET_ROWS, save_png, sheet
 
     ordered = sorted(scored, key=lambda row: -row["score"])
     size = SHEET_COLUMNS * SHEET_ROWS

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from studies.home import Home
-    from studies.promotion import Promoter, Promotion
-    from studies.view import StudyView, TrialView
+    from studies.release.promotion import Promoter, Promotion
+    from studies.search.view import StudyView, TrialView
     from tracking.registry import Registry, Version
 
 REFUSED = 3
@@ -35,7 +35,7 @@ def promote(
 ) -> None:
     """Register a study's model and make it the champion, if it passes the gate (exit 3 where it does not)."""
     from detectors.errors import InputError
-    from studies import tables
+    from studies.show import tables
 
     if version is not None and trial is not None:
         raise InputError("--version and --trial contradict each other; give one of them")
@@ -60,7 +60,7 @@ def rollback(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Make the champion before this one the champion again; the same command undoes it."""
-    from studies import tables
+    from studies.show import tables
 
     console = tables.console(stderr=json_output)
     with promoter_for(console, "cpu") as promoter:
@@ -76,7 +76,7 @@ def models(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Versions, aliases, metrics, gate results; of one model also who did what when."""
-    from studies import tables
+    from studies.show import tables
 
     console = tables.console(stderr=json_output)
     with _registry(console) as (_, _, registry):
@@ -115,8 +115,8 @@ def models(
 
 @contextmanager
 def _registry(console: Console) -> Iterator[tuple[Home, RDBStorage, Registry]]:
-    from studies.commands.open import open_home
-    from studies.promotion import open_registry
+    from studies.release.locate import open_home
+    from studies.release.promotion import open_registry
 
     home, storage = open_home()
     yield home, storage, open_registry(home, tell=lambda text: console.print(text, style="yellow", markup=False))
@@ -125,7 +125,7 @@ def _registry(console: Console) -> Iterator[tuple[Home, RDBStorage, Registry]]:
 @contextmanager
 def promoter_for(console: Console, device: str) -> Iterator[Promoter]:
     """For a command that changes the registry, with its progress on the console."""
-    from studies.promotion import Promoter
+    from studies.release.promotion import Promoter
 
     with _registry(console) as (home, storage, registry), console.status("opening") as status:
 
@@ -139,7 +139,7 @@ def promoter_for(console: Console, device: str) -> Iterator[Promoter]:
 
 def _promote_trial(promoter: Promoter, name: str, number: int | None, *, to: str | None, dry_run: bool) -> Promotion:
     from detectors.errors import InputError
-    from studies.commands.open import open_view
+    from studies.release.locate import open_view
 
     study, _, product = name.partition("/")
     view = open_view(study)
@@ -157,9 +157,9 @@ def _trial(view: StudyView, number: int, promoter: Promoter) -> TrialView:
     found = next((trial for trial in view.trials() if trial.number == number), None)
     if found is not None and found.detectors:
         return found
-    from studies.driver import Driver
     from studies.executors.inline import InlineExecutor
-    from studies.plan import Options, make_plan
+    from studies.search.driver import Driver
+    from studies.search.plan import Options, make_plan
     from tracking.projection import Projection
 
     promoter.tell(f"fitting trial {number} of {view.study.study_name} once more, and scoring it on test")
@@ -170,7 +170,7 @@ def _trial(view: StudyView, number: int, promoter: Promoter) -> TrialView:
 
 
 def _print(outcome: Promotion, console: Console, *, dry_run: bool) -> None:
-    from studies import tables
+    from studies.show import tables
 
     report, model = outcome.report, outcome.model
     if report is None:

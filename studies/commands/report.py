@@ -20,11 +20,11 @@ def report(
 ) -> None:
     """What was found, how sure it is, where it fails and what it costs: one HTML file that needs no network."""
     from detectors.files import write_text
-    from studies.commands.leave import leave_in_mlflow
-    from studies.commands.open import open_home
+    from studies.release.locate import open_home
     from studies.report.page import render
-    from studies.storage import load_study
-    from studies.view import StudyView
+    from studies.search.storage import load_study
+    from studies.search.view import StudyView
+    from studies.show.mlflow_files import leave_in_mlflow
 
     home, storage = open_home()
     views = [StudyView(*load_study(storage, name), home) for name in dict.fromkeys(names)]

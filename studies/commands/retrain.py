@@ -19,9 +19,9 @@ def retrain(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Fit the champion's configuration on new good pictures; the outcome is the model's challenger."""
-    from studies import tables
     from studies.commands.promote import promoter_for
-    from studies.retrain import retrain as fit
+    from studies.release.retrain import retrain as fit
+    from studies.show import tables
     from tracking.registry import CHAMPION
 
     console = tables.console(stderr=json_output)

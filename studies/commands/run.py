@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from studies.config import StudyConfig
-    from studies.event_lines import EventLines
     from studies.executors.base import Executor
+    from studies.file.config import StudyConfig
     from studies.home import Home
-    from studies.live import Live
-    from studies.outcome import Outcome
-    from studies.plan import Options, Plan
+    from studies.search.outcome import Outcome
+    from studies.search.plan import Options, Plan
+    from studies.show.event_lines import EventLines
+    from studies.show.live import Live
 
 
 def run(
@@ -80,11 +80,11 @@ def run(
         # Read by the hub's client when it is imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
     from detectors.errors import InputError
-    from studies import tables
-    from studies.event_lines import EventLines
     from studies.home import Home
-    from studies.live import Live
-    from studies.plan import Options
+    from studies.search.plan import Options
+    from studies.show import tables
+    from studies.show.event_lines import EventLines
+    from studies.show.live import Live
 
     if json_lines and (json_output or quiet or dry_run):
         raise InputError(
@@ -123,7 +123,7 @@ def _load_config(
     name: str, settings: list[str], *, images: Path | None, study_name: str | None, demo: bool
 ) -> StudyConfig:
     from detectors.errors import InputError
-    from studies import config as study_config
+    from studies.file import config as study_config
 
     if images is None and study_name is not None:
         raise InputError("--name goes with --images; a study file has its own name")
@@ -136,14 +136,14 @@ def _load_config(
         return study_config.load(name, [*given, *settings])
     if demo:
         # The file's own search, cut to the bundled backbone and to minutes.
-        from studies.demo import load_demo
+        from studies.file.demo import load_demo
 
         return load_demo(name, settings)
     return study_config.load(name, settings)
 
 
 def _ideas(texts: list[str] | None, config: StudyConfig) -> tuple[dict[str, Any], ...]:
-    from studies.config import parse_idea
+    from studies.file.config import parse_idea
 
     return tuple(parse_idea(text, config) for text in texts or [])
 
@@ -153,14 +153,14 @@ def _quoted(text: str) -> str:
 
 
 def _plan(config: StudyConfig, home: Home, options: Options, live: Live | EventLines) -> Plan:
-    from studies.plan import make_plan
+    from studies.search.plan import make_plan
 
     return make_plan(config, home, options, progress=live.preparing)
 
 
 def _drive(plan: Plan, live: Live | EventLines, *, fresh: bool, make_executor: Callable[[Plan], Executor]) -> Outcome:
-    from studies.driver import Driver
-    from studies.storage import open_storage
+    from studies.search.driver import Driver
+    from studies.search.storage import open_storage
     from tracking.projection import Projection
 
     live.preparing("opening the stores", 0, 0)
@@ -199,7 +199,7 @@ def _executor(plan: Plan, *, inline: bool, kind: str, ray_address: str | None, s
             raise InputError("--inline runs one trial at a time in this process; leave out --jobs and --executor")
         return InlineExecutor()
     if kind == "ray":
-        from studies.executors.ray import RayExecutor
+        from studies.executors.ray.executor import RayExecutor
 
         return RayExecutor(
             address=ray_address,
@@ -230,7 +230,7 @@ def _remarks(plan: Plan) -> list[str]:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from studies import tables
+    from studies.show import tables
 
     for line in _remarks(plan):
         console.print(line, style="yellow", markup=False)
@@ -239,7 +239,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
-    from studies import tables
+    from studies.show import tables
 
     for part in tables.outcome_parts(outcome):
         console.print(part)

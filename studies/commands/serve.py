@@ -50,8 +50,8 @@ def serve(
     # Read when torch is imported: idle threads that spin would starve those that decode.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from detectors.errors import InputError
-    from studies import tables
     from studies.home import Home
+    from studies.show import tables
 
     try:
         import torch
@@ -60,7 +60,7 @@ def serve(
         from studies.serving.app import create_app
     except ImportError as error:
         raise InputError(f"{MISSING} ({error.name} is missing)") from error
-    from studies.plan import choose_device
+    from studies.search.plan import choose_device
     from studies.serving.models import Keeper, find_source
     from studies.serving.protocol import PromptProtocol
     from studies.serving.settings import Settings
@@ -127,7 +127,7 @@ def _token(path: Path | None) -> str | None:
 
 
 def _open_registry(home: Home) -> Registry:
-    from studies.promotion import open_registry
+    from studies.release.promotion import open_registry
 
     registry = open_registry(home)
     registry.patience.give_up_seconds = STORE_SECONDS

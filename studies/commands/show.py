@@ -10,10 +10,10 @@ import typer
 
 def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """All studies that were run here."""
-    from studies import storage as studies_storage
-    from studies import tables
-    from studies.commands.open import open_home
-    from studies.view import StudyView
+    from studies.release.locate import open_home
+    from studies.search import storage as studies_storage
+    from studies.search.view import StudyView
+    from studies.show import tables
 
     home, storage = open_home()
     rows = []
@@ -47,8 +47,8 @@ def show(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Trials, selected configuration and the honest figure of one study."""
-    from studies import tables
-    from studies.commands.open import open_view
+    from studies.release.locate import open_view
+    from studies.show import tables
     from tracking.addresses import without_password
 
     view = open_view(name)

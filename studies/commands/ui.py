@@ -217,7 +217,7 @@ def _free_port(host: str, wanted: int, console: Console | None) -> int:
 
 def _await_answer(server: Server, servers: list[Server], console: Console) -> None:
     """Print a server's address once it answers. One that does not start ends the command, the dashboard alone does not."""
-    from studies.outcome import StudyFailedError
+    from studies.search.outcome import StudyFailedError
 
     with console.status(f"{server.name} is starting"):
         answers = _answers_in_time(server)
@@ -260,7 +260,7 @@ def _last_line(log: IO[bytes]) -> str:
 
 def _watch(servers: list[Server]) -> None:
     """Wait until Ctrl-C. Raises `StudyFailedError` where a server ends by itself."""
-    from studies.outcome import StudyFailedError
+    from studies.search.outcome import StudyFailedError
 
     while servers:
         for server in servers:

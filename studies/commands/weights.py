@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from detectors.weights import BackboneSpec
+    from detectors.backbones.weights import BackboneSpec
 
 MISSING = "not here"
 
@@ -22,8 +22,8 @@ def list_weights(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Backbones with weights on this machine, and those that studies name and that are not here."""
-    from detectors.weights import available_backbones
-    from studies import tables
+    from detectors.backbones.weights import available_backbones
+    from studies.show import tables
 
     here = available_backbones(weights_dir=weights_dir)
     rows = [_row(name, weights_dir) for name in here]
@@ -60,8 +60,8 @@ def fetch(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Download weights from the hub into its cache; those that are here already are left alone."""
-    from detectors.weights import BackboneSpec, download, find_weights
-    from studies import tables
+    from detectors.backbones.weights import BackboneSpec, download, find_weights
+    from studies.show import tables
 
     console = tables.console(stderr=json_output)
     specs = [_fetchable(BackboneSpec.parse(name)) for name in names]
@@ -80,8 +80,8 @@ def fetch(
 
 
 def _fetchable(spec: BackboneSpec) -> BackboneSpec:
+    from detectors.backbones.weights import PIXELS
     from detectors.errors import InputError
-    from detectors.weights import PIXELS
 
     if spec.random_seed is not None:
         raise InputError(f"{spec}: random weights are drawn from a seed; there is nothing to fetch")
@@ -92,9 +92,9 @@ def _fetchable(spec: BackboneSpec) -> BackboneSpec:
 
 def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
     """One backbone as both outputs show it; `origin` is None where it has no weights on this machine."""
-    from detectors.backbones import channels_by_stride, weights_identity
+    from detectors.backbones.pyramid import channels_by_stride, weights_identity
+    from detectors.backbones.weights import BackboneSpec, find_weights, pretrained_cfg
     from detectors.errors import InputError
-    from detectors.weights import BackboneSpec, find_weights, pretrained_cfg
 
     row: dict[str, Any] = {"backbone": name, "origin": None, "path": None, "tag": None, "sha256": None}
     row |= {"channels": {}, "problem": None}
@@ -114,8 +114,8 @@ def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
 
 def _named_in_configs() -> list[str]:
     """Pretrained backbones that the study files name, in alphabetical order."""
-    from detectors.weights import PIXELS, BackboneSpec
-    from studies import config as study_config
+    from detectors.backbones.weights import PIXELS, BackboneSpec
+    from studies.file import config as study_config
 
     files = sorted(study_config.packaged_configs().glob("*.yaml"))
     named = {name for file in files for name in study_config.load(str(file)).backbones}

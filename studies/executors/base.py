@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from studies.jobs import Event, Job
+from studies.worker.jobs import Event, Job
 
 
 class Executor(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detectors.errors import InputError
 from detectors.files import append_line
-from studies.jobs import LOG_FILE, Job, Lost, LostKind
+from studies.worker.jobs import LOG_FILE, Job, Lost, LostKind
 
 OUT_OF_MEMORY = ("CPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """What a RuntimeError says where memory was short: torch on either device, faiss, cuBLAS, cuDNN."""

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from studies.executors.failure import lost
-from studies.jobs import Done, Event, Job
-from studies.trial import run_job
+from studies.worker.jobs import Done, Event, Job
+from studies.worker.trial import run_job
 
 
 class InlineExecutor:

@@ -16,9 +16,9 @@ from multiprocessing.context import SpawnProcess
 import psutil
 
 from studies.executors.failure import death, memory_kills
+from studies.executors.process import Runner, perform
 from studies.executors.slots import Slot
-from studies.executors.worker import Runner, perform
-from studies.jobs import Done, Event, Job, Lost
+from studies.worker.jobs import Done, Event, Job, Lost
 
 GRACE_SECONDS = 3.0
 """How long a worker may take to end by itself after its last word, and the kernel to end one that was killed."""
@@ -54,7 +54,7 @@ class LocalExecutor:
         reuse: a worker takes job after job, which saves the seconds of a fresh start; without it, each job gets a process
             of its own, which gives all of a GPU's memory back, and the next process starts while the last one still works.
         trial_timeout: seconds after which a job is killed and lost.
-        run: what workers do with a job, a function of a module; None for `studies.trial.run_job`.
+        run: what workers do with a job, a function of a module; None for `studies.worker.trial.run_job`.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ def _work(pipe: Connection, reuse: bool, run: Runner | None) -> None:
     threading.Thread(target=_die_with_driver, daemon=True).start()
     if run is None:
         # While there is no job yet: the next one then begins at once.
-        from studies.trial import run_job
+        from studies.worker.trial import run_job
 
         run = run_job
     while (job := _next_job(pipe)) is not None:

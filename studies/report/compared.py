@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from detectors.errors import InputError
-from detectors.metrics import UndefinedMetricError, paired_bootstrap_difference
-from studies import comparison
-from studies.comparison import Comparison, Row
-from studies.jobs import ARTIFACTS
-from studies.report import words
+from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
+from studies.report import wording as words
 from studies.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -30,8 +27,11 @@ from studies.report.charts import (
     scale,
     shortened,
 )
-from studies.scores import Scores, read_scores
-from studies.view import StudyView
+from studies.search.view import StudyView
+from studies.show import comparison
+from studies.show.comparison import Comparison, Row
+from studies.worker.jobs import ARTIFACTS
+from studies.worker.scores import Scores, read_scores
 
 COLOURS = 7
 """Classes ``c0`` to ``c6``, one for each detector."""

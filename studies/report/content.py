@@ -10,17 +10,17 @@ from typing import Any
 import yaml
 
 from detectors.data.samples import GOOD
-from detectors.evaluation import METRICS
-from studies import tables
-from studies.config import COST_METRICS
-from studies.encoding import encode
-from studies.report import words
+from detectors.scoring.evaluation import METRICS
+from studies.file.config import COST_METRICS
+from studies.file.encoding import encode
+from studies.report import wording as words
 from studies.report.charts import Figure, Table, shortened
 from studies.report.detector import OnTest, on_test
 from studies.report.search import STATES, Search, figures
-from studies.space import describe_dimension
-from studies.summary import headline
-from studies.view import INTERRUPTED, StudyView, TrialView
+from studies.search.space import describe_dimension
+from studies.search.summary import headline
+from studies.search.view import INTERRUPTED, StudyView, TrialView
+from studies.show import tables
 
 WIDE_INTERVAL = 0.1
 """From this width on, a figure is said to be unsure."""

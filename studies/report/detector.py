@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from detectors.data.samples import GOOD
-from detectors.metrics import (
+from detectors.scoring.metrics import (
     UndefinedMetricError,
     auroc,
     average_precision,
@@ -19,8 +19,7 @@ from detectors.metrics import (
     pr_curve_points,
     roc_curve_points,
 )
-from studies.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
-from studies.report import words
+from studies.report import wording as words
 from studies.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -38,8 +37,9 @@ from studies.report.charts import (
     Table,
     number,
 )
-from studies.scores import Group, ScoredPicture, Scores, Shown, read_scores
-from studies.view import StudyView, TrialView
+from studies.search.view import StudyView, TrialView
+from studies.worker.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
+from studies.worker.scores import Group, ScoredPicture, Scores, Shown, read_scores
 
 POINTS = 200
 """Corners of a curve that are drawn."""

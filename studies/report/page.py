@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from studies import tables
-from studies.report import words
+from studies.report import wording as words
 from studies.report.compared import compare
 from studies.report.content import study_part
-from studies.view import StudyView
+from studies.search.view import StudyView
+from studies.show import tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 

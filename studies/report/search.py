@@ -9,12 +9,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from detectors.evaluation import METRICS
-from studies import insight, tables
-from studies.config import COST_METRICS, StudyConfig, metric_of
-from studies.encoding import encode
-from studies.products import SLOWEST
-from studies.report import words
+from detectors.scoring.evaluation import METRICS
+from studies.file.config import COST_METRICS, StudyConfig, metric_of
+from studies.file.encoding import encode
+from studies.report import wording as words
 from studies.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -36,7 +34,9 @@ from studies.report.charts import (
     scale,
     shortened,
 )
-from studies.view import StudyView, TrialView
+from studies.search.view import StudyView, TrialView
+from studies.show import insight, tables
+from studies.worker.products import SLOWEST
 
 STATES = {
     "COMPLETE": "finished",

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detectors.data.images import Size, read_image, resize_image
 from detectors.errors import InputError, NumericalError
-from detectors.verdicts import Verdict, heat_map
+from detectors.runtime.verdicts import Verdict, heat_map
 from studies.serving.meters import Meters
 from studies.serving.models import Keeper, Loaded
 from studies.serving.page import content_security_policy, page

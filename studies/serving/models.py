@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from detectors.artifact import DESCRIPTION, Artifact, load_artifact
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
-from detectors.verdicts import judge
+from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact
+from detectors.runtime.verdicts import judge
 from studies.home import Home
 from tracking.registry import Registry
 
@@ -244,7 +244,7 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
     Raises:
         InputError: there is no such model.
     """
-    from studies.commands.open import REGISTERED, detector_folder, registered
+    from studies.release.locate import REGISTERED, detector_folder, registered
 
     if not model.startswith(REGISTERED):
         folder = detector_folder(model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.verdicts import Verdict, judge
+from detectors.runtime.verdicts import Verdict, judge
 from studies.serving.models import Loaded
 
 

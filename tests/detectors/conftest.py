@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from fetching import site as site  # the tests of fetch ask for it
+from tests.helpers.fetching import site as site  # the tests of fetch ask for it

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bench import Bench
-from builders import BACKBONE, build_plan, raw_config
-from command_line import set_home, study
-from widgets import copy_stores
 
-from studies.config import validate
+from studies.file.config import validate
 from studies.home import Home
-from studies.plan import Plan
+from studies.search.plan import Plan
+from tests.helpers.bench import Bench
+from tests.helpers.builders import BACKBONE, build_plan, raw_config
+from tests.helpers.command_line import set_home, study
+from tests.helpers.widgets import copy_stores
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from small_models import make_run, pictures, save_detector, source
-from widgets import copy_stores
 
-from detectors.artifact import DESCRIPTION, load_artifact
 from detectors.errors import InputError
+from detectors.runtime.artifact import DESCRIPTION, load_artifact
+from tests.helpers.small_models import make_run, pictures, save_detector, source
+from tests.helpers.widgets import copy_stores
 from tracking.registry import CHALLENGER, CHAMPION, PENDING, PREVIOUS, SOURCE, Registry
 
 NAME = "widgets"

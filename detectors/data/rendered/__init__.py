@@ -19,6 +19,6 @@ Each module builds on those before it: `screw`, `damage`, `surface`, `shading`, 
 
 from detectors.data.rendered.damage import DEFECT_KINDS
 from detectors.data.rendered.dataset import RenderSpec, render_dataset
-from detectors.data.rendered.picture import render_screw
+from detectors.data.rendered.image import render_screw
 
 __all__ = ["DEFECT_KINDS", "RenderSpec", "render_dataset", "render_screw"]

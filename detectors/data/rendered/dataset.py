@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detectors.data.rendered.damage import DEFECT_KINDS
-from detectors.data.rendered.picture import RENDERER_VERSION, check_picture, is_integer, render_screw
+from detectors.data.rendered.image import RENDERER_VERSION, check_picture, is_integer, render_screw
 from detectors.errors import InputError
 
 CATEGORY = "screw"

@@ -10,14 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import set_home
-from in_process import running, started
-from servers import MlflowServer
-from small_models import make_run, pictures, save_detector, source
-from widgets import copy_stores
 
 from detectors.errors import InputError
-from detectors.verdicts import Verdict, judge
+from detectors.runtime.verdicts import Verdict, judge
 from studies.home import Home
 from studies.serving import models
 from studies.serving.models import (
@@ -31,6 +26,11 @@ from studies.serving.models import (
     find_source,
 )
 from studies.serving.settings import Settings
+from tests.helpers.command_line import set_home
+from tests.helpers.in_process import running, started
+from tests.helpers.servers import MlflowServer
+from tests.helpers.small_models import make_run, pictures, save_detector, source
+from tests.helpers.widgets import copy_stores
 from tracking.registry import Registry
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")

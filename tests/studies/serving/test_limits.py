@@ -20,21 +20,22 @@ import numpy as np
 import pytest
 import requests
 import torch
-from command_line import study
 from numpy.typing import NDArray
 from PIL import Image
-from small_models import pictures, save_detector
+
+from tests.helpers.command_line import study
+from tests.helpers.small_models import pictures, save_detector
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import uvicorn
-from in_process import running, started
 
 from detectors.errors import NumericalError
-from detectors.verdicts import Verdict, judge
+from detectors.runtime.verdicts import Verdict, judge
 from studies.serving import app, protocol, scoring
 from studies.serving.models import FolderSource, Keeper
 from studies.serving.scoring import BusyError, Scorer
 from studies.serving.settings import Settings
+from tests.helpers.in_process import running, started
 
 
 @pytest.fixture(scope="module")

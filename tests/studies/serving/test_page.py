@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import DESKTOP, PHONE, console, show
 from PIL import Image
-from small_models import pictures, save_detector
+
+from tests.helpers.browser import DESKTOP, PHONE, console, show
+from tests.helpers.small_models import pictures, save_detector
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-from in_process import running, started
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from studies.serving.settings import Settings
+from tests.helpers.in_process import running, started
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -25,10 +25,10 @@ import psutil
 import pytest
 import requests
 from PIL import Image
-from small_models import SIZE, make_run, pictures, save_detector, source
-from widgets import copy_stores
 
-from detectors.artifact import load_artifact
+from detectors.runtime.artifact import load_artifact
+from tests.helpers.small_models import SIZE, make_run, pictures, save_detector, source
+from tests.helpers.widgets import copy_stores
 from tracking.registry import Registry
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")

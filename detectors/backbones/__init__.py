@@ -1,0 +1,1 @@
+"""Pretrained networks that images are seen through, and where their weights come from."""

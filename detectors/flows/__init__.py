@@ -1,0 +1,1 @@
+"""Normalizing flows: coupling blocks and what the heads made of them share."""

@@ -1,0 +1,1 @@
+"""The heads, one folder each; `detectors.catalog` finds them."""

@@ -1,0 +1,1 @@
+"""What autoencoder, VAE and GANomaly share."""

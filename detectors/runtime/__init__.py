@@ -1,0 +1,1 @@
+"""A fitted detector in use: artifact, export, verdicts, overlays, latency."""

@@ -1,0 +1,1 @@
+"""From patch scores to figures: anomaly map, metrics, evaluation, threshold."""

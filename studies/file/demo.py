@@ -1,0 +1,79 @@
+"""``study run NAME --demo``: a study file turned into one that runs anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from detectors import catalog
+from detectors.backbones.weights import BUNDLED, PIXELS
+from studies.file import yaml_file
+from studies.file.config import StudyConfig, find, override, validate
+
+DEMO_TRIALS = 8
+
+
+def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
+    """A study's own search on rendered screws, with the bundled backbone and few trials: needs no data and no network.
+
+    It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the real one.
+
+    Raises:
+        InputError: as `studies.file.config.load` does.
+    """
+    path = find(name)
+    raw = yaml_file.read(path)
+    file = validate(raw, source=str(path))
+    raw["name"] = f"{file.name}-demo"
+    raw["data"] = {"dataset": "rendered", "category": "screw"}
+    raw["budget"] = {"trials": DEMO_TRIALS}
+    raw["protocol"] = "holdout"
+    parameters = [one for detector in file.detectors for one in catalog.parameters(detector).values()]
+    fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
+    raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
+    raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)
+    here = (BUNDLED, PIXELS)
+    if raw["search"] and "backbone" not in raw["fixed"]:
+        raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
+    elif not raw["search"]:
+        raw["fixed"].setdefault("backbone", BUNDLED)
+    raw["baselines"] = [
+        base
+        for base in raw.get("baselines", [])
+        if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
+    ]
+    return validate(override(raw, settings), source=f"{path} with --demo")
+
+
+def _with_bundled_weights(
+    section: dict[str, Any], fetched: Mapping[str, Collection[Any]], *, searched: bool
+) -> dict[str, Any]:
+    """A search, or what is fixed, that needs no weights but the bundled backbone's, also under a detector's name.
+
+    Pixels, which need none, stay.
+
+    Args:
+        fetched: {parameter: its values that are networks with other weights}.
+    """
+    made: dict[str, Any] = {}
+    for name, value in section.items():
+        own = name.rpartition(".")[2]
+        if own == "backbone":
+            made[name] = _bundled_choice(value, searched=searched)
+        elif own in fetched:
+            choices = [one for one in _choices(value) if one not in fetched[own]] or [BUNDLED]
+            made[name] = {"choices": choices} if searched else choices[0]
+        elif isinstance(value, dict):
+            made[name] = _with_bundled_weights(value, fetched, searched=searched)
+        else:
+            made[name] = value
+    return made
+
+
+def _bundled_choice(value: Any, *, searched: bool) -> Any:
+    one = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
+    return {"choices": [one]} if searched else one
+
+
+def _choices(value: Any) -> list[Any]:
+    return value.get("choices", []) if isinstance(value, dict) else [value]

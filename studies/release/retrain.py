@@ -1,0 +1,147 @@
+"""The champion's configuration, fitted on newer pictures of good parts: a challenger for the gate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectors.base import Detector, FitContext
+from detectors.catalog import head_class
+from detectors.data.folder import read_folder
+from detectors.data.samples import GOOD, ImageSet, Sample, file_sha256
+from detectors.data.splits import Splits, stable_order
+from detectors.errors import InputError
+from detectors.runtime.artifact import Artifact, is_artifact, save_artifact
+from detectors.scoring.evaluation import choose_threshold
+from studies.file import datasets
+from studies.home import Home
+from studies.search.view import StudyView
+from studies.worker.feature_store import FeatureStore
+from studies.worker.memo import FileMemo
+from studies.worker.trial import environment, seed_everything
+
+HELD_OUT = 5
+"""Every so-manyeth new picture is kept from the fit, for the threshold."""
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What was fitted."""
+
+    folder: Path
+    """Of the detector."""
+    new: int
+    """New pictures, of which some were kept for the threshold."""
+    held_out: int
+
+
+def retrain(
+    champion: Artifact,
+    view: StudyView,
+    product: str,
+    home: Home,
+    *,
+    images: Path | None,
+    only_new: bool,
+    device: torch.device,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Retrained:
+    """Fit a detector like the champion on the study's good pictures and new ones, and save it.
+
+    Args:
+        images: folder of new good pictures; None fits the study's own once more.
+        only_new: leave the study's own pictures out of the fit; then `images` is needed.
+
+    Raises:
+        InputError: too few or unreadable pictures, one that is among the test pictures.
+    """
+    if only_new and images is None:
+        raise InputError("--only-new needs --images: a folder of new good pictures")
+    pictures = datasets.load(view.config, home)
+    splits = next(part.splits for part in pictures.parts if product in ("", part.category))
+    new = _new_samples(images, splits) if images else []
+    held_out = stable_order(new)[HELD_OUT - 1 :: HELD_OUT]
+    fitted_on = [sample for sample in new if sample not in held_out]
+    own = () if only_new else splits.train.samples
+    train = ImageSet("train", (*own, *fitted_on), splits.train.image_size)
+    if len(train) < 2:
+        raise InputError(f"{images}: {len(train)} picture to learn from is not enough; add more")
+    model = champion.detector
+    digest = hashlib.sha256(f"{train.digest} {champion.provenance}".encode()).hexdigest()[:16]
+    folder = home.root / "retrained" / view.config.name / digest / "detector"
+    found = Retrained(folder, len(new), len(held_out))
+    if is_artifact(folder):
+        return found
+
+    seed = view.config.sampler.seed
+    seed_everything(seed)
+    backbone = model.backbone  # with the weights that it was saved with
+    head = head_class(model.head.name)(**model.head.settings)
+    detector = Detector(backbone, head, image_size=model.image_size, smoothing_sigma=model.smoothing_sigma)
+    store = FeatureStore(home.features)
+
+    def features(image_set: ImageSet) -> Any:
+        return store.features(
+            image_set, backbone, device=device, progress=lambda done, total: tell(f"features: {done} of {total}")
+        )
+
+    tell(f"fitting {model.head.name} on {len(train)} good pictures")
+    memo = FileMemo(home.memos, features=store.identity_of(train, backbone, device))
+    context = FitContext(device=device, seed=seed, structural_seed=seed, memo=memo)
+    detector.fit_features(features(train), context)
+    detector.to(device)
+    normal_scores = np.empty(0)
+    if splits.validation is not None:
+        kept = () if only_new else splits.validation.samples
+        judged = ImageSet("validation", (*kept, *held_out), splits.train.image_size)
+        normal_scores = _set_threshold(detector, judged, features(judged), view)
+    provenance = {
+        **champion.provenance,
+        "retrained_from": champion.provenance.get("trial"),
+        "new_pictures": len(new),
+        "digests": {"train": train.digest, "test": splits.test.digest},
+        "environment": environment(device),
+        "metrics": {},
+    }
+    save_artifact(Artifact(detector, normal_scores, provenance), folder)
+    return found
+
+
+def _new_samples(images: Path, splits: Splits) -> list[Sample]:
+    """The good pictures of a folder. Raises `InputError` where one is a test picture, or there is a defective one."""
+    dataset = read_folder(images)
+    if dataset.defect_types:
+        raise InputError(
+            f"{images}: holds pictures of defects ({', '.join(dataset.defect_types)}); name the folder of the good ones"
+        )
+    scored = {file_sha256(sample.file): sample.key for sample in splits.test.samples}
+    found = []
+    for sample in (*dataset.train, *dataset.test):
+        if (twin := scored.get(file_sha256(sample.file))) is not None:
+            raise InputError(f"{sample.file}: is the test picture {twin}; what is tested on cannot be learnt from")
+        found.append(replace(sample, key=f"new/{sample.key}", defect_type=GOOD))
+    return found
+
+
+def _set_threshold(detector: Detector, judged: ImageSet, features: Any, view: StudyView) -> Any:
+    """Set the threshold by the study's rule; returns the scores of the good pictures."""
+    rule = view.config.threshold
+    scores = detector.score_features(features).scores.cpu().numpy()
+    normals = scores[judged.labels == 0]
+    if not len(normals):
+        return np.empty(0)
+    detector.threshold = choose_threshold(
+        rule=rule.rule if judged.labels.any() else "false_alarm_rate",
+        rate=rule.rate,
+        source=judged.name,
+        normal_scores=normals,
+        scores=scores,
+        labels=judged.labels,
+    )
+    return normals.astype(np.float64)

@@ -1,0 +1,117 @@
+"""How figures are said in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from scipy.stats import binomtest
+
+from detectors.catalog import head_class
+from detectors.errors import InputError
+from studies.show import tables
+
+METRICS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image average precision",
+    "image_f1_max": "image F1max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel average precision",
+    "pixel_f1_max": "pixel F1max",
+    "pixel_aupro": "AUPRO",
+    "fps": "pictures per second",
+    "throughput": "pictures per second in batches of 32",
+    "latency_ms_p50": "ms per picture (median)",
+    "latency_ms_p95": "ms per picture (95 %)",
+    "peak_memory_mb": "peak memory in MB",
+    "model_size_mb": "model size in MB",
+    "train_seconds": "seconds to fit",
+}
+STAGES = {
+    "fit": "fitting",
+    "validate": "validating on the way",
+    "score": "scoring",
+    "speed": "measuring speed",
+    "pictures": "drawing pictures",
+    "backbone": "loading the backbone",
+}
+"""The work of a trial; other stages are called by their own names."""
+PROTOCOLS = {
+    "holdout": "holdout: half of the labelled pictures guided the search, the other half (test) was kept from it",
+    "paper": "paper: no search; every setting is scored on the whole official test set",
+    "synthetic": "synthetic: no labelled defects; defects painted into held-out good pictures stand for them",
+}
+
+
+def detector(name: str) -> str:
+    """A detector's name as its authors write it."""
+    try:
+        return head_class(name).title or name
+    except InputError:  # added by a package that is no longer installed
+        return name
+
+
+def metric(name: str) -> str:
+    """A metric's name in words; those of a set without its prefix."""
+    return METRICS.get(name.rpartition("/")[2], name)
+
+
+def share(count: int, of: int, what: str = "") -> str:
+    """``16 of 58 defects (28 %)``"""
+    named = f"{of} {what}".strip()
+    return f"{count} of {named} ({percent(count / of)})" if of else f"none of {named}"
+
+
+def share_with_interval(count: int, of: int) -> str:
+    """``16 of 58 (28 %, 95 % interval 18 to 40 %)``, the interval by Wilson's formula."""
+    if not of:
+        return "none of 0"
+    low, high = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return f"{count} of {of} ({percent(count / of)}, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def percent(part: float) -> str:
+    """``28 %``; below one percent with a digit."""
+    return f"{100 * part:.1f} %" if 0 < part < 0.01 else f"{100 * part:.0f} %"
+
+
+def interval(metrics: dict[str, float], name: str) -> str:
+    """``0.81 to 0.97`` where both ends are known."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
+
+
+def duration(seconds: float) -> str:
+    """``0.7 s``, ``42 s``, ``12 min``, ``2 h 5 min``"""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def speed(fps: float) -> str:
+    """``30 pictures per second (33 ms each)``"""
+    return f"{fps:.3g} pictures per second ({1000 / fps:.3g} ms each)" if fps > 0 else "0 pictures per second"
+
+
+def setting(params: dict[str, Any]) -> str:
+    """``n_features 100, layers 8+16``"""
+    return ", ".join(f"{name} {tables.shown(value)}" for name, value in params.items())
+
+
+def moment(seconds: float) -> str:
+    """A time of day, in UTC wherever the report is read."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def several(count: int, one: str, many: str = "") -> str:
+    """``1 trial``, ``2 trials``"""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``"""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,273 @@
+"""Search space -> suggestions -> the full parameters of one trial."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from detectors import catalog
+from detectors.backbones.pyramid import channels_by_stride
+from detectors.errors import InputError
+from studies.file.config import DEFAULT_LAYERS, DETECTOR_KEY, Dimension, StudyConfig
+from studies.file.encoding import decode_layers, encode
+
+Params = dict[str, Any]
+"""The full setting of one trial: backbone, layers (strides) and every parameter of the detector. JSON-able."""
+
+
+class SearchSpace:
+    """The study file's search over the backbones that this study was created with.
+
+    Of a study over several detectors, each trial first draws the detector. Choices that only some backbones can take (layers
+    they do not offer) and bounds that follow from earlier choices (channels) are resolved while suggesting, so that every
+    suggestion can be run.
+    """
+
+    def __init__(self, config: StudyConfig, *, backbones: Sequence[str]) -> None:
+        """Args: `backbones`: those of the file whose weights are there.
+
+        Raises:
+            InputError: the search is left with no backbone, or one of them offers none of the layer choices.
+        """
+        self.config, self.backbones = config, tuple(backbones)
+        self._several = len(config.detectors) > 1
+        self._parts = {name: _DetectorSpace(config, name, backbones) for name in config.detectors}
+
+    @property
+    def draws_detector(self) -> bool:
+        """Whether the detector is one of Optuna's parameters."""
+        return self._several and bool(self.config.search)
+
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+        """Draw a full setting; what `trial` already holds stays.
+
+        Args:
+            overrides: values outside the search, e.g. a baseline's; they win over ``fixed``.
+        """
+        if not self._several:
+            return self._parts[self.config.detectors[0]].suggest(trial, overrides)
+        given = dict(overrides or {})
+        name = given.pop(DETECTOR_KEY, None) or str(trial.suggest_categorical(DETECTOR_KEY, self.config.detectors))
+        return {DETECTOR_KEY: name} | self._parts[name].suggest(trial, given)
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Every setting of a finite search, as a person would give it, in the order of the file; the last key varies fastest."""
+        for name, part in self._parts.items():
+            for setting in part.grid():
+                yield ({DETECTOR_KEY: name} if self._several else {}) | setting
+
+    def strides(self, backbone: str) -> list[int]:
+        """Every stride that some trial with this backbone may ask for."""
+        return sorted({stride for part in self._parts.values() for stride in part.strides(backbone)})
+
+    def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split a person's setting into what Optuna is to fix and what overrides the file.
+
+        Raises:
+            InputError: a value that backbone and layers do not allow.
+        """
+        setting = dict(baseline)
+        name = setting.pop(DETECTOR_KEY, self.config.detectors[0])
+        searched, overrides = self._parts[name].optuna_params(setting)
+        if not self._several:
+            return searched, overrides
+        # Without a search there is nothing that Optuna could draw.
+        return (
+            (searched | {DETECTOR_KEY: name}, overrides)
+            if self.config.search
+            else (searched, overrides | {DETECTOR_KEY: name})
+        )
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Rows (parameter, values) for a person."""
+        if not self._several:
+            return self._parts[self.config.detectors[0]].describe()
+        rows = [(f"{name}.{own}", values) for name, part in self._parts.items() for own, values in part.describe()]
+        return [(DETECTOR_KEY, ", ".join(self.config.detectors)), *rows]
+
+
+class _DetectorSpace:
+    """The search over the settings of one detector."""
+
+    def __init__(self, config: StudyConfig, detector: str, backbones: Sequence[str]) -> None:
+        self.config, self.detector = config.for_detector(detector), detector
+        self._own = {
+            name for name in self.config.search if config.detector != detector and config.belongs_to(detector, name)
+        }
+        self._head = catalog.head_class(detector)
+        self._channels = {name: channels_by_stride(name) for name in backbones if name in self.config.backbones}
+        searched = self.config.search.get("backbone")
+        if searched is not None and not self._available(searched):
+            raise InputError(
+                "no backbone of search.backbone has weights on this machine; `study weights list` shows them"
+            )
+        for name in self._channels:
+            if not self._layer_choices(name):
+                offered = sorted(self._channels[name])
+                raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
+        fixed = self.config.fixed.get("backbone")
+        if fixed is not None and fixed not in self._channels:
+            raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
+        for baseline in self.config.baselines:
+            if baseline.get("backbone", fixed) in (None, *self._channels):
+                self.optuna_params({name: value for name, value in baseline.items() if name != DETECTOR_KEY})
+
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+        """As `SearchSpace.suggest`."""
+        given = {**self._defaults(), **self.config.fixed, **(overrides or {})}
+        params: Params = {}
+        search = self.config.search
+        params["backbone"] = self._suggest_choice(trial, "backbone", given, self._available(search.get("backbone")))
+        params["layers"] = self._suggest_layers(trial, params["backbone"], given)
+        channels = {stride: self._channels[params["backbone"]][stride] for stride in params["layers"]}
+        bounds = self._head.upper_bounds(channels)
+        for name, parameter in catalog.parameters(self.detector).items():
+            dimension = search.get(name)
+            if dimension is None:
+                value = parameter.check(given[name])
+                params[name] = min(value, bounds[name]) if name in bounds and name not in (overrides or {}) else value
+            else:
+                drawn = suggest_value(trial, self._name(name), dimension, upper_bound=bounds.get(name))
+                params[name] = parameter.check(drawn)
+        return params
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """As `SearchSpace.grid`."""
+        names = list(self.config.search)
+        for values in itertools.product(*(dimension_values(self.config.search[name]) for name in names)):
+            setting = dict(zip(names, values, strict=True))
+            backbone = setting.get("backbone", self.config.fixed.get("backbone"))
+            if backbone not in self._channels:
+                continue
+            layers = setting.get("layers", self.config.fixed.get("layers", DEFAULT_LAYERS))
+            if layers not in self._layer_choices(str(backbone)):
+                continue
+            bounds = self._head.upper_bounds({stride: self._channels[str(backbone)][stride] for stride in layers})
+            if all(setting.get(name, bound) <= bound for name, bound in bounds.items()):
+                yield setting
+
+    def strides(self, backbone: str) -> list[int]:
+        """As `SearchSpace.strides`."""
+        if backbone not in self._channels:
+            return []
+        baselines = [layers for base in self.config.baselines if isinstance(layers := base.get("layers"), list)]
+        asked = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
+        return sorted(asked & set(self._channels[backbone]))
+
+    def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `SearchSpace.optuna_params`."""
+        self._check_baseline(baseline)
+        searched: dict[str, Any] = {}
+        overrides: dict[str, Any] = {}
+        for name, value in baseline.items():
+            dimension = self.config.search.get(name)
+            if dimension is None:
+                overrides[name] = value
+            elif name == "layers":
+                # Whatever backbone is drawn, if the baseline names none.
+                named = baseline.get("backbone", self.config.fixed.get("backbone"))
+                for backbone in [str(named)] if named else self._channels:
+                    if value in self._layer_choices(backbone):
+                        searched[self._layers_name(backbone)] = encode(value)
+            else:
+                searched[self._name(name)] = encode(value) if dimension.choices is not None else value
+        return searched, overrides
+
+    def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
+        """Raise `InputError` for layers or values that the baseline's backbone does not offer."""
+        backbone = baseline.get("backbone", self.config.fixed.get("backbone"))
+        given = {**self._defaults(), **self.config.fixed, **baseline}
+        layers = None if "layers" in self.config.search and "layers" not in baseline else given["layers"]
+        if backbone is None or layers is None:
+            return
+        offered = self._channels[str(backbone)]
+        if not set(layers) <= set(offered):
+            raise InputError(f"baseline {dict(baseline)}: {backbone} offers the layers {sorted(offered)}")
+        for name, bound in self._head.upper_bounds({stride: offered[stride] for stride in layers}).items():
+            if (value := baseline.get(name)) is not None and value > bound:
+                raise InputError(
+                    f"baseline {dict(baseline)}: {name} is at most {bound} with this backbone and these layers"
+                )
+
+    def describe(self) -> list[tuple[str, str]]:
+        """As `SearchSpace.describe`."""
+        return [(name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.detector))]
+
+    def _describe(self, name: str) -> str:
+        dimension = self.config.search.get(name)
+        if dimension is None:
+            fixed = {**self._defaults(), **self.config.fixed}.get(name)
+            return f"{encode(fixed)} (fixed)" if fixed is not None else "by baseline"
+        return ", ".join(self._available(dimension)) if name == "backbone" else describe_dimension(dimension)
+
+    def _defaults(self) -> dict[str, Any]:
+        known = catalog.parameters(self.detector).values()
+        return {"layers": DEFAULT_LAYERS, **{parameter.name: parameter.default for parameter in known}}
+
+    def _available(self, dimension: Dimension | None) -> list[str]:
+        return [str(choice) for choice in (dimension.choices or []) if choice in self._channels] if dimension else []
+
+    def _suggest_choice(self, trial: optuna.Trial, name: str, given: Mapping[str, Any], choices: list[str]) -> str:
+        return str(trial.suggest_categorical(self._name(name), choices)) if choices else str(given[name])
+
+    def _suggest_layers(self, trial: optuna.Trial, backbone: str, given: Mapping[str, Any]) -> list[int]:
+        if "layers" not in self.config.search:
+            return list(given["layers"])
+        choices = [encode(choice) for choice in self._layer_choices(backbone)]
+        return decode_layers(str(trial.suggest_categorical(self._layers_name(backbone), choices)))
+
+    def _layer_choices(self, backbone: str) -> list[list[int]]:
+        dimension = self.config.search.get("layers")
+        every: Sequence[Any] = (
+            dimension.choices or [] if dimension else [self.config.fixed.get("layers", DEFAULT_LAYERS)]
+        )
+        return [list(choice) for choice in every if set(choice) <= set(self._channels[backbone])]
+
+    def _layers_name(self, backbone: str) -> str:
+        """Optuna wants the same choices under one name: a backbone that offers fewer layers gets a name of its own."""
+        dimension = self.config.search["layers"]
+        name = self._name("layers")
+        return name if len(self._layer_choices(backbone)) == len(dimension.choices or []) else f"{name}@{backbone}"
+
+    def _name(self, parameter: str) -> str:
+        """Optuna's name of a parameter: detectors that search it each in their own range must not share it."""
+        return f"{self.detector}.{parameter}" if parameter in self._own else parameter
+
+
+def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper_bound: int | None = None) -> Any:
+    """One value of a dimension; a range is cut at `upper_bound`, and where it lies above that, the bound is the value."""
+    if dimension.choices is not None:
+        return trial.suggest_categorical(name, [encode(choice) for choice in dimension.choices])
+    low, high = dimension.bounds
+    if upper_bound is not None:
+        low, high = min(low, upper_bound), min(high, upper_bound)
+    if dimension.int is not None:
+        return trial.suggest_int(name, int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
+    return trial.suggest_float(name, low, high, log=dimension.log, step=dimension.step)
+
+
+def dimension_values(dimension: Dimension) -> list[Any]:
+    """All values of a finite dimension; of a logarithmic int range those nearest to each doubling."""
+    if dimension.choices is not None:
+        return list(dimension.choices)
+    low, high = dimension.bounds
+    if dimension.log:
+        doublings = max(1, math.ceil(math.log2(high / low)))
+        return sorted({round(low * (high / low) ** (step / doublings)) for step in range(doublings + 1)})
+    step = dimension.step or 1
+    count = math.floor((high - low) / step + 1e-9) + 1
+    values = [low + index * step for index in range(count)]
+    return [int(value) for value in values] if dimension.int is not None else values
+
+
+def describe_dimension(dimension: Dimension) -> str:
+    """``50 .. 550 (log)`` or ``8+16, 4+8+16``."""
+    if dimension.choices is not None:
+        return ", ".join(str(encode(choice)) for choice in dimension.choices)
+    low, high = dimension.bounds
+    scale = " (log)" if dimension.log else f" (step {dimension.step:g})" if dimension.step else ""
+    return f"{low:g} .. {high:g}{scale}"

@@ -1,0 +1,227 @@
+"""The Optuna storage: which studies there are, and what identifies each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from detectors.errors import InputError
+from detectors.files import file_lock
+from studies.home import Home, prepare_sqlite, sqlite_file
+from studies.search.patient_storage import PatientStorage
+from studies.search.plan import Plan, differences
+from tracking.addresses import without_password
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Direction = Literal["maximize", "minimize"]
+HEADER = "header"
+CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""For PostgreSQL: a machine that is gone without a word is noticed before another driver takes this one for dead."""
+PAUSES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds between attempts to make the tables of an empty database."""
+GENERATION = "#"
+"""``padim_screw#2`` is the study that ``--fresh`` started beside ``padim_screw``."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a study was created with; of these only `config` follows later runs, in what is not part of the identity."""
+
+    uid: str
+    name: str
+    """Name in the study file."""
+    created: float
+    """Seconds since the epoch."""
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    backbones: dict[str, dict[str, str]]
+    """Weights identity of each backbone that may be tried."""
+    dropped: list[str]
+    experiment: str
+    dataset: str
+    counts: dict[str, dict[str, int]]
+    splits_digest: str
+
+
+def open_storage(home: Home) -> PatientStorage:
+    """The Optuna storage, its tables made where they are missing. Raises `InputError` where it cannot be opened."""
+    url = home.storage_url
+    prepare_sqlite(url)
+    try:
+        with file_lock(home.locks / "optuna-migration.lock"):
+            storage = _open(url)
+    except ImportError as error:
+        hint = "; pip install 'anomaly-studies[postgres]'" if url.startswith("postgresql") else ""
+        raise InputError(f"Optuna storage {without_password(url)}: no driver for this database{hint}") from error
+    except (SQLAlchemyError, RuntimeError, ValueError) as error:
+        first = without_password(str(error)).strip().splitlines()[0]
+        raise InputError(f"Optuna storage {without_password(url)}: {first}; check STUDY_STORAGE") from error
+    storage.shown_url = f"Optuna storage {without_password(url)}"
+    return storage
+
+
+def _open(url: str) -> PatientStorage:
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    if url.startswith("postgresql"):
+        options = {"pool_pre_ping": True, "connect_args": CONNECTION}
+    elif not sqlite_file(url):
+        options = {"pool_pre_ping": True}
+    for pause in PAUSES:
+        # Other machines may be making the tables in the same moment.
+        with suppress(IntegrityError, ProgrammingError):
+            return PatientStorage(url, engine_kwargs=options)
+        time.sleep(pause)
+    return PatientStorage(url, engine_kwargs=options)
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """Optuna names of all studies, generations included."""
+    return sorted(optuna.get_all_study_names(storage=storage))
+
+
+def latest(storage: RDBStorage, name: str) -> str | None:
+    """The Optuna name of a study's last generation, None where there is none."""
+    found = [known for known in study_names(storage) if known.partition(GENERATION)[0] == name]
+    return max(found, key=_generation, default=None)
+
+
+def all_studies(storage: RDBStorage) -> Iterator[tuple[optuna.Study, Header]]:
+    """All studies, generations included, by name; one that was stopped while it was created is passed over."""
+    for name in study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        header = read_header(study)
+        if header is not None:
+            yield study, header
+
+
+def find_by_uid(storage: RDBStorage, uid: str) -> tuple[optuna.Study, Header] | None:
+    """The study of this uid; None where there is none."""
+    return next((found for found in all_studies(storage) if found[1].uid == uid), None)
+
+
+def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
+    """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
+    names = study_names(storage)
+    found = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
+    found = found if found in names else None
+    if found is None:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"no study {name!r} was run here; {hint}there are: {', '.join(names) or 'none yet'}")
+    study = optuna.load_study(study_name=found, storage=storage)
+    header = read_header(study)
+    if header is None:
+        raise InputError(f"study {found!r} was stopped while it was created; run it again")
+    return study, header
+
+
+def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[optuna.Study, Header, bool]:
+    """The study that a plan belongs to.
+
+    Returns:
+        Study, header, and whether it is new.
+
+    Raises:
+        InputError: it was created with another identity, or with weights that are not here any more.
+    """
+    known = latest(storage, plan.config.name)
+    if known is None:
+        known = plan.config.name
+    elif fresh and read_header(optuna.load_study(study_name=known, storage=storage)) is not None:
+        known = f"{plan.config.name}{GENERATION}{_generation(known) + 1}"
+    directions = list(plan.config.objectives.values())
+    study = _create(storage, known, directions)
+    header = read_header(study)
+    if header is None:
+        if [direction.name.lower() for direction in study.directions] != directions:
+            # Stopped while it was created, and the objectives were edited since: nothing was tried in it yet.
+            optuna.delete_study(study_name=known, storage=storage)
+            study = _create(storage, known, directions)
+        header = _new_header(plan)
+        study.set_user_attr(HEADER, asdict(header))
+        return study, header, True
+    changed = differences(header.identity, plan.identity)
+    if changed:
+        raise InputError(
+            f"study {known!r} was created differently: {'; '.join(changed)}. "
+            "Undo the change to go on with it, or start a new one beside it with --fresh"
+        )
+    for name, identity in header.backbones.items():
+        here = plan.backbones.get(name)
+        if here is None and name not in plan.config.backbones:
+            raise InputError(
+                f"study {known!r} was created with backbone {name}, which the study file names no more; "
+                "put it back, or start a new study with --fresh"
+            )
+        if here is None:
+            raise InputError(
+                f"study {known!r} uses backbone {name}, whose weights are not on this machine any more; --fresh"
+            )
+        if here.sha256 != identity["sha256"]:
+            raise InputError(
+                f"study {known!r} was created with other weights of {name} "
+                f"({identity['sha256'][:12]}, now {here.sha256[:12]}); restore them, or --fresh"
+            )
+    config = _resolved_config(plan)
+    if header.config != config:
+        header = replace(header, config=config)
+        study.set_user_attr(HEADER, asdict(header))
+    return study, header, False
+
+
+def read_header(study: optuna.Study) -> Header | None:
+    """A study's header, None where it was stopped before that was written."""
+    stored = study.user_attrs.get(HEADER)
+    return Header(**stored) if stored else None
+
+
+def _new_header(plan: Plan) -> Header:
+    return Header(
+        uid=uuid.uuid4().hex[:12],
+        name=plan.config.name,
+        created=time.time(),
+        identity=json.loads(json.dumps(plan.identity)),
+        config=_resolved_config(plan),
+        backbones={name: identity.to_json() for name, identity in plan.backbones.items()},
+        dropped=list(plan.dropped),
+        experiment=plan.experiment,
+        dataset=plan.pictures.source,
+        counts=plan.pictures.counts,
+        splits_digest=plan.pictures.digest,
+    )
+
+
+def _resolved_config(plan: Plan) -> dict[str, Any]:
+    """The study file with the protocol that ``auto`` came to, as the storage gives it back."""
+    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.pictures.protocol}))
+    return config
+
+
+def _create(storage: RDBStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
+    try:
+        return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+    except (DuplicatedStudyError, ValueError) as error:
+        raise InputError(f"study {name!r}: {error}") from error
+
+
+def _generation(name: str) -> int:
+    number = name.partition(GENERATION)[2]
+    return int(number) if number.isdigit() else 1

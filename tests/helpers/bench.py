@@ -1,0 +1,246 @@
+"""One STUDY_HOME in which a study is run again and again, and an executor that answers as it is told."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial
+
+from detectors.files import write_json
+from studies.home import Home
+from studies.search import storage as studies_storage
+from studies.search.driver import Driver
+from studies.search.notices import Notice, Said
+from studies.search.outcome import Outcome
+from studies.search.plan import Plan
+from studies.search.storage import open_storage
+from studies.search.view import DISCARDED, StudyView
+from studies.worker.jobs import (
+    DETECTOR,
+    LOG_FILE,
+    RESULT_FILE,
+    Done,
+    Event,
+    Job,
+    Lost,
+    LostKind,
+    Report,
+    Stage,
+    TrialResult,
+)
+from tests.helpers.builders import BACKBONE, make_config
+from tracking.projection import Projection
+
+Answer = Mapping[str, float] | LostKind | BaseException
+Script = Callable[[Job], Answer]
+THREE = {"layers": {"choices": [[8], [16], [8, 16]]}}
+"""A search space of three configurations."""
+
+
+def quality(job: Job) -> dict[str, float]:
+    """A figure that depends on the parameters alone, with a single best setting."""
+    miss = (job.params["n_features"] - 20) / 100 + (job.params["shrinkage"] - 0.2) ** 2
+    return {"val/image_auroc": 0.9 - abs(miss), "fps": 50.0}
+
+
+def by_layers(job: Job) -> dict[str, float]:
+    """The figure for `THREE`."""
+    return {"val/image_auroc": 0.5 + sum(job.params["layers"]) / 100, "fps": 50.0}
+
+
+@dataclass
+class ScriptedExecutor:
+    """Answers each job as its script says: with metrics, a loss, or an exception out of `poll`."""
+
+    script: Script = quality
+    final: Script = lambda job: {"test/image_auroc": 0.7}
+    """The same for refits."""
+    slots: int = 1
+    leave_result: bool = False
+    """Write the result also where the answer is an exception: the worker was done, its driver was not."""
+    jobs: list[Job] = field(default_factory=list)
+    waiting: deque[Job] = field(default_factory=deque)
+    started: set[tuple[str, int, int]] = field(default_factory=set)
+    closed: int = 0
+
+    def submit(self, job: Job) -> None:
+        assert len(self.waiting) < self.slots
+        self.jobs.append(job)
+        self.waiting.append(job)
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        if not self.waiting:
+            return []
+        job = self.waiting[0]
+        if (key := (job.task, job.number, job.attempt)) not in self.started:
+            self.started.add(key)
+            return [Stage(job.number, job.attempt, "fit")]
+        self.waiting.popleft()
+        if job.task == "final":
+            (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)
+        answer = self.script(job) if job.task == "trial" else self.final(job)
+        if isinstance(answer, str):
+            (job.path / LOG_FILE).parent.mkdir(parents=True, exist_ok=True)
+            (job.path / LOG_FILE).write_text(f"how it went: {answer}\n")
+            return [Lost(job.number, job.attempt, answer, "as the script says")]
+        if isinstance(answer, BaseException):
+            if self.leave_result:
+                self._result(job, quality(job))
+            raise answer
+        return [Done(job.number, job.attempt, self._result(job, answer))]
+
+    def stop(self, number: int) -> None:
+        raise AssertionError("nothing here is to be pruned")
+
+    def close(self) -> None:
+        self.closed += 1
+        self.waiting.clear()
+
+    @property
+    def trials(self) -> list[Job]:
+        return [job for job in self.jobs if job.task == "trial"]
+
+    @property
+    def finals(self) -> list[Job]:
+        return [job for job in self.jobs if job.task == "final"]
+
+    def _result(self, job: Job, metrics: Mapping[str, float]) -> TrialResult:
+        result = TrialResult(
+            task=job.task,
+            study_uid=job.study_uid,
+            number=job.number,
+            attempt=job.attempt,
+            params=job.params,
+            metrics=dict(metrics),
+            seconds={"fit": 0.1},
+            backbone={"name": "resnet18"},
+            threshold=dict(job.config["threshold"]) if job.task == "final" else None,
+            started=1e9 + job.number,
+            finished=1e9 + job.number + 0.5,
+            environment={"host": "here", "device": "cpu"},
+        )
+        # A real worker cannot write NaN; one that hands it over must not poison the sampler either.
+        if all(map(math.isfinite, metrics.values())):
+            write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
+        return result
+
+
+class Killed(BaseException):
+    """The driver is gone at once: nothing is put back."""
+
+
+@dataclass
+class Bench:
+    """One STUDY_HOME in which a study is run again and again, as separate processes would."""
+
+    base: Plan
+    root: Path
+    home: Home
+    notices: list[Notice] = field(default_factory=list)
+
+    def driver(self, executor: Any = None, *, backbones: Sequence[str] | None = None, **changes: Any) -> Driver:
+        listener = changes.pop("listener", None)
+        options = {"clock": clock} if (clock := changes.pop("clock", None)) else {}
+        config = make_config(self.root, **changes)
+        found = {name: identity for name, identity in self.base.backbones.items() if name in (backbones or [BACKBONE])}
+        plan = replace(self.base, config=config, home=self.home, backbones=found)
+
+        def listen(notice: Notice) -> None:
+            self.notices.append(notice)
+            if listener is not None:
+                listener(notice)
+
+        return Driver(
+            plan,
+            executor or ScriptedExecutor(),
+            storage=open_storage(self.home),
+            projection=Projection(self.home.tracking_uri, artifact_root=self.home.mlflow_artifacts),
+            listener=listen,
+            **options,
+        )
+
+    def run(self, executor: Any = None, *, fresh: bool = False, **changes: Any) -> Outcome:
+        return self.driver(executor, **changes).run(fresh=fresh)
+
+    def kill(self, executor: ScriptedExecutor, **changes: Any) -> None:
+        """Run until the script raises `Killed`."""
+        driver = self.driver(executor, **changes)
+        driver._wind_up = lambda error: None  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            driver.run()
+
+    def view(self, name: str = "tiny") -> StudyView:
+        return StudyView(*studies_storage.load_study(open_storage(self.home), name), self.home)
+
+    def frozen(self, name: str = "tiny") -> list[FrozenTrial]:
+        """Optuna's trials without discarded duplicates."""
+        return [trial for trial in self.all_frozen(name) if DISCARDED not in trial.user_attrs]
+
+    def all_frozen(self, name: str = "tiny") -> list[FrozenTrial]:
+        return optuna.load_study(study_name=name, storage=open_storage(self.home)).get_trials()
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.frozen()]
+
+    def runs(self) -> list[Run]:
+        client = MlflowClient(tracking_uri=self.home.tracking_uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, max_results=1000))
+
+    def parent(self) -> Run:
+        (parent,) = [run for run in self.runs() if run.data.tags["study.role"] == "study"]
+        return parent
+
+    def children(self) -> dict[int, Run]:
+        runs = [run for run in self.runs() if run.data.tags["study.role"] == "trial"]
+        children = {int(run.data.tags["trial.number"]): run for run in runs}
+        assert len(children) == len(runs)
+        return children
+
+    def said(self) -> str:
+        return "\n".join(notice.text for notice in self.notices if isinstance(notice, Said))
+
+
+@dataclass
+class Training(ScriptedExecutor):
+    """Reports an epoch at a time, trial n a value of `curve(n)`, and ends early when it is stopped, unless it is `deaf`."""
+
+    curve: Callable[[int], float] = lambda number: 0.5
+    epochs: int = 4
+    deaf: bool = False
+    stopped: list[int] = field(default_factory=list)
+    done: dict[int, int] = field(default_factory=dict)
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        if not self.waiting or self.waiting[0].task != "trial":
+            return super().poll(timeout)
+        job = self.waiting[0]
+        if job.number in self.stopped and not self.deaf:
+            self.waiting.popleft()
+            result = self._result(job, {"train_seconds": 0.1}).model_copy(update={"pruned": True})
+            write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
+            return [Done(job.number, job.attempt, result)]
+        epoch = self.done[job.number] = self.done.get(job.number, 0) + 1
+        if epoch > self.epochs:
+            self.waiting.popleft()
+            value = {"val/image_auroc": self.curve(job.number), "fps": 50.0}
+            return [Done(job.number, job.attempt, self._result(job, value))]
+        return [Report(job.number, job.attempt, epoch, self.curve(job.number))]
+
+    def stop(self, number: int) -> None:
+        self.stopped.append(number)
+
+
+def three(**changes: Any) -> dict[str, Any]:
+    """A study over `THREE`."""
+    fixed = {"backbone": BACKBONE, "n_features": 12, "smoothing_sigma": 2.0}
+    return {"search": THREE, "fixed": fixed, "budget": {"trials": 10}, **changes}

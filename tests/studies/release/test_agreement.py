@@ -1,0 +1,86 @@
+"""One model, five ways to ask it, the same real pictures: the same scores."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+import uvicorn
+
+from detectors.backbones.pyramid import build_backbone
+from detectors.base import Detector, FitContext
+from detectors.catalog import HEADS
+from detectors.data.images import read_image, resize_image
+from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
+from detectors.runtime.export import export_detector
+from detectors.runtime.exported import load_exported
+from detectors.runtime.verdicts import judge
+from studies.serving.app import create_app
+from studies.serving.models import FolderSource, Keeper
+from studies.serving.settings import Settings
+from tracking.model import ask, packed
+
+SIZE = (256, 256)
+SETTINGS = {
+    "padim": {"n_features": 100},
+    "patchcore": {"coreset_ratio": 0.01, "neighbourhood": 0},
+    "cflow": {"coupling_blocks": 2, "condition_dimension": 32, "epochs": 1},
+}
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_every_way_to_ask_gives_the_same_scores(real_data: Path, tmp_path: Path, name: str) -> None:
+    screw = real_data / "MVTecAD" / "screw"
+    fitted_on = sorted((screw / "train" / "good").glob("*.png"))[:16]
+    asked = [sorted((screw / "test" / kind).glob("*.png"))[0] for kind in ("good", "scratch_neck", "thread_top")]
+    images = torch.stack([torch.from_numpy(resize_image(read_image(path), SIZE).copy()) for path in fitted_on])
+    backbone = build_backbone("tf_efficientnet_lite0", (8, 16))
+    detector = Detector(backbone, HEADS[name](**SETTINGS.get(name, {})), image_size=SIZE, smoothing_sigma=4.0)
+    detector.fit(images.permute(0, 3, 1, 2).contiguous(), FitContext())
+    artifact = Artifact(detector)
+    folder = save_artifact(artifact, tmp_path / "detector")
+    found = {"in memory": [verdict.score for verdict in judge(artifact, [read_image(path) for path in asked])]}
+
+    found["saved and loaded"] = [
+        verdict.score for verdict in judge(load_artifact(folder), [read_image(path) for path in asked])
+    ]
+    with packed(folder, metadata={}) as model:
+        requests_ = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in asked]
+        found["MLflow pyfunc"] = [answer.score for answer in ask(model, requests_)]
+    found["HTTP"] = over_http(folder, asked)
+    pictures = torch.cat([artifact.resize(read_image(path)) for path in asked])
+    export_detector(artifact, tmp_path / "model.onnx", "onnx", pictures=pictures)
+    runtime = load_exported(tmp_path / "model.onnx")
+    found["ONNX"] = [verdict.score for verdict in judge(runtime, [read_image(path) for path in asked])]
+    wanted = np.array(found.pop("in memory"))
+    for way, scores in found.items():
+        gap = float(np.abs(np.array(scores) - wanted).max() / np.abs(wanted).max())
+        assert gap <= TOLERANCE, f"{way}: {gap:.1e}"
+
+
+def over_http(folder: Path, asked: list[Path]) -> list[float]:
+    keeper = Keeper(FolderSource(folder, "screws"), device=torch.device("cpu"))
+    keeper.start()
+    server = uvicorn.Server(uvicorn.Config(create_app(keeper, Settings()), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.05)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        files = [("file", (path.name, path.read_bytes())) for path in asked]
+        answer = requests.post(f"http://127.0.0.1:{port}/predict", files=files, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return [one["score"] for one in answer.json()["predictions"]]
+    finally:
+        server.should_exit = True
+        thread.join()

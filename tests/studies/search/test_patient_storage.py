@@ -1,0 +1,201 @@
+"""The storage that waits: for what, for how long, and that no call is done twice or left out."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import TrialState
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+    TimeoutError,
+)
+
+from detectors.errors import InputError
+from studies.search.patient_storage import BEHIND_THE_CACHE, PatientStorage, is_away
+from tracking.patience import Patience
+
+psycopg = pytest.importorskip("psycopg")
+LOST = OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[PatientStorage]:
+    storage = PatientStorage(f"sqlite:///{tmp_path / 'studies.db'}")
+    storage.patience = Patience(sleep=lambda seconds: None)
+    yield storage
+    storage.engine.dispose()
+
+
+def breaking(storage: PatientStorage, *, after: bool, commits: int = 1) -> Callable[[], None]:
+    """Let the connection break at the next commits, before or after the database did its work; returns how to end that."""
+    session = storage.scoped_session.session_factory.class_
+    original, left = session.commit, [commits]
+
+    def commit(self: Any) -> None:
+        if left[0] and not after:
+            left[0] -= 1
+            raise LOST
+        original(self)
+        if left[0]:
+            left[0] -= 1
+            raise LOST
+
+    session.commit = commit
+
+    def end() -> None:
+        assert left == [0]
+        session.commit = original
+
+    return end
+
+
+def test_every_call_that_the_cache_makes_is_patient() -> None:
+    """Optuna puts a cache before a database storage, which calls more of it than the public methods."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(_CachedStorage)))
+    called = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "_backend"
+    }
+    heartbeat = {name for name in called if "heartbeat" in name or "stale" in name}
+    assert {name for name in called - heartbeat if name.startswith("_")} <= set(BEHIND_THE_CACHE)
+    patient = {name for name, method in vars(PatientStorage).items() if hasattr(method, "__wrapped__")}
+    assert called - heartbeat <= patient
+    assert set(BaseStorage.__abstractmethods__) <= patient
+
+
+def test_a_study_goes_on_through_any_broken_connection(storage: PatientStorage) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    for after in (False, True):
+        for commits in range(1, 4):
+            end = breaking(storage, after=after, commits=commits)
+            trial = study.ask()
+            trial.suggest_float("x", 0, 1)
+            trial.report(0.5, 1)
+            trial.set_user_attr("a", 1)
+            trial.set_constraint("c", -1.0)
+            study.tell(trial, 1.0)
+            end()
+    finished = study.get_trials(states=[TrialState.COMPLETE])
+    assert len(finished) == 6
+    assert [trial.number for trial in study.get_trials()] == list(range(len(study.get_trials())))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_trial_whose_end_was_stored_but_not_confirmed_is_ended_once(storage: PatientStorage, after: bool) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    trial = study.ask()
+    end = breaking(storage, after=after)
+    assert storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5]) is True
+    end()
+    (frozen,) = study.get_trials()
+    assert (frozen.state, frozen.values) == (TrialState.COMPLETE, [0.5])
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.7])
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_queued_setting_that_was_taken_but_not_confirmed_is_not_lost(storage: PatientStorage, after: bool) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.enqueue_trial(params={"x": 0.25})
+    (waiting,) = study.get_trials()
+    end = breaking(storage, after=after)
+    assert storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING) is True
+    end()
+    # Somebody who comes later does not get it again.
+    assert storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING) is False
+
+
+def test_it_gives_up_with_one_line_that_names_the_database(storage: PatientStorage) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    said: list[str] = []
+    study = optuna.create_study(study_name="s", storage=storage)
+    storage.patience = Patience(give_up_seconds=30, tell=said.append, clock=lambda: now[0], sleep=sleep)
+    storage.shown_url = "Optuna storage postgresql://ann:***@db/studies"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage.scoped_session.session_factory.class_, "commit", _lose)
+        with pytest.raises(InputError) as info:
+            study.set_user_attr("a", 1)
+    assert str(info.value) == (
+        "Optuna storage postgresql://ann:***@db/studies cannot be reached any more "
+        "(server closed the connection unexpectedly); run the same command again"
+    )
+    assert 20 < now[0] <= 30
+    assert said[0].startswith("Optuna storage postgresql://ann:***@db/studies does not answer; waiting for it")
+    study.set_user_attr("a", 2)
+    assert study.user_attrs == {"a": 2}
+
+
+def _lose(session: Any) -> None:
+    raise LOST
+
+
+def wrapped(error: Exception) -> StorageInternalError:
+    """As Optuna hands an error of the database on."""
+    try:
+        raise StorageInternalError("An exception is raised during the commit.") from error
+    except StorageInternalError as internal:
+        return internal
+
+
+@pytest.mark.parametrize("hand_on", [lambda error: error, wrapped])
+@pytest.mark.parametrize(
+    "error",
+    [
+        LOST,
+        OperationalError("s", {}, psycopg.OperationalError("connection failed: Connection refused")),
+        OperationalError("s", {}, psycopg.errors.AdminShutdown("terminating connection")),
+        OperationalError("s", {}, psycopg.errors.CannotConnectNow("the database system is starting up")),
+        OperationalError("s", {}, Exception("database is locked")),
+        InterfaceError("s", {}, Exception("the connection is closed")),
+        DBAPIError("s", {}, Exception("SSL SYSCALL error: EOF detected"), connection_invalidated=True),
+        PendingRollbackError("Can't reconnect until invalid transaction is rolled back."),
+        TimeoutError("QueuePool limit of size 5 overflow 10 reached"),
+    ],
+)
+def test_what_waiting_helps_against(error: Exception, hand_on: Callable[[Exception], Exception]) -> None:
+    assert is_away(hand_on(error))
+
+
+@pytest.mark.parametrize("hand_on", [lambda error: error, wrapped])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("s", {}, Exception("database or disk is full")),
+        OperationalError("s", {}, psycopg.errors.InvalidPassword("password authentication failed")),
+        OperationalError("s", {}, Exception("no such table: studies")),
+        IntegrityError("s", {}, Exception("UNIQUE constraint failed")),
+        ProgrammingError("s", {}, Exception("permission denied for table studies")),
+        DBAPIError("s", {}, Exception("value too long")),
+        ValueError("no error of a database"),
+        KeyError("no such trial"),
+    ],
+)
+def test_what_waiting_does_not_help_against(error: Exception, hand_on: Callable[[Exception], Exception]) -> None:
+    assert not is_away(hand_on(error))
+
+
+def test_it_is_a_storage_like_any_other() -> None:
+    for name in BaseStorage.__abstractmethods__:
+        mine, other = getattr(PatientStorage, name), getattr(RDBStorage, name)
+        assert inspect.signature(mine) == inspect.signature(other)
+        assert mine.__doc__ == other.__doc__

@@ -1,0 +1,541 @@
+"""``study compare`` and the published figures: rows, what is comparable to what, the written forms, and the files in MLflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from mlflow import MlflowClient
+from optuna.trial import TrialState, create_trial
+from PIL import Image
+
+from detectors import catalog
+from detectors.errors import InputError
+from detectors.files import write_json
+from studies.file.config import SHARED_PARAMETERS, validate
+from studies.home import Home
+from studies.search.storage import Header
+from studies.search.view import JOB, OUTCOME, StudyView
+from studies.show import comparison
+from studies.show.comparison import Comparison, Row
+from studies.show.published import MEAN, Catalogue, catalogue, read_catalogue
+from studies.worker.jobs import RESULT_FILE, TrialResult
+from tests.helpers.builders import raw_config
+from tests.helpers.command_line import Ended, set_home, study
+from tracking.projection import Projection
+
+SPEED = {
+    "train_seconds": 1.5, "fps": 20.0, "throughput": 25.0, "model_size_mb": 87.25, "latency_threads": 2.0,
+}  # fmt: skip
+VALIDATION = {"val/image_auroc": 0.8125, **SPEED}
+TEST = {
+    "test/image_auroc": 0.90625, "test/image_auroc_low": 0.8, "test/image_auroc_high": 0.96875,
+    "test/pixel_auroc": 0.984375, "test/pixel_aupro": 0.9375,
+}  # fmt: skip
+SCREW = {"train": {"good": 320}, "validation": {"good": 21, "bent": 61}, "test": {"good": 20, "bent": 58}}
+WHOLE_SCREW = {"train": {"good": 320}, "test": {"good": 41, "bent": 119}}
+PAPER_PARAMS = {"backbone": "resnet18", "layers": [4, 8, 16], "n_features": 100}
+
+
+def make_view(
+    home: Path,
+    trials: Sequence[dict[str, float]],
+    *,
+    name: str = "padim_screw",
+    params: dict[str, Any] | None = None,
+    final: dict[str, float] | None = None,
+    experiment: str = "mvtec/screw",
+    counts: dict[str, dict[str, int]] | None = None,
+    test_digest: str = "c" * 64,
+    device: str = "cpu",
+    **changes: Any,
+) -> StudyView:
+    """A study of PaDiM with finished trials of these metrics; `final` are those of the refit of trial 0."""
+    dataset, _, category = experiment.partition("/")
+    raw = raw_config(
+        Path("/pictures"),
+        name=name.partition("#")[0],
+        data={"dataset": dataset, "category": category, "root": "/pictures"},
+    )
+    config = validate(raw | changes, source="test.yaml")
+    prefix = "test" if config.protocol == "paper" else "val"
+    stored = optuna.create_study(study_name=name, direction="maximize")
+    setting = {**PAPER_PARAMS, **(params or {})}
+    for number, metrics in enumerate(trials):
+        outcome = {"metrics": metrics, "environment": {"device": device, "device_name": "test"}}
+        stored.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                value=metrics[f"{prefix}/image_auroc"],
+                user_attrs={JOB: {"attempt": 1, "params": setting | {"number": number}}, OUTCOME: outcome},
+            )
+        )
+    header = Header(
+        uid=f"uid{name}",
+        name=name,
+        created=0.0,
+        identity={"data": {"train": "a" * 64, "test": test_digest}},
+        config=config.to_json() | {"protocol": config.protocol},
+        backbones={setting["backbone"]: {"name": setting["backbone"], "tag": "a1_in1k", "sha256": "0" * 64}},
+        dropped=[],
+        experiment=experiment,
+        dataset="/pictures",
+        counts=counts or (WHOLE_SCREW if config.protocol == "paper" else SCREW),
+        splits_digest="",
+    )
+    view = StudyView(stored, Header(**json.loads(json.dumps(asdict(header)))), Home(home))
+    if final is not None:
+        write_final(view, final)
+    return view
+
+
+def write_final(view: StudyView, metrics: dict[str, float], *, replicate: int = 0) -> None:
+    folder = view.replicate_folder(0, replicate) if replicate else view.final_folder(0)
+    result = TrialResult(
+        task="replicate" if replicate else "final",
+        study_uid=view.header.uid,
+        number=0,
+        attempt=1,
+        params={},
+        metrics=metrics,
+        seconds={"fit": 1.0},
+        backbone={},
+        started=0.0,
+        finished=1.0,
+        environment={},
+    )
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
+
+
+def paper_view(home: Path, *trials: dict[str, float], **changes: Any) -> StudyView:
+    """The same under protocol paper: whatever is tried is scored on the whole test set."""
+    baselines = [{"n_features": 4}]
+    return make_view(home, trials, protocol="paper", search={}, baselines=baselines, **changes)
+
+
+# Published figures
+
+
+def test_the_published_figures_are_sound() -> None:
+    known = catalogue()
+    assert len(known.datasets["mvtec"]) == 15
+    assert {entry.source for entry in known.figures} == set(known.sources)
+    for entry in known.figures:
+        assert set(entry.figures) <= {MEAN, *known.datasets[entry.dataset]}
+        if entry.detector in catalog.HEADS:
+            # A name that no trial has could never agree.
+            assert set(entry.params) <= {*catalog.parameters(entry.detector), *SHARED_PARAMETERS, "image_size"}
+    for detector in ("padim", "patchcore", "cflow"):
+        assert {"screw", "carpet", MEAN} <= {
+            name for entry in known.of(detector, "mvtec", "screw") for name in entry.figures
+        }
+
+
+def test_figures_of_another_category_are_given_as_means_alone() -> None:
+    known = catalogue()
+    assert known.of("padim", "mvtec", "bottle") == [
+        entry for entry in known.figures if entry.detector == "padim" and MEAN in entry.figures
+    ]
+    assert known.of("padim", "rendered", "screw") == []
+    assert known.of("padim", "mvtec", "teapot") == []
+    assert known.of("nothing", "mvtec", "screw") == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"source": "rumour"}, "unknown source 'rumour'"),
+        (
+            {"figures": {"screw": {"image_auroc": 74.5}}},
+            "figures.0.figures.screw.image_auroc: Input should be less than",
+        ),
+        ({"figures": {"screw": {}}}, "figures.0.figures.screw: no figure in it"),
+        ({"colour": "red"}, "figures.0.colour"),
+    ],
+)
+def test_an_unsound_file_of_figures_is_told_with_its_place(tmp_path: Path, entry: dict[str, Any], words: str) -> None:
+    sound = {"detector": "padim", "source": "a", "setting": "", "figures": {"screw": {"image_auroc": 0.745}}}
+    raw = {"datasets": {}, "sources": {"a": {"name": "A", "reference": "arXiv 1"}}, "figures": [sound]}
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert len(read_catalogue(path).figures) == 1
+    path.write_text(yaml.safe_dump(raw | {"figures": [sound | entry]}))
+    with pytest.raises(InputError) as error:
+        read_catalogue(path)
+    assert words in str(error.value)
+
+
+# Rows
+
+
+def test_a_row_has_the_figures_of_the_selected_trial_and_of_its_refit(tmp_path: Path) -> None:
+    worse = VALIDATION | {"val/image_auroc": 0.5, "fps": 99.0}
+    view = make_view(tmp_path, [VALIDATION, worse], final=TEST | {"train_seconds": 2.5})
+    (row,) = comparison.study_rows(view)
+    assert (row.study, row.trial, row.selected, row.detector) == ("padim_screw", 0, True, "padim")
+    assert (row.backbone, row.layers, row.weights, row.image_size) == ("resnet18", [4, 8, 16], "a1_in1k", [256, 256])
+    assert (row.image_auroc, row.image_auroc_low, row.image_auroc_high) == (0.90625, 0.8, 0.96875)
+    assert (row.val_image_auroc, row.pixel_auroc, row.pixel_aupro) == (0.8125, 0.984375, 0.9375)
+    assert (row.fps, row.throughput, row.model_size_mb) == (20.0, 25.0, 87.25)
+    assert row.train_seconds == 2.5
+    assert row.device == "cpu test, 2 threads"
+    assert row.test_pictures == 78
+    assert row.seeds is None
+    heads = [name for name, _ in comparison.row_columns(comparison.compare([view]))]
+    assert "on validation" in heads
+    assert "over seeds" not in heads
+
+
+def test_several_seeds_get_a_column(tmp_path: Path) -> None:
+    view = make_view(tmp_path, [VALIDATION], final=TEST, seeds=3)
+    for replicate, value in ((1, 0.875), (2, 0.84375)):
+        write_final(view, TEST | {"test/image_auroc": value}, replicate=replicate)
+    compared = comparison.compare([view, make_view(tmp_path, [VALIDATION], name="other", final=TEST)])
+    assert (compared.rows[0].seeds, compared.rows[0].image_auroc_seeds_mean) == (3, pytest.approx(0.875))
+    values = dict(comparison.row_columns(compared))["over seeds"]
+    assert [values(row) for row in compared.rows] == ["0.875 ± 0.031 (3)", None]
+    assert any(line.startswith("over seeds: mean and standard deviation") for line in comparison.explanations(compared))
+
+
+def test_every_finished_trial_of_a_paper_study_is_a_row(tmp_path: Path) -> None:
+    compared = comparison.compare([paper_view(tmp_path, TEST | SPEED, {**TEST, **SPEED, "test/image_auroc": 0.75})])
+    assert [(row.trial, row.image_auroc, row.test_pictures) for row in compared.rows] == [
+        (0, 0.90625, 160),
+        (1, 0.75, 160),
+    ]
+    assert [row.label for row in compared.rows] == ["padim_screw trial 0", "padim_screw trial 1"]
+    assert compared.remarks == []
+    assert "on validation" not in [name for name, _ in comparison.row_columns(compared)]
+
+
+def test_sizes_are_shown_where_they_differ(tmp_path: Path) -> None:
+    large = {"dataset": "mvtec", "category": "screw", "root": "/pictures", "image_size": [320, 256]}
+    views = [make_view(tmp_path, [VALIDATION], final=TEST), make_view(tmp_path, [VALIDATION], name="large", data=large)]
+    compared = comparison.compare(views)
+    values = dict(comparison.row_columns(compared))["pixels"]
+    assert [values(row) for row in compared.rows] == ["256x256", "320x256"]
+    assert "pixels" not in dict(comparison.row_columns(comparison.compare(views[:1])))
+
+
+def test_a_study_without_a_finished_trial_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'padim_screw' has no finished trial to compare"):
+        comparison.compare([make_view(tmp_path, [])])
+    view = make_view(tmp_path, [VALIDATION], constraints={"fps": ">= 1000"})
+    with pytest.raises(InputError, match=r"no finished trial that meets its constraints \(fps >= 1000\)"):
+        comparison.compare([view])
+
+
+def test_what_stands_against_a_comparison_is_said(tmp_path: Path) -> None:
+    ours = make_view(tmp_path, [VALIDATION], final=TEST)
+    assert comparison.compare([ours]).remarks == []
+    others = make_view(tmp_path, [VALIDATION], name="others", final=TEST, test_digest="d" * 64)
+    (remark,) = comparison.compare([ours, others]).remarks
+    assert "different test pictures (padim_screw: 78 of mvtec/screw; others: 78 of mvtec/screw)" in remark
+    unscored = make_view(tmp_path, [VALIDATION], name="unscored#2")
+    compared = comparison.compare([ours, unscored])
+    (remark,) = compared.remarks
+    assert "unscored#2: the selected trial 0 was not scored on test yet" in remark
+    assert "`study run unscored`" in remark
+    assert (compared.rows[1].scored, compared.rows[1].image_auroc) == (False, None)
+    elsewhere = make_view(tmp_path, [VALIDATION], name="elsewhere", final=TEST, device="cuda:0")
+    (remark,) = comparison.compare([ours, elsewhere]).remarks
+    assert "different places (padim_screw: cpu test, 2 threads; elsewhere: cuda:0 test, 2 threads)" in remark
+    drawn = make_view(tmp_path, [VALIDATION], name="drawn", final=TEST, experiment="rendered/screw")
+    assert "a demonstration, not a result" in comparison.compare([drawn]).remarks[0]
+
+
+# Comparable or not
+
+
+def differences(view: StudyView, source: str, backbone: str) -> list[str]:
+    """Of trial 0 to one published setting, in words."""
+    (entry,) = [
+        entry
+        for entry in comparison.compare([view]).published
+        if (entry.source, entry.params.get("backbone")) == (source, backbone)
+    ]
+    return [str(one) for one in next(iter(entry.differs.values()))]
+
+
+REIMPLEMENTED = "PaDiM by xiahaifeng1995"
+
+
+def test_the_papers_setting_on_the_papers_pictures_is_comparable(tmp_path: Path) -> None:
+    view = paper_view(tmp_path, TEST | SPEED, params={"backbone": "resnet18.tv_in1k"})
+    compared = comparison.compare([view])
+    # Comparable ones come first.
+    assert [entry.source for entry in compared.published if entry.comparable] == [
+        entry.source for entry in compared.published[:2]
+    ]
+    first = compared.published[0]
+    assert (first.source, first.image_auroc, first.pixel_auroc, first.pixel_aupro) == (
+        REIMPLEMENTED,
+        0.745,
+        0.972,
+        None,
+    )
+    assert first.mean is not None
+    assert first.mean.image_auroc == 0.905
+    assert first.comparable == ["padim_screw trial 0"]
+    assert comparison.differs_in_short(first) == "nothing"
+    beside = dict(comparison.row_columns(compared))["published image AUROC"](compared.rows[0])
+    assert beside == "0.745 PaDiM by xiahaifeng1995, 0.759 Anomalib"
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"backbone": "tf_efficientnet_lite0"}, "backbone: resnet18, here tf_efficientnet_lite0"),
+        ({"backbone": "resnet18@random"}, "backbone: resnet18, here resnet18@random"),
+        ({"layers": [8, 16]}, "layers: 4+8+16, here 8+16"),
+        ({"n_features": 50}, "n_features: 100, here 50"),
+    ],
+)
+def test_another_setting_is_not_comparable(tmp_path: Path, params: dict[str, Any], told: str) -> None:
+    assert differences(paper_view(tmp_path, TEST | SPEED, params=params), REIMPLEMENTED, "resnet18") == [told]
+
+
+def test_half_of_the_test_set_is_not_comparable(tmp_path: Path) -> None:
+    view = make_view(tmp_path, [VALIDATION], final=TEST)
+    told = "split: the whole test set of 160, here 78 of these"
+    assert differences(view, REIMPLEMENTED, "resnet18") == [told]
+    compared = comparison.compare([view])
+    assert "published image AUROC" not in [name for name, _ in comparison.row_columns(compared)]
+    (obstacle,) = [line for line in comparison.explanations(compared) if "no published figure is comparable" in line]
+    assert "split (the whole test set of 160; here 78 of these)" in obstacle
+
+
+def test_other_pictures_under_the_same_name_are_not_comparable(tmp_path: Path) -> None:
+    counts = {"train": {"good": 40}, "test": {"good": 10, "bent": 10}}
+    view = paper_view(tmp_path, TEST | SPEED, counts=counts)
+    assert differences(view, REIMPLEMENTED, "resnet18") == [
+        "pictures: the official 320 to train and 160 to test, here 40 and 20"
+    ]
+
+
+def test_a_figure_that_the_test_set_chose_is_never_comparable(tmp_path: Path) -> None:
+    figures = catalogue().model_dump()
+    entry = next(entry for entry in figures["figures"] if entry["params"] == PAPER_PARAMS)
+    entry["selection"] = "best epoch on the test set"
+    compared = comparison.compare([paper_view(tmp_path, TEST | SPEED)], Catalogue.model_validate(figures))
+    assert [len(row.comparable) for row in compared.published].count(1) == 1
+    assert "selection" in [one.what for row in compared.published for one in row.differs["padim_screw trial 0"]]
+
+
+def test_sources_that_disagree_about_one_setting_are_named(tmp_path: Path) -> None:
+    figures = catalogue().model_dump()
+    entry = next(entry for entry in figures["figures"] if entry["source"] == "cutpaste")
+    other = next(entry for entry in figures["figures"] if entry["source"] == "cutpaste_runinho")
+    for one in (entry, other):
+        one["detector"] = "padim"
+    view = paper_view(tmp_path, TEST | SPEED, experiment="mvtec/carpet")
+    said = comparison.explanations(comparison.compare([view], Catalogue.model_validate(figures)))
+    (line,) = [line for line in said if "disagree" in line]
+    assert "padim on carpet" in line
+    assert "0.601 (CutPaste by Runinho) to 0.931 (CutPaste paper)" in line
+    assert not any("disagree" in line for line in comparison.explanations(comparison.compare([view])))
+
+
+def test_of_a_category_without_figures_the_mean_is_told(tmp_path: Path) -> None:
+    counts = {"train": {"good": 209}, "test": {"good": 20, "bent": 63}}
+    compared = comparison.compare([paper_view(tmp_path, TEST | SPEED, experiment="mvtec/bottle", counts=counts)])
+    assert compared.published
+    for entry in compared.published:
+        assert entry.image_auroc is None
+        assert entry.mean is not None
+        assert "category" in [one.what for one in entry.differs["padim_screw trial 0"]]
+
+
+def test_nothing_is_put_beside_pictures_of_ones_own(tmp_path: Path) -> None:
+    compared = comparison.compare([make_view(tmp_path, [VALIDATION], final=TEST, experiment="folder/bolts")])
+    assert compared.published == []
+    assert "No published figures are known here of padim on folder/bolts." in comparison.explanations(compared)
+
+
+def test_rows_that_do_not_differ_alike_are_named(tmp_path: Path) -> None:
+    half = make_view(tmp_path, [VALIDATION], final=TEST)
+    whole = paper_view(tmp_path, TEST | SPEED, name="defaults")
+    compared = comparison.compare([half, whole])
+    entry = next(entry for entry in compared.published if entry.source == REIMPLEMENTED)
+    assert comparison.differs_in_short(entry) == "padim_screw: split; defaults trial 0: nothing"
+    assert entry.comparable == ["defaults trial 0"]
+
+
+# Written forms
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Comparison:
+    half = make_view(tmp_path, [VALIDATION], final=TEST)
+    return comparison.compare([half, paper_view(tmp_path, TEST | SPEED, name="defaults", test_digest="d" * 64)])
+
+
+def test_json_is_the_model(compared: Comparison) -> None:
+    text = comparison.to_json(compared)
+    assert Comparison.model_validate_json(text) == compared
+    plain = json.loads(text)
+    assert set(plain) == {"made", "rows", "published", "remarks"}
+    assert set(plain["rows"][0]) == set(Row.model_fields)
+    assert plain["rows"][0]["image_auroc"] == 0.90625
+
+
+def test_csv_holds_raw_numbers_of_studies_and_of_others(compared: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(comparison.to_csv(compared))))
+    assert [row["study"] for row in rows if row["kind"] == "study"] == ["padim_screw", "defaults"]
+    assert [float(rows[0][name]) for name in ("image_auroc", "pixel_aupro", "fps")] == [0.90625, 0.9375, 20.0]
+    assert rows[0]["layers"] == "4+8+16"
+    published = [row for row in rows if row["kind"] == "published"]
+    assert len(published) == len(compared.published)
+    assert {row["experiment"] for row in published} == {"mvtec/screw"}
+    assert float(published[0]["image_auroc"]) == 0.745
+    assert published[0]["reference"].startswith("github.com/")
+
+
+def test_markdown_has_both_tables_and_the_remarks(compared: Comparison) -> None:
+    text = comparison.to_markdown(compared)
+    header, rule, *rows = text.split("\n\n")[1].splitlines()
+    assert len(rows) == len(compared.rows)
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+    assert "| padim_screw | 0 | padim | resnet18 4+8+16 | 0.906 | 0.800 to 0.969 |" in text
+    assert f"> **{compared.remarks[0]}**" in text
+    assert "arXiv 2011.08785" in text
+
+
+def test_the_picture_is_drawn_where_there_is_something_to_draw(tmp_path: Path, compared: Comparison) -> None:
+    path = tmp_path / "pictures" / "comparison.png"
+    assert comparison.write_picture(compared, path)
+    with Image.open(path) as picture:
+        assert len(picture.convert("RGB").getcolors(2**24) or ()) > 10
+    empty = comparison.compare([make_view(tmp_path, [VALIDATION], name="unscored")])
+    assert not comparison.write_picture(empty, tmp_path / "empty.png")
+    with pytest.raises(InputError, match="nothing to draw yet"):
+        comparison.save_picture(empty, tmp_path / "empty.png")
+    assert not (tmp_path / "empty.png").exists()
+
+
+# The command
+
+
+@pytest.fixture
+def command(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of `finished`, as the place where commands are given."""
+    set_home(monkeypatch, finished)
+    return finished
+
+
+def artifacts(folder: Path, name: str) -> set[str]:
+    """Files of a comparison with the run of a study."""
+    client = MlflowClient(f"sqlite:///{folder / 'home' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'tiny/widget'")
+    found = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`study.role` = 'study' and tags.`study.name` = '{name}'"
+    )
+    (run,) = found
+    return {item.path for item in client.list_artifacts(run.info.run_id) if item.path.startswith("comparison")}
+
+
+def told(ended: Ended, *words: str) -> None:
+    assert ended.code == 2
+    assert ended.out == ""
+    for word in words:
+        assert word in ended.error
+
+
+def test_the_table_is_printed_and_left_with_each_study_in_mlflow(command: Path) -> None:
+    assert study("compare", "tiny", "defaults", "--no-log").code == 0
+    assert artifacts(command, "tiny") == artifacts(command, "defaults") == set()
+    ended = study("compare", "tiny", "defaults")
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    for word in ("tiny", "defaults", "image AUROC", "95 % interval", "different test pictures", "padim on tiny/widget"):
+        assert word in ended.out
+    files = {"comparison.md", "comparison.csv", "comparison.json", "comparison.png"}
+    assert artifacts(command, "tiny") == artifacts(command, "defaults") == files
+    # Compared with another, the files are those of the last time.
+    assert study("compare", "tiny").code == 0
+    client = MlflowClient(f"sqlite:///{command / 'home' / 'mlflow.db'}")
+    (run,) = [
+        run
+        for experiment in client.search_experiments()
+        for run in client.search_runs([experiment.experiment_id], filter_string="tags.`study.role` = 'study'")
+        if run.data.tags["study.name"] == "tiny"
+    ]
+    local = client.download_artifacts(run.info.run_id, "comparison.json", str(command))
+    assert [row.study for row in Comparison.model_validate_json(Path(local).read_text()).rows] == ["tiny"]
+    assert run.info.status == "FINISHED"
+
+
+def test_formats_and_files(command: Path, tmp_path: Path) -> None:
+    shown = json.loads(study("compare", "tiny", "defaults", "tiny", "--json", "--no-log").out)
+    assert [row["study"] for row in shown["rows"]] == ["tiny", "defaults"]
+    details = json.loads(study("show", "tiny", "--json").out)["trials"][0]
+    assert shown["rows"][0]["image_auroc"] == details["test_metrics"]["test/image_auroc"]
+    assert shown["rows"][0]["fps"] == details["metrics"]["fps"]
+    assert study("compare", "tiny", "--format", "markdown", "--no-log").out.startswith("# Comparison on tiny/widget")
+    printed = study("compare", "tiny", "defaults", "--format", "csv", "--no-log")
+    assert [row["study"] for row in csv.DictReader(io.StringIO(printed.out))] == ["tiny", "defaults"]
+    assert printed.err.startswith("warning: these studies were measured on different test pictures")
+    for suffix, beginning in (
+        (".md", b"# Comparison"),
+        (".csv", b"kind,study,"),
+        (".json", b"{"),
+        (".png", b"\x89PNG"),
+    ):
+        path = tmp_path / f"here{suffix}"
+        ended = study("compare", "tiny", "--out", path, "--no-log")
+        assert (ended.code, ended.out) == (0, "")
+        assert path.read_bytes().startswith(beginning)
+    assert study("compare", "tiny", "--out", tmp_path / "notes.txt", "--format", "markdown", "--no-log").code == 0
+    assert (tmp_path / "notes.txt").read_text().startswith("# Comparison")
+
+
+def test_mistakes_are_told(command: Path, tmp_path: Path) -> None:
+    told(study("compare", "tiny", "tinny"), "no study 'tinny'", "did you mean tiny?")
+    told(study("compare", "tiny", "--json", "--format", "csv"), "--json", "--format csv", "contradict")
+    told(study("compare", "tiny", "--out", tmp_path / "table.txt"), "table.txt", ".md")
+    told(study("compare", "tiny", "--out", tmp_path / "a.md", "--format", "table"), "for the terminal")
+    (tmp_path / "file").write_text("")
+    told(study("compare", "tiny", "--no-log", "--out", tmp_path / "file" / "a.md"), "cannot be written")
+    told(study("compare", "tiny", "--no-log", "--out", tmp_path / "file" / "a.png"), "cannot be written")
+
+
+def test_without_mlflow_the_table_is_there(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    ended = study("compare", "tiny")
+    assert ended.code == 0
+    assert "image AUROC" in ended.out
+    (line,) = ended.err.splitlines()
+    assert line.startswith("warning: the comparison was not left in MLflow: ")
+    assert "127.0.0.1:9 cannot be reached" in line
+
+
+def test_a_store_that_is_gone_is_not_made_anew(command: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'gone.db'}")
+    ended = study("compare", "tiny")
+    assert ended.code == 0
+    assert len(ended.err.splitlines()) == 1
+    assert "there is no MLflow store" in ended.err
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_a_study_without_a_run_costs_a_warning(
+    command: Path, empty_stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = command / "other.db"
+    shutil.copy(empty_stores / "mlflow.db", other)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    ended = study("compare", "tiny")
+    assert ended.code == 0
+    (line,) = ended.err.splitlines()
+    assert "the MLflow experiment 'tiny/widget' has no run of this study" in line
+    with pytest.raises(InputError, match="no run of this study"):
+        Projection(f"sqlite:///{other}").add_files(experiment="tiny/widget", uid="0" * 12, folder=command)
