@@ -2,7 +2,7 @@
 
     PYTHON _anomalib_side.py TASK.json RESULT.json
 
-Takes one detector through `Engine.fit` and `Engine.test`, then measures a single picture through the whole module and collects
+Takes one detector through `Engine.fit` and `Engine.test`, then measures a single image through the whole module and collects
 the raw scores. Imports nothing of ours.
 """
 
@@ -65,7 +65,7 @@ def build(task: dict[str, Any]) -> nn.Module:
         layers=layer_names(task["backbone"], task["strides"]),
         pre_trained=False,
         pre_processor=PreProcessor(transform=transform),
-        # Pictures of its results would be written during the test, which ours does not do either.
+        # Images of its results would be written during the test, which ours does not do either.
         visualizer=False,
         **task["settings"],
     )
@@ -81,7 +81,7 @@ def build(task: dict[str, Any]) -> nn.Module:
 
 @torch.inference_mode()
 def feature_means(model: nn.Module, strides: list[int], probe: Tensor) -> dict[str, float]:
-    """Mean magnitude of the features of a normalised picture by stride: ours have to agree."""
+    """Mean magnitude of the features of a normalised image by stride: ours have to agree."""
     extractor = next(module for module in model.modules() if isinstance(module, TimmFeatureExtractor))
     features = extractor.feature_extractor.eval()(probe)
     return {str(stride): float(values.abs().mean()) for stride, values in zip(strides, features, strict=True)}
@@ -89,12 +89,12 @@ def feature_means(model: nn.Module, strides: list[int], probe: Tensor) -> dict[s
 
 @torch.inference_mode()
 def latency(model: nn.Module, side: int, runs: int) -> float:
-    """Median milliseconds of one picture of the final size, from 0..1 pixels to scores and map on the host."""
-    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    """Median milliseconds of one image of the final size, from 0..1 pixels to scores and map on the host."""
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     seconds = []
     for index in range(runs + 5):
         start = time.perf_counter()
-        model(picture)
+        model(image)
         if index >= 5:
             seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)

@@ -1,15 +1,15 @@
-"""PaDiM, PatchCore and CFlow here and in Anomalib: same pictures, weights, size, split, threads and machine, one after the other.
+"""PaDiM, PatchCore and CFlow here and in Anomalib: same images, weights, size, split, threads and machine, one after the other.
 
     python benchmarks/against_anomalib.py --anomalib-python ENV/bin/python --out benchmarks/results/against_anomalib.json
 
 Installs nothing. ENV is an environment of its own with `pip install anomalib safetensors`. Needs MVTEC_AD_ROOT (or --data)
 with the MVTec AD category; protocol paper: fit to train/good, score the whole test set. Anomalib is run as its users run it
 (`Engine.fit`, `Engine.test`, the MVTecAD datamodule), but in its best case: with our EfficientNet-Lite0 weights, the
-normalisation that belongs to them instead of ImageNet's, and without the pictures that it draws of its results.
+normalisation that belongs to them instead of ImageNet's, and without the images that it draws of its results.
 
-Fit and test run from picture files: decoding and features are in both. Anomalib's fit holds a validation on the test set, which
+Fit and test run from image files: decoding and features are in both. Anomalib's fit holds a validation on the test set, which
 ours does not have; `fit_ratio` leaves it out. Its AUROC is given as it reports it, and from the raw scores that it ranks before
-it normalises and clamps them. Latency: one picture of the final size through the whole module, median, on the host.
+it normalises and clamps them. Latency: one image of the final size through the whole module, median, on the host.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def choose(samples: Sequence[Sample], most: int | None) -> tuple[Sample, ...]:
     return tuple(samples[index * len(samples) // most] for index in range(most))
 
 
-def copy_pictures(sets: Sequence[ImageSet], root: Path, category: str) -> None:
-    """The same pictures in MVTec's layout for Anomalib's datamodule, which passes over links."""
+def copy_images(sets: Sequence[ImageSet], root: Path, category: str) -> None:
+    """The same images in MVTec's layout for Anomalib's datamodule, which passes over links."""
     for image_set in sets:
         for sample in image_set.samples:
             copies = {root / category / sample.key: sample.file}
@@ -86,7 +86,7 @@ def copy_pictures(sets: Sequence[ImageSet], root: Path, category: str) -> None:
 
 
 def check_same_weights(backbone: Backbone, theirs: Mapping[str, float]) -> None:
-    """Raise `RuntimeError` unless both backbones answer the same to the same normalised picture."""
+    """Raise `RuntimeError` unless both backbones answer the same to the same normalised image."""
     probe = torch.linspace(-1, 1, 3 * IMAGE_SIZE**2).view(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     with torch.inference_mode():
         features = dict(zip(backbone.strides, backbone.model(probe), strict=True))
@@ -97,7 +97,7 @@ def check_same_weights(backbone: Backbone, theirs: Mapping[str, float]) -> None:
 
 
 def run_ours(name: str, case: Case, train: ImageSet, test: ImageSet, seed: int) -> dict[str, Any]:
-    """Our side, through the public API, from picture files."""
+    """Our side, through the public API, from image files."""
     settings = {parameter.name: parameter.default for parameter in catalog.head_class(name).searchable} | case.ours
     torch.manual_seed(seed)
     detector = Detector(
@@ -118,11 +118,11 @@ def run_ours(name: str, case: Case, train: ImageSet, test: ImageSet, seed: int) 
         defect_types=test.defect_types,
     )
     seconds = time.perf_counter() - start
-    picture = test.images([0])
+    image = test.images([0])
     return {
         "fit_seconds": fit,
         "test_seconds": seconds,
-        "latency_ms": latency(detector, picture),
+        "latency_ms": latency(detector, image),
         "image_auroc": evaluation.metrics["image_auroc"],
         "metrics": evaluation.metrics,
         "settings": settings,
@@ -130,12 +130,12 @@ def run_ours(name: str, case: Case, train: ImageSet, test: ImageSet, seed: int) 
 
 
 @torch.inference_mode()
-def latency(detector: Detector, picture: torch.Tensor) -> float:
-    """Median milliseconds of one picture."""
+def latency(detector: Detector, image: torch.Tensor) -> float:
+    """Median milliseconds of one image."""
     seconds = []
     for index in range(LATENCY_RUNS + 5):
         start = time.perf_counter()
-        detector(picture)
+        detector(image)
         if index >= 5:
             seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)
@@ -196,7 +196,7 @@ def summarise(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, A
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The medians as Markdown."""
     lines = [
-        "| detector | fit s (Anomalib, here, ratio) | test s | one picture ms | image AUROC, raw scores |",
+        "| detector | fit s (Anomalib, here, ratio) | test s | one image ms | image AUROC, raw scores |",
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
@@ -232,7 +232,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--detectors", default=",".join(CASES), help="comma-separated (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each side, alternating; medians are compared")
     parser.add_argument("--limit-train", type=int, metavar="N", help="N normals only, to try the script out")
-    parser.add_argument("--limit-test", type=int, metavar="N", help="N test pictures only, of all types")
+    parser.add_argument("--limit-test", type=int, metavar="N", help="N test images only, of all types")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="Anomalib's loader processes (default: %(default)s)"
@@ -258,7 +258,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     train = ImageSet("train", choose(splits.train.samples, arguments.limit_train), splits.train.image_size)
     test = ImageSet("test", choose(splits.test.samples, arguments.limit_test), splits.test.image_size)
     root = folder / "MVTecAD"
-    copy_pictures([train, test], root, arguments.category)
+    copy_images([train, test], root, arguments.category)
     whole = build_backbone(BACKBONE, [4, 8, 16, 32])
     weights = folder / "backbone.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in whole.model.state_dict().items()}, weights)
@@ -293,7 +293,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             check_same_weights(whole, found["feature_means"])
             if len(found["labels"]) != len(test) or sum(found["labels"]) != int(test.labels.sum()):
                 raise RuntimeError(
-                    f"Anomalib scored {len(found['labels'])} pictures, not the {len(test)} of the test set"
+                    f"Anomalib scored {len(found['labels'])} images, not the {len(test)} of the test set"
                 )
             versions["anomalib"] = found["versions"]
             theirs.append(with_auroc(found))

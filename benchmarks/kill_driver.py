@@ -45,7 +45,7 @@ NAME = "killed"
 WORKER_SECONDS = 10.0
 """A worker that lives longer than that without its driver is an orphan."""
 START_SECONDS = 10.0
-"""What a start may take: imports, a look at the pictures, what was left of the run before."""
+"""What a start may take: imports, a look at the images, what was left of the run before."""
 LONGEST_SECONDS = 600.0
 
 
@@ -103,8 +103,8 @@ class Study:
         return {**os.environ, "STUDY_HOME": str(self.home), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
     def prepare(self) -> None:
-        """Write pictures and study file."""
-        root = render_dataset(self.folder / "pictures", RenderSpec(size=64, train=24, test_good=12, per_defect=4))
+        """Write images and study file."""
+        root = render_dataset(self.folder / "images", RenderSpec(size=64, train=24, test_good=12, per_defect=4))
         config = {
             "name": NAME,
             "detector": "padim",

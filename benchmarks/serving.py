@@ -1,9 +1,9 @@
-"""`study serve` under load beside `mlflow models serve`: the same model, the same real pictures, eight clients.
+"""`study serve` under load beside `mlflow models serve`: the same model, the same real images, eight clients.
 
-    python benchmarks/serving.py models:/patchcore_screw@champion PICTURES... --out benchmarks/results/serving.json
+    python benchmarks/serving.py models:/patchcore_screw@champion IMAGES... --out benchmarks/results/serving.json
 
-Both run on this machine with STUDY_HOME's registry, by turns, each alone; each client keeps one connection and sends one picture
-at a time, for `--seconds`. Then `--hostile` requests (truncated pictures, 100-megapixel headers, wrong types, large bodies, path
+Both run on this machine with STUDY_HOME's registry, by turns, each alone; each client keeps one connection and sends one image
+at a time, for `--seconds`. Then `--hostile` requests (truncated images, 100-megapixel headers, wrong types, large bodies, path
 names, deep JSON) go to ours, and the registry's champion is swapped under load where it has a `previous`. MLflow's server takes
 JSON with base64 alone; ours gets the files as multipart.
 """
@@ -74,7 +74,7 @@ def running(command: Sequence[str], ready: str, **environment: str) -> Iterator[
         process.wait()
 
 
-def load(ask: Ask, pictures: Sequence[bytes], *, clients: int, seconds: float) -> dict[str, Any]:
+def load(ask: Ask, images: Sequence[bytes], *, clients: int, seconds: float) -> dict[str, Any]:
     """Requests per second and times of answers, with every client busy."""
     times: list[float] = []
     codes: Counter[str] = Counter()
@@ -85,13 +85,13 @@ def load(ask: Ask, pictures: Sequence[bytes], *, clients: int, seconds: float) -
         while time.monotonic() < end:
             begin = time.perf_counter()
             try:
-                codes[str(ask(session, pictures[turn % len(pictures)]).status_code)] += 1
+                codes[str(ask(session, images[turn % len(images)]).status_code)] += 1
             except requests.RequestException as error:
                 codes[type(error).__name__] += 1
             times.append(time.perf_counter() - begin)
             turn += 1
 
-    ask(requests.Session(), pictures[0])  # what is done once at the first request
+    ask(requests.Session(), images[0])  # what is done once at the first request
     begin = time.monotonic()
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -120,7 +120,7 @@ def invocations(address: str) -> Ask:
     return ask
 
 
-def hostile(address: str, picture: bytes, count: int) -> Counter[str]:
+def hostile(address: str, image: bytes, count: int) -> Counter[str]:
     """Codes of the answers to requests that nobody should send."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -130,16 +130,16 @@ def hostile(address: str, picture: bytes, count: int) -> Counter[str]:
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     as_json = {"Content-Type": "application/json"}
     kinds: list[dict[str, Any]] = [
-        {"files": {"file": picture[: len(picture) // 2]}},
+        {"files": {"file": image[: len(image) // 2]}},
         {"files": {"file": bomb}},
-        {"files": {"file": b"no picture"}},
+        {"files": {"file": b"no image"}},
         {"files": {"file": ("../../etc/passwd", b"x")}},
         {"data": b"[" * 200_000, "headers": as_json},
         {"data": bytes(50_000_000), "headers": as_json},
         {"json": {"images": ["no base64!"]}},
         {"json": {"images": [1, 2]}},
         {"data": "text", "headers": {"Content-Type": "text/plain"}},
-        {"files": [("f", (f"{number}.png", picture)) for number in range(40)]},
+        {"files": [("f", (f"{number}.png", image)) for number in range(40)]},
     ]
     codes: Counter[str] = Counter()
     for number in range(count):
@@ -150,7 +150,7 @@ def hostile(address: str, picture: bytes, count: int) -> Counter[str]:
     return codes
 
 
-def swap_under_load(model: str, address: str, pictures: Sequence[bytes], clients: int) -> dict[str, Any] | None:
+def swap_under_load(model: str, address: str, images: Sequence[bytes], clients: int) -> dict[str, Any] | None:
     """`study rollback`, twice, in the midst of requests; None where there is no version to go back to."""
     name = model.removeprefix("models:/").partition("@")[0]
     back = [sys.executable, "-m", "studies.cli", "rollback", name, "--reason", "a benchmark"]
@@ -163,7 +163,7 @@ def swap_under_load(model: str, address: str, pictures: Sequence[bytes], clients
 
     thread = threading.Thread(target=swap)
     thread.start()
-    found = load(multipart(address), pictures, clients=clients, seconds=30.0)
+    found = load(multipart(address), images, clients=clients, seconds=30.0)
     thread.join()
     return found if done == [0, 0] else None
 
@@ -171,13 +171,13 @@ def swap_under_load(model: str, address: str, pictures: Sequence[bytes], clients
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--hostile", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    pictures = [path.read_bytes() for path in arguments.pictures]
+    images = [path.read_bytes() for path in arguments.images]
     results: dict[str, Any] = {}
     calm = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -191,7 +191,7 @@ def main() -> None:
         **calm,
     ):
         results["mlflow models serve"] = load(
-            invocations(address), pictures, clients=arguments.clients, seconds=arguments.seconds
+            invocations(address), images, clients=arguments.clients, seconds=arguments.seconds
         )
         print("mlflow models serve", results["mlflow models serve"], flush=True)
 
@@ -199,13 +199,11 @@ def main() -> None:
     address = f"http://127.0.0.1:{port}"
     ours = [sys.executable, "-m", "studies.cli", "serve", arguments.model, "--port", str(port), "--poll", "0.5"]
     with running(ours, f"{address}/readyz", **calm) as process:
-        results["study serve"] = load(
-            multipart(address), pictures, clients=arguments.clients, seconds=arguments.seconds
-        )
+        results["study serve"] = load(multipart(address), images, clients=arguments.clients, seconds=arguments.seconds)
         print("study serve", results["study serve"], flush=True)
-        hostile(address, pictures[0], 20)
+        hostile(address, images[0], 20)
         before = process.memory_info().rss
-        codes = hostile(address, pictures[0], arguments.hostile)
+        codes = hostile(address, images[0], arguments.hostile)
         results["hostile"] = {
             "answers": dict(codes),
             "rss_mb_before": round(before / 1e6),
@@ -213,7 +211,7 @@ def main() -> None:
             "alive": requests.get(f"{address}/readyz", timeout=10).status_code == 200,
         }
         print("hostile", results["hostile"], flush=True)
-        results["swapped under load"] = swap_under_load(arguments.model, address, pictures, arguments.clients)
+        results["swapped under load"] = swap_under_load(arguments.model, address, images, arguments.clients)
         print("swapped under load", results["swapped under load"], flush=True)
     results["ratio of requests per second"] = round(
         results["study serve"]["per_second"] / results["mlflow models serve"]["per_second"], 2
@@ -224,7 +222,7 @@ def main() -> None:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine,
             "model": arguments.model,
-            "pictures": len(pictures),
+            "images": len(images),
             "clients": arguments.clients,
             "results": results,
         }

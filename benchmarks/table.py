@@ -69,7 +69,7 @@ def row(study: dict[str, Any]) -> str:
 
 
 def keep(file: Path) -> Path:
-    """Store a result; its folders are told from the study's home on, its pictures by the last part alone."""
+    """Store a result; its folders are told from the study's home on, its images by the last part alone."""
     study = json.loads(file.read_text())
     for trial in study["trials"]:
         for key in ("folder", "detector"):

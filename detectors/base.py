@@ -203,7 +203,8 @@ class Head(nn.Module, ABC):
             self.register_buffer(name, value)
 
     def export_module(self, grids: Mapping[int, Size]) -> nn.Module:
-        """The fitted head as a graph of plain tensor operations, for `detectors.runtime.export`; on the CPU, with copies of all tensors.
+        """The fitted head as a graph of plain tensor operations, for `detectors.runtime.export`; on the CPU, with copies of all
+        tensors.
 
         Its ``forward`` takes the backbone's maps in the order of the strides, each float32 [B, C, h, w], and returns what `score`
         returns, up to rounding. It is traced once: B alone may vary, and no step may depend on the values.

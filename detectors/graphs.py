@@ -220,7 +220,8 @@ class CutpasteGraph(nn.Module):
     """The network's last map, judged by the second stage."""
 
     def __init__(self, network: nn.Module, second_stage: nn.Module, grids: Sequence[Size], last: Size) -> None:
-        """Args: `network` and `second_stage` as in `detectors.heads.cutpaste.head`; `grids` by ascending stride; `last` of the last map."""
+        """Args: `network` and `second_stage` as in `detectors.heads.cutpaste.head`; `grids` by ascending stride; `last` of
+        the last map."""
         super().__init__()
         self.network, self.second_stage = network, second_stage
         self.upsamplings, self.last = _upsamplings(grids), Upsampling(grids[0], last)
@@ -269,7 +270,7 @@ class ReconstructionGraph(nn.Module):
 
 
 class SpadeGraph(nn.Module):
-    """Retrieval by the largest products, then correspondences in the pictures retrieved.
+    """Retrieval by the largest products, then correspondences in the images retrieved.
 
     Who is nearest is found by matrix products, |m|^2 - 2 q m; how far that is, by direct differences.
     """

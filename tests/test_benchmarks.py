@@ -103,7 +103,7 @@ def test_a_small_test_set_keeps_all_types_and_is_copied_as_it_is(
     assert script.choose(dataset.test, None) == dataset.test
     few = script.choose(dataset.test, 4)
     assert sorted(sample.defect_type for sample in few) == ["dent", "dent", "good", "good"]
-    script.copy_pictures([ImageSet("test", few), ImageSet("train", dataset.train[:2])], tmp_path, "widget")
+    script.copy_images([ImageSet("test", few), ImageSet("train", dataset.train[:2])], tmp_path, "widget")
     copied = read_mvtec(tmp_path, "widget")
     assert [sample.key for sample in copied.test] == [sample.key for sample in few]
     assert all(sample.mask_file for sample in copied.test if sample.label)

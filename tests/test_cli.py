@@ -111,9 +111,9 @@ def test_a_missing_category_is_told_with_those_there_are(bare: Shell, tiny_mvtec
     assert_told(bare("run", path, "--set", "data.category=wigdet"), "no category 'wigdet'", "did you mean widget?")
 
 
-def test_a_category_without_good_pictures_is_told(bare: Shell, own_widgets: Path) -> None:
-    for picture in (own_widgets / "widget" / "train" / "good").iterdir():
-        picture.unlink()
+def test_a_category_without_good_images_is_told(bare: Shell, own_widgets: Path) -> None:
+    for image in (own_widgets / "widget" / "train" / "good").iterdir():
+        image.unlink()
     path = bare.write(raw_study(own_widgets))
     assert_told(bare("run", path), "no good training images", "train/good")
 
@@ -125,7 +125,7 @@ def test_labels_that_protocol_holdout_needs_are_asked_for(bare: Shell, own_widge
 
 
 def _corrupt(root: Path) -> str:
-    (root / "widget" / "train" / "good" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    (root / "widget" / "train" / "good" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
     return "train/good/003.png"
 
 
@@ -172,7 +172,7 @@ def write_bomb(path: Path) -> None:
         (_bomb, "limit of 100 megapixels"),
     ],
 )
-def test_a_damaged_picture_or_mask_is_told_before_anything_is_computed(
+def test_a_damaged_image_or_mask_is_told_before_anything_is_computed(
     bare: Shell, own_widgets: Path, damage: Callable[[Path], str], word: str
 ) -> None:
     subject = damage(own_widgets)
@@ -225,10 +225,10 @@ def test_a_tracking_server_that_does_not_answer_is_told(shell: Shell, tiny_mvtec
 
 
 @pytest.mark.parametrize(
-    "words", [["list"], ["show", "tiny"], ["compare", "tiny"], ["predict", "tiny", "picture.png"], ["show", "a/b"]]
+    "words", [["list"], ["show", "tiny"], ["compare", "tiny"], ["predict", "tiny", "image.png"], ["show", "a/b"]]
 )
 def test_reading_commands_create_nothing(bare: Shell, words: list[str]) -> None:
-    Image.new("RGB", (64, 64)).save(bare.folder / "picture.png")
+    Image.new("RGB", (64, 64)).save(bare.folder / "image.png")
     assert_told(bare(*words), "no studies in", "study run padim_screw --demo")
     assert not bare.home.exists()
 
@@ -246,21 +246,21 @@ def test_predict_on_a_folder_without_detector_is_told(bare: Shell) -> None:
     assert not bare.home.exists()
 
 
-def test_predict_tells_of_pictures_it_cannot_take(done: Shell) -> None:
+def test_predict_tells_of_images_it_cannot_take(done: Shell) -> None:
     folder = done.folder / "bad"
     folder.mkdir(exist_ok=True)
     write_bomb(folder / "bomb.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (done.folder / "nothing").mkdir(exist_ok=True)
     out = ["--out", str(done.folder / "bad-out")]
     assert_told(done("predict", "tiny", "bad/bomb.png", *out), "bad/bomb.png", "limit of 100 megapixels")
     assert_told(done("predict", "tiny", "bad/text.png", *out), "bad/text.png", "not a readable image")
     assert_told(done("predict", "tiny", "bad/none.png", *out), "bad/none.png", "no such file")
-    assert_told(done("predict", "tiny", "nothing", *out), "nothing", "no pictures in this folder")
+    assert_told(done("predict", "tiny", "nothing", *out), "nothing", "no images in this folder")
     assert not (done.folder / "bad-out").exists()
 
 
-def test_a_bad_picture_costs_no_other_its_score(done: Shell, tiny_mvtec: Path) -> None:
+def test_a_bad_image_costs_no_other_its_score(done: Shell, tiny_mvtec: Path) -> None:
     folder = done.folder / "mixed"
     shutil.copytree(tiny_mvtec / "widget" / "test" / "dent", folder / "a")
     shutil.copytree(tiny_mvtec / "widget" / "test" / "dent", folder / "b")
@@ -269,7 +269,7 @@ def test_a_bad_picture_costs_no_other_its_score(done: Shell, tiny_mvtec: Path) -
     assert ended.code == 2
     (line,) = ended.err.splitlines()
     assert line.startswith("error: mixed/torn.png")
-    assert "the 10 highest scores of 24 pictures" in ended.out
+    assert "the 10 highest scores of 24 images" in ended.out
     out = done.folder / "mixed-out"
     with (out / "scores.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -296,7 +296,7 @@ def test_names_that_spreadsheets_would_run_and_sheets_of_a_longer_list(done: She
         path.touch()
     ended = done("predict", "tiny", *none, "--out", "nothing-out")
     assert ended.code == 2
-    assert "error: 2 of 2 pictures could not be scored; nothing was written" in ended.err
+    assert "error: 2 of 2 images could not be scored; nothing was written" in ended.err
     assert all(str(path) in ended.err for path in none)
     assert not (done.folder / "nothing-out").exists()
 
@@ -311,12 +311,12 @@ def test_a_changed_study_is_refused_on_resume_and_left_as_it_was(done: Shell) ->
     assert len(json.loads(done("show", "tiny", "--json").out)["trials"]) == 3
 
 
-def test_pictures_that_changed_are_refused_on_resume(shell: Shell, own_widgets: Path) -> None:
+def test_images_that_changed_are_refused_on_resume(shell: Shell, own_widgets: Path) -> None:
     path = shell.write(raw_study(own_widgets, budget={"trials": 1}))
     assert shell("run", path, "--inline").code == 0
-    picture, _ = draw_widget(4711)
-    Image.fromarray(picture).save(own_widgets / "widget" / "train" / "good" / "new.png")
-    assert_told(shell("run", path, "--inline", "--trials", "2"), "the pictures of train", "--fresh")
+    image, _ = draw_widget(4711)
+    Image.fromarray(image).save(own_widgets / "widget" / "train" / "good" / "new.png")
+    assert_told(shell("run", path, "--inline", "--trials", "2"), "the images of train", "--fresh")
 
 
 # The way from run to predict
@@ -408,8 +408,8 @@ def test_predict_scores_judges_and_paints(done: Shell, tiny_mvtec: Path, tmp_pat
     assert {row["verdict"] for row in rows} <= {"good", "defective"}
     assert rows[0]["score"] < max(row["score"] for row in rows)
     for row in rows:
-        with Image.open(row["heat map"]) as picture:
-            assert picture.height >= 64
+        with Image.open(row["heat map"]) as image:
+            assert image.height >= 64
     assert len({row["heat map"] for row in rows}) == len(rows)
     table = done("predict", model, test / "good" / "000.png", "--out", tmp_path / "maps")
     assert table.code == 0
@@ -417,7 +417,7 @@ def test_predict_scores_judges_and_paints(done: Shell, tiny_mvtec: Path, tmp_pat
 
 
 def test_predict_gives_the_scores_that_the_study_saw(done: Shell, tiny_mvtec: Path, tmp_path: Path) -> None:
-    """The verdicts on the test pictures lead to the error rates that the study reported."""
+    """The verdicts on the test images lead to the error rates that the study reported."""
     outcome = json.loads((done.folder / "run.json").read_text())
     reported = outcome["trials"][outcome["selected"]]["test_metrics"]
     from studies.file.config import validate
@@ -453,21 +453,21 @@ def test_fresh_starts_a_study_beside(shell: Shell, tiny_mvtec: Path) -> None:
     assert json.loads(shell("show", "tiny#1", "--json").out)["name"] == "tiny"
 
 
-def own_pictures(folder: Path, **types: int) -> Path:
-    """A person's folder: pictures per type."""
+def own_images(folder: Path, **types: int) -> Path:
+    """A person's folder: images per type."""
     seed = 0
     for kind, count in types.items():
         (folder / kind).mkdir(parents=True)
         for index in range(count):
             seed += 1
-            picture, _ = draw_widget(seed, dent=kind != "good")
-            Image.fromarray(picture).save(folder / kind / f"{index:02d}.png")
+            image, _ = draw_widget(seed, dent=kind != "good")
+            Image.fromarray(image).save(folder / kind / f"{index:02d}.png")
     return folder
 
 
 @pytest.mark.parametrize(("types", "protocol"), [({"good": 20}, "synthetic"), ({"good": 20, "dent": 6}, "holdout")])
 def test_a_folder_of_ones_own_needs_no_study_file(shell: Shell, types: dict[str, int], protocol: str) -> None:
-    own_pictures(shell.folder / "my parts", **types)
+    own_images(shell.folder / "my parts", **types)
     words = ["run", "padim", "--images", "my parts", "--offline", "--inline", "--trials", 1]
     ended = shell(*words, "--set", "data.image_size=64", "--json")
     assert ended.code == 0, ended.err
@@ -481,7 +481,7 @@ def test_a_folder_of_ones_own_needs_no_study_file(shell: Shell, types: dict[str,
 
 
 def test_a_folder_of_any_name_makes_a_study(bare: Shell) -> None:
-    own_pictures(bare.folder / "Teile (groß) #2", good=12)
+    own_images(bare.folder / "Teile (groß) #2", good=12)
     words = ["run", "padim", "--images", "Teile (groß) #2", "--offline", "--inline", "--trials", 1, "--json"]
     ended = bare(*words, "--set", "data.image_size=64")
     assert ended.code == 0, ended.err

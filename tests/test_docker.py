@@ -207,10 +207,8 @@ def test_the_commands_of_the_services_work_together_outside_containers(tiny_mvte
         study("promote", "tiny")
         command = [local(word) for word in services["serve"]["command"]]
         start("serve", [sys.executable, "-m", "studies.cli", *command], f"http://127.0.0.1:{serving}/readyz")
-        picture = next((tiny_mvtec / "widget" / "test" / "good").glob("*.png")).read_bytes()
+        image = next((tiny_mvtec / "widget" / "test" / "good").glob("*.png")).read_bytes()
         address = f"http://127.0.0.1:{serving}/predict"
-        assert requests.post(address, files={"file": picture}, timeout=60).status_code == 401
-        answer = requests.post(
-            address, files={"file": picture}, headers={"Authorization": "Bearer a-token"}, timeout=60
-        )
+        assert requests.post(address, files={"file": image}, timeout=60).status_code == 401
+        answer = requests.post(address, files={"file": image}, headers={"Authorization": "Bearer a-token"}, timeout=60)
         assert answer.json()["model"] == {"name": "tiny", "version": "1"}

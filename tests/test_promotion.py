@@ -27,7 +27,7 @@ from tests.helpers.widgets import draw_widget, write_widgets
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_widgets(tmp_path_factory.mktemp("pictures"))
+    return write_widgets(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_a_copy_for_production_has_its_own_champion(shell: Shell) -> None:
 
 def test_each_product_of_a_study_has_a_model_of_its_own(shell: Shell, root: Path) -> None:
     for category in ("left", "right"):
-        shutil.copytree(root / "widget", shell.folder / "pictures" / category)
-    raw = raw_study(shell.folder / "pictures", name="two.parts", budget={"trials": 1}, gate={"floor": {}})
+        shutil.copytree(root / "widget", shell.folder / "images" / category)
+    raw = raw_study(shell.folder / "images", name="two.parts", budget={"trials": 1}, gate={"floor": {}})
     raw["data"]["category"] = ["left", "right"]
     ended = shell("run", shell.write(raw), "--offline", "--device", "cpu", "--inline")
     assert ended.code == 0, ended
@@ -138,8 +138,8 @@ def test_each_product_of_a_study_has_a_model_of_its_own(shell: Shell, root: Path
         promoted = shell("promote", f"two.parts/{category}")
         assert promoted.code == 0, promoted
         assert versions(shell, f"two-parts--{category}") == [("1", ["champion"])]
-    picture = next((root / "widget" / "test" / "good").glob("*.png"))
-    assert shell("predict", "models:/two-parts--left@champion", picture).code == 0
+    image = next((root / "widget" / "test" / "good").glob("*.png"))
+    assert shell("predict", "models:/two-parts--left@champion", image).code == 0
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_mistakes_are_told_in_one_line(finished: Shell, words: tuple[str, ...], 
     assert all(word in lines[0] for word in told)
 
 
-def test_changed_test_pictures_are_refused(shell: Shell, tmp_path: Path) -> None:
-    root = write_widgets(tmp_path / "pictures")
+def test_changed_test_images_are_refused(shell: Shell, tmp_path: Path) -> None:
+    root = write_widgets(tmp_path / "images")
     raw = raw_study(root, name="other", budget={"trials": 1})
     assert shell("run", shell.write(raw), "--offline", "--device", "cpu", "--inline").code == 0
     victim = next((root / "widget" / "test" / "good").glob("*.png"))
@@ -177,7 +177,7 @@ def test_changed_test_pictures_are_refused(shell: Shell, tmp_path: Path) -> None
 
 
 def test_a_demonstration_stays_where_it_is(shell: Shell) -> None:
-    """Rendered pictures: its own model may have a champion, production may not get it."""
+    """Rendered images: its own model may have a champion, production may not get it."""
     raw = raw_study(Path("x"), name="shown", budget={"trials": 1})
     raw["data"] = {"dataset": "rendered", "category": "screw", "image_size": 64}
     path = shell.write(raw)
@@ -185,14 +185,14 @@ def test_a_demonstration_stays_where_it_is(shell: Shell) -> None:
     assert ended.code == 0, ended
     refused = shell("promote", "shown", "--to", "line 3")
     assert refused.code == 2
-    assert "ran on rendered pictures" in refused.err
+    assert "ran on rendered images" in refused.err
 
 
 # --- retrain
 
 
 @pytest.fixture
-def new_pictures(tmp_path: Path) -> Path:
+def new_images(tmp_path: Path) -> Path:
     folder = tmp_path / "new"
     folder.mkdir()
     for number in range(10):
@@ -200,16 +200,16 @@ def new_pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_champion_is_fitted_on_newer_pictures_and_goes_through_the_gate(shell: Shell, new_pictures: Path) -> None:
+def test_a_champion_is_fitted_on_newer_images_and_goes_through_the_gate(shell: Shell, new_images: Path) -> None:
     assert shell("promote", "tiny").code == 0
-    for _ in range(2):  # the same pictures make the same version
-        ended = shell("retrain", "tiny", "--images", new_pictures, "--json")
+    for _ in range(2):  # the same images make the same version
+        ended = shell("retrain", "tiny", "--images", new_images, "--json")
         assert ended.code == 0, ended
-        assert json.loads(ended.out) == {"model": "tiny", "version": "2", "from": "1", "new_pictures": 10}
+        assert json.loads(ended.out) == {"model": "tiny", "version": "2", "from": "1", "new_images": 10}
     assert versions(shell) == [("2", ["challenger"]), ("1", ["champion"])]
     (folder,) = (shell.home / "retrained").glob("tiny/*/detector")
     artifact = load_artifact(folder)
-    assert artifact.provenance["new_pictures"] == 10
+    assert artifact.provenance["new_images"] == 10
     assert artifact.detector.threshold is not None
     assert len(artifact.normal_scores) > 2
     gate = shell("promote", "tiny", "--version", "2")
@@ -217,12 +217,12 @@ def test_a_champion_is_fitted_on_newer_pictures_and_goes_through_the_gate(shell:
     assert ("2", ["champion"]) in versions(shell) if gate.code == 0 else ("1", ["champion"]) in versions(shell)
 
 
-def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, new_pictures: Path) -> None:
+def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, new_images: Path) -> None:
     assert shell("promote", "tiny").code == 0
     goods = sorted((root / "widget" / "test" / "good").glob("*.png"))
     for path in goods:
-        shutil.copy(path, new_pictures / f"copy-{path.name}")
-    ended = shell("retrain", "tiny", "--images", new_pictures)
+        shutil.copy(path, new_images / f"copy-{path.name}")
+    ended = shell("retrain", "tiny", "--images", new_images)
     assert ended.code == 2
     assert "what is tested on cannot be learnt from" in ended.err
     ended = shell("retrain", "tiny", "--only-new")
@@ -236,8 +236,8 @@ def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, ne
 def test_mlflow_serves_the_champion(shell: Shell, root: Path) -> None:
     """`mlflow models serve -m models:/tiny@champion --env-manager local`, asked over HTTP."""
     assert shell("promote", "tiny").code == 0
-    picture = next((root / "widget" / "test" / "good").glob("*.png"))
-    body = {"inputs": [{"image": base64.b64encode(picture.read_bytes()).decode(), "return_heatmap": True}]}
+    image = next((root / "widget" / "test" / "good").glob("*.png"))
+    body = {"inputs": [{"image": base64.b64encode(image.read_bytes()).decode(), "return_heatmap": True}]}
     port = free_port()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{shell.home / 'mlflow.db'}", "PATH": path}
@@ -253,7 +253,7 @@ def test_mlflow_serves_the_champion(shell: Shell, root: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     (prediction,) = answer["predictions"]
-    shown = json.loads(shell("predict", "tiny", picture, "--json").out)
+    shown = json.loads(shell("predict", "tiny", image, "--json").out)
     assert prediction["score"] == pytest.approx(shown[0]["score"], rel=1e-5)
     assert prediction["verdict"] == shown[0]["verdict"]
     assert prediction["model_version"] == "tiny/1"

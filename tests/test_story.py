@@ -1,4 +1,4 @@
-"""From pictures to the line and back, by the commands a person gives: two studies on rendered screws, one registered model."""
+"""From images to the line and back, by the commands a person gives: two studies on rendered screws, one registered model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studies.commands.promote import REFUSED
 from tests.helpers.shell import Shell, make_shell, raw_study
 
 SIZE = 192
-GATE = {"floor": {}, "per_defect_drop": 1.0}  # four pictures of a type say nothing of it
+GATE = {"floor": {}, "per_defect_drop": 1.0}  # four images of a type say nothing of it
 ENOUGH = ("--offline", "--device", "cpu", "--inline")
 
 
@@ -20,7 +20,7 @@ def shell(empty_stores: Path, tmp_path: Path) -> Shell:
     shell = make_shell(tmp_path / "work", empty_stores)
     # A folder like any other: what a study knows to be rendered may not go to another registered model.
     drawn = shell(
-        *("data", "render", "--out", shell.folder / "pictures", "--size", SIZE),
+        *("data", "render", "--out", shell.folder / "images", "--size", SIZE),
         *("--train", 40, "--test-good", 24, "--per-defect", 8),
     )
     assert drawn.code == 0, drawn
@@ -30,7 +30,7 @@ def shell(empty_stores: Path, tmp_path: Path) -> Shell:
 def finish(shell: Shell, name: str, detector: str, fixed: dict[str, object], search: dict[str, object]) -> None:
     """Run a study of one trial to its end."""
     raw = raw_study(
-        shell.folder / "pictures", name=name, detector=detector, search=search, gate=GATE, budget={"trials": 1}
+        shell.folder / "images", name=name, detector=detector, search=search, gate=GATE, budget={"trials": 1}
     )
     raw["data"] |= {"category": "screw", "image_size": SIZE}
     raw["fixed"] |= fixed
@@ -39,11 +39,11 @@ def finish(shell: Shell, name: str, detector: str, fixed: dict[str, object], sea
 
 
 def champion(shell: Shell) -> tuple[str, float]:
-    """Version and score of one picture, as whoever follows the alias gets them."""
+    """Version and score of one image, as whoever follows the alias gets them."""
     told = json.loads(shell("models", "line-3", "--json").out)["line-3"]
     (version,) = (version["version"] for version in told["versions"] if "champion" in version["aliases"])
-    picture = min((shell.folder / "pictures" / "screw" / "test" / "good").glob("*.png"))
-    (shown,) = json.loads(shell("predict", "models:/line-3@champion", picture, "--json").out)
+    image = min((shell.folder / "images" / "screw" / "test" / "good").glob("*.png"))
+    (shown,) = json.loads(shell("predict", "models:/line-3@champion", image, "--json").out)
     return version, shown["score"]
 
 

@@ -88,7 +88,7 @@ def requirements() -> list[str]:
 
 
 def example_image() -> str:
-    """A small gray picture, PNG in base64."""
+    """A small gray image, PNG in base64."""
     file = io.BytesIO()
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()

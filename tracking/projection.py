@@ -276,7 +276,7 @@ class Projection:
             try:
                 return self._client.get_experiment(self._client.create_experiment(name, artifact_location=location))
             except MlflowException:
-                # Another study of the same pictures may have made it meanwhile.
+                # Another study of the same images may have made it meanwhile.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise

@@ -26,18 +26,18 @@ ARTIFACT = "detector"
 META = "registered_model_meta"
 """File in which MLflow notes which version of which model a folder is."""
 MAX_IMAGES = 64
-"""Pictures in one request."""
+"""Images in one request."""
 MAX_BASE64 = 64 * 2**20
-"""Letters of one picture."""
+"""Letters of one image."""
 
 
 class Request(BaseModel):
-    """One picture."""
+    """One image."""
 
     model_config = ConfigDict(extra="forbid")
 
     image: str = Field(max_length=MAX_BASE64)
-    """A picture file (PNG, JPEG ...), base64."""
+    """An image file (PNG, JPEG ...), base64."""
     return_heatmap: bool = False
 
 
@@ -52,15 +52,15 @@ class Response(BaseModel):
     verdict: str | None = None
     """``good`` or ``defective``; None where the detector has no threshold."""
     normals_below: float | None = None
-    """Share of the held-out good pictures that score less, 0 to 1."""
+    """Share of the held-out good images that score less, 0 to 1."""
     heatmap: str | None = None
-    """The picture with its anomaly map over it: PNG, base64; None unless asked for."""
+    """The image with its anomaly map over it: PNG, base64; None unless asked for."""
     model_version: str | None = None
     """``<name>/<version>`` in the registry; None for a model that was not loaded from there."""
 
 
 class ServedDetector(PythonModel):
-    """Loads the detector once and judges pictures."""
+    """Loads the detector once and judges images."""
 
     def load_context(self, context: Any) -> None:
         """Called by MLflow when the model is loaded."""
@@ -69,15 +69,15 @@ class ServedDetector(PythonModel):
         self._version = registered_version(folder)
 
     def predict(self, model_input: list[Request]) -> list[Response]:  # type: ignore[override]
-        """Judge pictures.
+        """Judge images.
 
         Raises:
-            InputError: too many of them, no base64, or no picture that can be read.
+            InputError: too many of them, no base64, or no image that can be read.
         """
         if len(model_input) > MAX_IMAGES:
-            raise InputError(f"{len(model_input)} pictures in one request; send at most {MAX_IMAGES}")
-        pictures = [_decode(request.image, number) for number, request in enumerate(model_input)]
-        verdicts = judge(self._artifact, pictures)
+            raise InputError(f"{len(model_input)} images in one request; send at most {MAX_IMAGES}")
+        images = [_decode(request.image, number) for number, request in enumerate(model_input)]
+        verdicts = judge(self._artifact, images)
         return [
             Response(
                 score=verdict.score,
@@ -87,7 +87,7 @@ class ServedDetector(PythonModel):
                 heatmap=_png(heat_map(self._artifact, rgb, verdict)) if request.return_heatmap else None,
                 model_version=self._version,
             )
-            for request, rgb, verdict in zip(model_input, pictures, verdicts, strict=True)
+            for request, rgb, verdict in zip(model_input, images, verdicts, strict=True)
         ]
 
 

@@ -22,7 +22,7 @@ class DatasetRecord:
     """``train``, ``validation`` or ``test``."""
     digest: str
     source: str
-    """Where the pictures lay."""
+    """Where the images lay."""
     counts: dict[str, int]
 
 

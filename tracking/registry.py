@@ -70,7 +70,7 @@ class Source:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """On test; linked to the logged model."""
     dataset: tuple[str, str] | None = None
-    """Name and digest of the pictures that the metrics speak of."""
+    """Name and digest of the images that the metrics speak of."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Feature pyramids from timm, or of the pictures themselves, asked for by stride.
+"""Feature pyramids from timm, or of the images themselves, asked for by stride.
 
 Notation: B images, C channels, H x W input pixels, h x w feature positions (h = H / stride).
 """
@@ -42,7 +42,7 @@ DEPTH = 2 / 3
 """Share of a vision transformer's blocks that its features come through. Its last blocks serve the class token; FastFlow
 (arXiv 2111.07677) takes the eighth of DeiT's twelve."""
 ANY_SIZE = {"dynamic_img_size": True}
-"""Makes timm's vision transformers resample their position embedding to the picture in hand."""
+"""Makes timm's vision transformers resample their position embedding to the image in hand."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class WeightsIdentity:
 
 
 class Pixels(nn.Module):
-    """The picture itself, [B, 3, H, W], averaged over squares of stride x stride pixels. Values stay in their range."""
+    """The image itself, [B, 3, H, W], averaged over squares of stride x stride pixels. Values stay in their range."""
 
     def __init__(self, strides: Sequence[int]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         """uint8 [B, 3, H, W] -> {stride: float32 [B, C, h, w]}, strides ascending.
 
         Raises:
-            InputError: the model does not take pictures of this size; a vision transformer wants multiples of its stride.
+            InputError: the model does not take images of this size; a vision transformer wants multiples of its stride.
         """
         if not len(images):  # vision transformers cannot reshape nothing
             return {stride: maps[:0] for stride, maps in self(images.new_zeros(1, *images.shape[1:])).items()}
@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         except AssertionError as error:
             height, width = images.shape[2:]
             raise InputError(
-                f"backbone {self.spec} takes no pictures of {height} x {width} pixels: {str(error).rstrip('.')}; "
+                f"backbone {self.spec} takes no images of {height} x {width} pixels: {str(error).rstrip('.')}; "
                 "choose another image size"
             ) from error
         channels = channels_by_stride(self.spec.name)
@@ -168,7 +168,7 @@ def _pyramid(architecture: str) -> _Pyramid:
         raise InputError(f"backbone {architecture!r} gives no feature pyramid; choose a convolutional one") from error
     info: Any = model.feature_info
     if len({layer["reduction"] for layer in info.info}) == 1:
-        with suppress(TypeError):  # not all of them can do with pictures of any size
+        with suppress(TypeError):  # not all of them can do with images of any size
             _layers_alone(architecture, **ANY_SIZE)
             index = max(1, round(DEPTH * len(info.info))) - 1
             layer = info.info[index]
@@ -227,7 +227,7 @@ def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: Weig
 def load_network(name: str, *, weights_dir: Path | None = None) -> nn.Module:
     """A whole timm network with its pretrained weights, for a head that trains it further; on the CPU.
 
-    It maps pictures [B, 3, H, W], normalised by `normalisation`, onto its last map [B, D, a, b]; pooling and classifier are left
+    It maps images [B, 3, H, W], normalised by `normalisation`, onto its last map [B, D, a, b]; pooling and classifier are left
     out.
 
     Raises:
@@ -240,7 +240,7 @@ def load_network(name: str, *, weights_dir: Path | None = None) -> nn.Module:
 
 
 def normalisation(spec: BackboneSpec) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the pictures that a model was trained on, [3, 1, 1] each, for values from 0 to 1."""
+    """Mean and deviation of the images that a model was trained on, [3, 1, 1] each, for values from 0 to 1."""
     cfg = pretrained_cfg(spec)
     mean, std = cfg.get("mean", (0.485, 0.456, 0.406)), cfg.get("std", (0.229, 0.224, 0.225))
     return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)

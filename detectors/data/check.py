@@ -25,9 +25,9 @@ Severity = Literal["error", "warning"]
 MIN_NORMALS = 20
 """Fewer good training images than this are reported."""
 INVERTED_SHARE = 0.9
-"""A mask that covers more of its picture than this is probably inverted."""
+"""A mask that covers more of its image than this is probably inverted."""
 DARK_16_BIT = 32
-"""A 16-bit picture whose brightest 8-bit level is below this holds 12-bit values or less, and reads as nearly black."""
+"""A 16-bit image whose brightest 8-bit level is below this holds 12-bit values or less, and reads as nearly black."""
 MAX_WORKERS = 4
 
 
@@ -37,7 +37,7 @@ class Problem:
 
     severity: Severity
     subject: str
-    """Key of the picture, path of the mask within the data set, or the category."""
+    """Key of the image, path of the mask within the data set, or the category."""
     message: str
 
 
@@ -49,13 +49,13 @@ class CheckReport:
     category: str
     root: str
     counts: dict[str, dict[str, int]]
-    """Pictures per part (``train``, ``test``) and type."""
+    """Images per part (``train``, ``test``) and type."""
     masks: int
-    """Defective pictures that have a mask."""
+    """Defective images that have a mask."""
     sizes: dict[str, int]
-    """Readable pictures per ``<width> x <height>``, most frequent first."""
+    """Readable images per ``<width> x <height>``, most frequent first."""
     modes: dict[str, int]
-    """Readable pictures per mode (PIL's: ``L``, ``RGB``, ``I;16`` ...), most frequent first."""
+    """Readable images per mode (PIL's: ``L``, ``RGB``, ``I;16`` ...), most frequent first."""
     problems: tuple[Problem, ...]
     """Errors first."""
 
@@ -79,7 +79,7 @@ class CheckReport:
 
 @dataclass
 class _Finding:
-    """What reading one picture and its mask told."""
+    """What reading one image and its mask told."""
 
     size: str | None = None
     mode: str | None = None
@@ -89,9 +89,9 @@ class _Finding:
 
 
 def check_dataset(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> CheckReport:
-    """Read every picture and mask and report all that is wrong; a bad file never ends the check.
+    """Read every image and mask and report all that is wrong; a bad file never ends the check.
 
-    `progress` is called in the caller's thread with the pictures done and their total.
+    `progress` is called in the caller's thread with the images done and their total.
     """
     samples = [*dataset.train, *dataset.test]
     findings = _inspect_all(samples, progress)
@@ -119,7 +119,7 @@ def _parts(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
 
 def _inspect_all(samples: list[Sample], progress: Callable[[int, int], None] | None) -> list[_Finding]:
     findings: list[_Finding] = []
-    # A few threads: PIL decodes without Python's lock, but each holds a whole picture in memory.
+    # A few threads: PIL decodes without Python's lock, but each holds a whole image in memory.
     with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         for finding in pool.map(_inspect, samples):
             findings.append(finding)
@@ -129,7 +129,7 @@ def _inspect_all(samples: list[Sample], progress: Callable[[int, int], None] | N
 
 
 def _inspect(sample: Sample) -> _Finding:
-    """Read one picture and its mask."""
+    """Read one image and its mask."""
     finding = _Finding()
     try:
         image = open_image(sample.file)
@@ -141,7 +141,7 @@ def _inspect(sample: Sample) -> _Finding:
     finding.mode = image.mode
     finding.content = hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).hexdigest()
     if (rgb == rgb[0, 0]).all():
-        finding.problems.append(Problem("warning", sample.key, "all of one colour; is the camera's picture missing?"))
+        finding.problems.append(Problem("warning", sample.key, "all of one colour; is the camera's image missing?"))
     elif image.mode.startswith("I") and rgb.max() < DARK_16_BIT:
         message = "16-bit, but only its lowest bits are used, so it reads as nearly black; stretch it to the full range"
         finding.problems.append(Problem("warning", sample.key, message))
@@ -157,9 +157,9 @@ def _mask_problems(key: str, mask_file: Path, rgb: NDArray[np.uint8]) -> Iterato
         yield Problem("error", key, f"mask {mask_file.name}: {_without_path(error, mask_file)}")
         return
     if share == 0:
-        yield Problem("error", key, f"mask {mask_file.name} marks nothing, yet the picture counts as defective")
+        yield Problem("error", key, f"mask {mask_file.name} marks nothing, yet the image counts as defective")
     elif share > INVERTED_SHARE:
-        yield Problem("warning", key, f"mask {mask_file.name} marks {share:.0%} of the picture; is it inverted?")
+        yield Problem("warning", key, f"mask {mask_file.name} marks {share:.0%} of the image; is it inverted?")
 
 
 def _without_path(error: Exception, path: Path) -> str:
@@ -167,7 +167,7 @@ def _without_path(error: Exception, path: Path) -> str:
 
 
 def _duplicates(dataset: Dataset, contents: list[str | None]) -> Iterator[Problem]:
-    """Pictures with the same pixels, a line for each set of them."""
+    """Images with the same pixels, a line for each set of them."""
     samples = [("train", sample) for sample in dataset.train] + [("test", sample) for sample in dataset.test]
     copies: defaultdict[str, list[tuple[str, Sample]]] = defaultdict(list)
     for part_and_sample, content in zip(samples, contents, strict=True):
@@ -178,7 +178,7 @@ def _duplicates(dataset: Dataset, contents: list[str | None]) -> Iterator[Proble
             continue
         *others, (_, last) = group
         names = ", ".join(sample.key for _, sample in others[:3])
-        same = f"the same picture as {names}" + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        same = f"the same image as {names}" + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         if len({part for part, _ in group}) > 1:
             yield Problem("error", last.key, f"{same}: what was trained on cannot be tested on; remove one")
         elif len({sample.label for _, sample in group}) > 1:
@@ -192,14 +192,14 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
         members = [sample for sample in dataset.test if sample.defect_type == defect_type]
         missing = [sample for sample in members if sample.mask_file is None and sample.recipe is None]
         if len(missing) == len(members):
-            yield Problem("warning", defect_type, f"none of its {len(members)} pictures has a mask: no pixel metrics")
+            yield Problem("warning", defect_type, f"none of its {len(members)} images has a mask: no pixel metrics")
         else:
             for sample in missing:
                 yield Problem("warning", sample.key, "has no mask: no pixel metrics for the whole set")
 
 
 def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
-    """Masks that belong to no picture, and marks in masks of good pictures."""
+    """Masks that belong to no image, and marks in masks of good images."""
     used = {sample.mask_file for sample in dataset.test} | {sample.file for sample in (*dataset.train, *dataset.test)}
     try:
         candidates = [path for path in _mask_files(dataset) if path not in used]
@@ -209,9 +209,7 @@ def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
     for path in candidates:
         subject = path.relative_to(dataset.root).as_posix()
         if path.parent.name.casefold() not in GOOD_FOLDERS:
-            yield Problem(
-                "warning", subject, "a mask that no picture uses; is the picture missing, or named otherwise?"
-            )
+            yield Problem("warning", subject, "a mask that no image uses; is the image missing, or named otherwise?")
             continue
         try:
             image = open_image(path)
@@ -220,7 +218,7 @@ def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("warning", subject, _without_path(error, path))
             continue
         if marked:
-            yield Problem("warning", subject, "marks a defect in a good picture; it is not used")
+            yield Problem("warning", subject, "marks a defect in a good image; it is not used")
 
 
 def _mask_files(dataset: Dataset) -> Iterator[Path]:
@@ -234,7 +232,7 @@ def _mask_files(dataset: Dataset) -> Iterator[Path]:
 def _set_problems(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Problem]:
     if len(sizes) > 1:
         most = ", ".join(f"{size} ({count})" for size, count in list(sizes.items())[:3])
-        message = f"pictures of {len(sizes)} sizes, most often {most}; all are stretched to the study's image size"
+        message = f"images of {len(sizes)} sizes, most often {most}; all are stretched to the study's image size"
         yield Problem("warning", dataset.category, message)
     normals = len(dataset.train)
     if normals < MIN_NORMALS:

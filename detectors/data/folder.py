@@ -1,4 +1,4 @@
-"""Reader of a person's own pictures: ``good/`` and, where there are any, a folder per defect type with its masks."""
+"""Reader of a person's own images: ``good/`` and, where there are any, a folder per defect type with its masks."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from detectors.data.splits import stable_order
 from detectors.errors import InputError
 
 GOOD_FOLDERS = ("good", "ok", "normal")
-"""Names, in any case, of a folder of pictures without defects."""
+"""Names, in any case, of a folder of images without defects."""
 MASK_FOLDERS = ("masks", "mask", "ground_truth")
 """Names, in any case, of a folder of masks; never a type of defect."""
 
 
 def read_folder(root: Path, *, category: str | None = None) -> Dataset:
-    """Read a folder of pictures in the first of these layouts that fits:
+    """Read a folder of images in the first of these layouts that fits:
 
     1. MVTec AD's: ``train/good``, ``test/<type>``, ``ground_truth/<type>``;
     2. ``good/`` (or ``ok``, ``normal``) and any other folders, each a type of defect, at any depth. A mask is
        ``masks/<type>/<stem>.*`` (or ``mask``, ``ground_truth``; with ``_mask`` after the stem if you like; without
-       ``<type>`` where there is only one) or lies beside its picture as ``<stem>_mask.*``;
-    3. pictures directly in the folder: all are good.
+       ``<type>`` where there is only one) or lies beside its image as ``<stem>_mask.*``;
+    3. images directly in the folder: all are good.
 
-    Where there are defects, a fifth of the good pictures (at least two, at most half; chosen by `stable_order`) joins
-    them in the test set; without defects all pictures are for training.
+    Where there are defects, a fifth of the good images (at least two, at most half; chosen by `stable_order`) joins
+    them in the test set; without defects all images are for training.
 
     Raises:
-        InputError: no such folder, no or only one good picture, defects without good pictures.
+        InputError: no such folder, no or only one good image, defects without good images.
     """
     root = root.expanduser()
-    require_folder(root, way_out="name the folder that holds your pictures")
+    require_folder(root, way_out="name the folder that holds your images")
     category = category or root.resolve().name or "images"
     if has_mvtec_layout(root):
         return read_category(root, category=category, name="folder")
     good, defective = _find_samples(root)
     if len(good) < 2:
-        raise InputError(f"{root}: one good picture is not enough to learn from; add more")
+        raise InputError(f"{root}: one good image is not enough to learn from; add more")
     if not defective:
         return Dataset(name="folder", category=category, root=root, train=by_key(good))
     order = stable_order(good)
@@ -74,10 +74,10 @@ def _find_samples(root: Path) -> tuple[list[Sample], list[Sample]]:
     if not good and (types or good_folders):
         raise _no_good_folder(root, types)
     if not good:
-        pictures, _ = divide_masks(direct_images(root))
-        good = [Sample(key=picture.name, file=picture) for picture in pictures]
+        images, _ = divide_masks(direct_images(root))
+        good = [Sample(key=image.name, file=image) for image in images]
     if not good:
-        raise InputError(f"{root}: no pictures in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{root}: no images in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     defective: list[Sample] = []
     for folder in types:
         masks = _masks_of(root, folder.name, only_type=len(types) == 1)
@@ -101,9 +101,9 @@ def _no_good_folder(root: Path, types: list[Path]) -> InputError:
     products = categories(root)
     if products:
         choice = ", ".join(str(root / name) for name in products)
-        return InputError(f"{root}: a folder of products, not of pictures; name one product: {choice}")
+        return InputError(f"{root}: a folder of products, not of images; name one product: {choice}")
     there = f", only {', '.join(folder.name for folder in types)}" if types else ""
     return InputError(
-        f"{root}: no good pictures{there}; put pictures without defects into {root / GOOD_FOLDERS[0]} "
+        f"{root}: no good images{there}; put images without defects into {root / GOOD_FOLDERS[0]} "
         f"({' and '.join(GOOD_FOLDERS[1:])} will do as names too)"
     )

@@ -1,4 +1,4 @@
-"""Reading pictures and masks from disk: bounded, upright, 8-bit RGB, one clear error per bad file."""
+"""Reading images and masks from disk: bounded, upright, 8-bit RGB, one clear error per bad file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ IMAGE_SUFFIXES = JPEG_SUFFIXES.union(
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "TGA")
 """PIL's decoders that are tried; the others stay shut (EPS, for one, would hand the bytes to Ghostscript)."""
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded: 100 megapixels, about 300 MB as RGB."""
+"""Largest image that is decoded: 100 megapixels, about 300 MB as RGB."""
 MAX_FILE_BYTES = 512 * 2**20
 MIN_SIDE = 8
-"""Smallest side, in pixels, that can hold a defect at all; a 1-pixel picture is an accident."""
+"""Smallest side, in pixels, that can hold a defect at all; a 1-pixel image is an accident."""
 RESIZE_RULE = "pillow-bilinear-antialias"
 """Name of the resize that `resize_image` performs; part of every feature key and detector artifact."""
 
@@ -38,29 +38,29 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets a picture upright, by its EXIF orientation."""
+"""What sets an image upright, by its EXIF orientation."""
 
 # `MAX_PIXELS` speaks more clearly than PIL's warning. Set once: `warnings.catch_warnings` around each
-# picture is not safe with several reading threads.
+# image is not safe with several reading threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file name is that of a picture PIL reads (hidden files are not)."""
+    """Whether the file name is that of an image PIL reads (hidden files are not)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def open_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture, upright by its EXIF orientation, in its own mode (the first frame of several).
+    """Decode one image, upright by its EXIF orientation, in its own mode (the first frame of several).
 
     Raises:
-        InputError: not there, not a picture, truncated, larger than `max_pixels`, smaller than `MIN_SIDE`.
+        InputError: not there, not an image, truncated, larger than `max_pixels`, smaller than `MIN_SIDE`.
     """
     name = name or _name_of(source)
     limit = f"{max_pixels / 1e6:g} megapixels"
     try:
         if isinstance(source, Path) and source.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{name}: {source.stat().st_size / 1e6:.0f} MB is more than a picture may have")
+            raise InputError(f"{name}: {source.stat().st_size / 1e6:.0f} MB is more than an image may have")
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -91,7 +91,7 @@ def _name_of(source: Path | bytes) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a loaded picture by its EXIF orientation; one whose EXIF block is damaged stays as it is."""
+    """Turn a loaded image by its EXIF orientation; one whose EXIF block is damaged stays as it is."""
     try:
         method = _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the pixels are sound; a camera's broken notes are no reason to refuse them
@@ -107,12 +107,12 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise InputError("float images have no defined range; save them as 8- or 16-bit")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, PIL warns at each picture
+        image = image.convert("RGBA")  # straight to RGB, PIL warns at each image
     return np.asarray(image.convert("RGB"))
 
 
 def read_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode a picture to 8-bit RGB, [H, W, 3]. Raises `InputError` as `open_image` does."""
+    """Decode an image to 8-bit RGB, [H, W, 3]. Raises `InputError` as `open_image` does."""
     name = name or _name_of(source)
     image = open_image(source, name=name, max_pixels=max_pixels)
     try:
@@ -127,7 +127,7 @@ def read_mask(path: Path, size: Size) -> NDArray[np.bool_]:
     In a JPEG, whose black is never quite black beside an edge, any pixel brighter than half.
 
     Raises:
-        InputError: unreadable, or not of the picture's `size`.
+        InputError: unreadable, or not of the image's `size`.
     """
     image = open_image(path)
     if (image.height, image.width) != size:
@@ -145,7 +145,7 @@ def read_mask(path: Path, size: Size) -> NDArray[np.bool_]:
 
 
 def resize_image(rgb: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Resize [H, W, 3] to `size` by `RESIZE_RULE` (the whole picture, no crop)."""
+    """Resize [H, W, 3] to `size` by `RESIZE_RULE` (the whole image, no crop)."""
     if rgb.shape[:2] == size:
         return rgb
     return np.array(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))

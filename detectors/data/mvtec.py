@@ -11,7 +11,7 @@ from detectors.data.samples import GOOD, Dataset, Sample
 from detectors.errors import InputError
 
 MASK_MARK = "_mask"
-"""What a mask's file name has in addition to its picture's, before the suffix."""
+"""What a mask's file name has in addition to its image's, before the suffix."""
 
 MaskIndex = dict[str, Path]
 """Masks of one type by their path in the type's folder, without suffix."""
@@ -77,7 +77,7 @@ def read_category(folder: Path, *, category: str, name: str) -> Dataset:
     normals = folder / "train" / GOOD
     train = list(labelled(folder, normals)) if normals.is_dir() else []
     if not train:
-        raise InputError(f"{folder}: no good training images; put pictures without defects into {normals}")
+        raise InputError(f"{folder}: no good training images; put images without defects into {normals}")
     test: list[Sample] = []
     if (folder / "test").is_dir():
         for kind in subfolders(folder / "test"):
@@ -88,23 +88,23 @@ def read_category(folder: Path, *, category: str, name: str) -> Dataset:
 
 
 def labelled(root: Path, folder: Path, *, defect_type: str = GOOD, masks: Iterable[MaskIndex] = ()) -> Iterator[Sample]:
-    """Samples of one type: the pictures below `folder`, with the first mask found in `masks` or beside the picture."""
-    pictures, beside = divide_masks(list_images(folder))
+    """Samples of one type: the images below `folder`, with the first mask found in `masks` or beside the image."""
+    images, beside = divide_masks(list_images(folder))
     sources = [*masks, index_masks(folder, beside)]
-    for picture in pictures:
+    for image in images:
         mask_file = None
         if defect_type != GOOD:
-            stem = _stem(folder, picture)
+            stem = _stem(folder, image)
             found = (source.get(stem + mark) for source in sources for mark in (MASK_MARK, ""))
             mask_file = next((mask for mask in found if mask is not None), None)
-        key = picture.relative_to(root).as_posix()
-        yield Sample(key=key, file=picture, defect_type=defect_type, mask_file=mask_file)
+        key = image.relative_to(root).as_posix()
+        yield Sample(key=key, file=image, defect_type=defect_type, mask_file=mask_file)
 
 
 def divide_masks(images: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Divide the images of one type into pictures and the masks that lie beside them as ``<stem>_mask.*``.
+    """Divide the images of one type into images and the masks that lie beside them as ``<stem>_mask.*``.
 
-    The mark alone does not make a mask (the product may be one); but where one picture has its mask beside it, every
+    The mark alone does not make a mask (the product may be one); but where one image has its mask beside it, every
     file with the mark is a mask.
     """
     images = list(images)
@@ -143,7 +143,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def direct_images(folder: Path) -> list[Path]:
     """Images directly in `folder`, ordered by name. Raises `InputError` as `list_images` does."""
-    return sorted((path for path in _entries(folder) if _is_picture(path)), key=lambda path: path.name)
+    return sorted((path for path in _entries(folder) if _is_image_file(path)), key=lambda path: path.name)
 
 
 def by_key(samples: Iterable[Sample]) -> tuple[Sample, ...]:
@@ -159,11 +159,11 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     for path in _entries(folder):
         if path.is_dir():
             yield from _walk(path, (*above, here))
-        elif _is_picture(path):
+        elif _is_image_file(path):
             yield path
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image_file(path: Path) -> bool:
     return is_image(path) and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
@@ -189,5 +189,5 @@ def _way_out(name: str) -> str:
         return "set data.root to the folder that holds the categories"
     return (
         "get MVTec AD with `study data fetch mvtec`, let MVTEC_AD_ROOT name the folder of a copy you have, "
-        "or try rendered pictures with `--demo`"
+        "or try rendered images with `--demo`"
     )

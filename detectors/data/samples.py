@@ -19,12 +19,12 @@ from detectors.data.synthetic_defects import DefectRecipe, apply_defect
 from detectors.errors import InputError
 
 GOOD = "good"
-"""The type of pictures without a defect."""
+"""The type of images without a defect."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: where it lies and what is known about it."""
+    """One image: where it lies and what is known about it."""
 
     key: str
     """Path within the data set with forward slashes, e.g. ``test/scratch_head/001.png``; unique in its data set."""
@@ -32,7 +32,7 @@ class Sample:
     defect_type: str = GOOD
     mask_file: Path | None = None
     recipe: DefectRecipe | None = None
-    """A synthetic defect that is painted into the good picture when it is loaded."""
+    """A synthetic defect that is painted into the good image when it is loaded."""
 
     @property
     def label(self) -> int:
@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a reader found: normals to train on and, where there are any, pictures with known labels."""
+    """What a reader found: normals to train on and, where there are any, images with known labels."""
 
     name: str
     """Data set, e.g. ``mvtec``; with `category` it names the MLflow experiment."""
@@ -53,7 +53,7 @@ class Dataset:
 
     @property
     def defect_types(self) -> tuple[str, ...]:
-        """Types of defects among the labelled pictures, sorted, without ``good``."""
+        """Types of defects among the labelled images, sorted, without ``good``."""
         return tuple(sorted({sample.defect_type for sample in self.test} - {GOOD}))
 
 
@@ -65,7 +65,7 @@ class ImageSet:
     """``train``, ``validation`` or ``test``."""
     samples: tuple[Sample, ...]
     image_size: Size = field(default=(256, 256))
-    """Height and width, in pixels, that pictures and masks are resized to."""
+    """Height and width, in pixels, that images and masks are resized to."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,7 +93,7 @@ class ImageSet:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures per type, ``good`` first."""
+        """Images per type, ``good`` first."""
         found = Counter(self.defect_types)
         return {kind: found[kind] for kind in sorted(found, key=lambda kind: (kind != GOOD, kind))}
 
@@ -104,10 +104,10 @@ class ImageSet:
         return bool(defective) and all(sample.mask_file or sample.recipe for sample in defective)
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-        """Picture [h, w, 3] and mask [h, w] (None where unknown) of one sample, resized.
+        """Image [h, w, 3] and mask [h, w] (None where unknown) of one sample, resized.
 
         Raises:
-            InputError: the picture or its mask cannot be read, or their sizes differ.
+            InputError: the image or its mask cannot be read, or their sizes differ.
         """
         sample = self.samples[index]
         rgb = read_image(sample.file)

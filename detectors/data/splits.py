@@ -1,4 +1,4 @@
-"""Split protocols: which pictures a search may see, and which are kept for the final figure."""
+"""Split protocols: which images a search may see, and which are kept for the final figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_SYNTHETIC_NORMALS = 10
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set divided for one study; no picture is in two of the sets.
+    """A data set divided for one study; no image is in two of the sets.
 
     Raises:
         ValueError: two of the sets share a key or a file.
@@ -65,23 +65,23 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures per set and type, e.g. ``{"train": {"good": 320}, ...}``."""
+        """Images per set and type, e.g. ``{"train": {"good": 320}, ...}``."""
         return {image_set.name: image_set.counts for image_set in self.sets}
 
 
 def make_splits(dataset: Dataset, *, protocol: Protocol, image_size: Size, seed: int = 0) -> Splits:
-    """Divide a data set; the same pictures are always divided in the same way.
+    """Divide a data set; the same images are always divided in the same way.
 
-    - ``holdout``: within each type of the labelled pictures, ordered by `stable_order`, even ranks are validation and
+    - ``holdout``: within each type of the labelled images, ordered by `stable_order`, even ranks are validation and
       odd ranks test.
-    - ``paper``: no validation, every labelled picture is test.
+    - ``paper``: no validation, every labelled image is test.
     - ``synthetic``: 20 % of the normals (at least four) are held out and halved into validation and test; every second
-      picture of each half gets a synthetic defect. Labelled pictures, if any, are not used.
+      image of each half gets a synthetic defect. Labelled images, if any, are not used.
 
-    `seed` chooses the synthetic defects, never which pictures are held out.
+    `seed` chooses the synthetic defects, never which images are held out.
 
     Raises:
-        InputError: an unknown protocol, an impossible size, too few pictures for the protocol.
+        InputError: an unknown protocol, an impossible size, too few images for the protocol.
     """
     if protocol not in get_args(Protocol):
         raise InputError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
@@ -160,6 +160,6 @@ def _require_both_labels(dataset: Dataset, part: str, samples: Iterable[Sample])
         return
     lacking = "labelled" if not good else "defective" if all(good) else "good"
     raise InputError(
-        f"{dataset.category}: no {lacking} pictures are left for {part}; "
-        f"add {lacking} pictures, or use protocol synthetic, which needs good ones only"
+        f"{dataset.category}: no {lacking} images are left for {part}; "
+        f"add {lacking} images, or use protocol synthetic, which needs good ones only"
     )

@@ -1,6 +1,6 @@
-"""Synthetic defects with exact masks: CutPaste, scars and noise-shaped stains painted into good pictures.
+"""Synthetic defects with exact masks: CutPaste, scars and noise-shaped stains painted into good images.
 
-A defect depends on the picture and its `DefectRecipe` alone. Geometry and colour use element-wise IEEE arithmetic,
+A defect depends on the image and its `DefectRecipe` alone. Geometry and colour use element-wise IEEE arithmetic,
 square roots and rational rotations only (no sine, no BLAS), so that every machine paints the same pixels.
 """
 
@@ -24,7 +24,7 @@ SYNTHESIS_VERSION = 1
 VISIBLE_CHANGE = 6
 """A pixel belongs to the mask when a channel changed by more than this many of its 255 levels."""
 MIN_MASK_AREA = 8 / 256**2
-"""Smallest share of the picture that a mask covers (at least one pixel): 8 pixels at 256 x 256."""
+"""Smallest share of the image that a mask covers (at least one pixel): 8 pixels at 256 x 256."""
 MAX_ATTEMPTS = 16
 """Sub-seeds tried for a defect that shows, on the object where there is one; then a blot that always shows."""
 
@@ -59,7 +59,7 @@ class DefectRecipe:
 
 
 class _Window(NamedTuple):
-    """A rectangle of the picture and what is painted there."""
+    """A rectangle of the image and what is painted there."""
 
     top: int
     left: int
@@ -80,13 +80,13 @@ _STAIN_JITTER = _Jitter((24.0, 72.0), 0.4)
 
 
 def apply_defect(rgb: RGB, recipe: DefectRecipe) -> tuple[RGB, Mask]:
-    """Paint one defect into a copy of the picture uint8 [H, W, 3]; returns it with the mask bool [H, W], never empty.
+    """Paint one defect into a copy of the image uint8 [H, W, 3]; returns it with the mask bool [H, W], never empty.
 
     The mask holds exactly the pixels that changed by more than `VISIBLE_CHANGE`; no pixel changes unmasked otherwise.
-    Where the picture shows an object before a plain ground, the mask overlaps the object.
+    Where the image shows an object before a plain ground, the mask overlaps the object.
 
     Raises:
-        InputError: not an 8-bit RGB picture with sides of at least `MIN_SIDE` pixels.
+        InputError: not an 8-bit RGB image with sides of at least `MIN_SIDE` pixels.
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or min(rgb.shape[:2]) < MIN_SIDE:
         raise InputError(
@@ -108,10 +108,10 @@ def apply_defect(rgb: RGB, recipe: DefectRecipe) -> tuple[RGB, Mask]:
 def foreground(rgb: RGB) -> Mask | None:
     """Coarse mask [h, w] (longer side at most 64) of an object before a plain ground, or None where there is none.
 
-    The ground is the median colour of the picture's rim. It is plain when at least 85 % of the rim stays within the
+    The ground is the median colour of the image's rim. It is plain when at least 85 % of the rim stays within the
     limit of that colour: the largest of 20 levels, four times the rim's median deviation, and two fifths of the
     object's contrast (99th percentile), which leaves its shadow out. What exceeds the limit, by majority of 3 x 3, is
-    the object; it has to cover 1-85 % of the picture.
+    the object; it has to cover 1-85 % of the image.
     """
     height, width = rgb.shape[:2]
     longest = max(height, width, _THUMBNAIL)
@@ -163,7 +163,7 @@ _DIRECTIONS: Floats = np.array(
 
 
 def _cutpaste(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Window:
-    """CutPaste (arXiv 2104.04015, section 3.1): 2-15 % of the picture, aspect 0.3-1 or 1-3.3, pasted elsewhere."""
+    """CutPaste (arXiv 2104.04015, section 3.1): 2-15 % of the image, aspect 0.3-1 or 1-3.3, pasted elsewhere."""
     height, width = rgb.shape[:2]
     area = rng.uniform(0.02, 0.15) * height * width
     aspect = rng.uniform(0.3, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, 3.3)
@@ -199,9 +199,9 @@ def _scar(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Windo
 
 
 def _perlin(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Window:
-    """Stain shaped by thresholded noise as in DRAEM (arXiv 2108.07610, eq. 3), its texture the picture's own, shuffled.
+    """Stain shaped by thresholded noise as in DRAEM (arXiv 2108.07610, eq. 3), its texture the image's own, shuffled.
 
-    DRAEM takes textures from another data set and lets the noise run over the whole picture; here a bump around the
+    DRAEM takes textures from another data set and lets the noise run over the whole image; here a bump around the
     centre keeps the defect in one place.
     """
     height, width = rgb.shape[:2]
@@ -225,7 +225,7 @@ def _perlin(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Win
 
 
 def _blot(rgb: RGB, centre: tuple[int, int]) -> _Window:
-    """A sixteenth of each side, every level moved by 64 towards the other end of its range: visible on any picture."""
+    """A sixteenth of each side, every level moved by 64 towards the other end of its range: visible on any image."""
     height, width = rgb.shape[:2]
     h, w = max(2, height // 16), max(2, width // 16)
     top, left = _inside(centre[0] - h // 2, height - h), _inside(centre[1] - w // 2, width - w)
@@ -241,7 +241,7 @@ _PAINTERS: dict[str, Callable[[RGB, tuple[int, int], np.random.Generator], _Wind
 
 
 def _shuffled(rgb: RGB, box: tuple[int, int, int, int], rng: np.random.Generator) -> RGB:
-    """Texture [h, w, 3] for the `box` (top, left, h, w): tiles from all over the picture, flipped at random."""
+    """Texture [h, w, 3] for the `box` (top, left, h, w): tiles from all over the image, flipped at random."""
     height, width = rgb.shape[:2]
     _, _, h, w = box
     tile = max(2, round(min(height, width) / int(rng.integers(4, 12))))
@@ -257,10 +257,10 @@ def _shuffled(rgb: RGB, box: tuple[int, int, int, int], rng: np.random.Generator
 
 
 def _recolour(pixels: RGB, jitter: _Jitter, rng: np.random.Generator) -> RGB:
-    """Brightness, contrast, saturation and hue of [h, w, 3] moved at random; a gray picture stays gray.
+    """Brightness, contrast, saturation and hue of [h, w, 3] moved at random; a gray image stays gray.
 
     The brightness shift is never below the visible and turns round where it would leave the range, so that even a
-    picture of one colour changes.
+    image of one colour changes.
     """
     shift = rng.uniform(*jitter.shift) * (1 if rng.random() < 0.5 else -1)
     contrast, saturation = rng.uniform(1 - jitter.strength, 1 + jitter.strength, size=2)
@@ -280,7 +280,7 @@ def _recolour(pixels: RGB, jitter: _Jitter, rng: np.random.Generator) -> RGB:
 
 
 def _paste(rgb: RGB, window: _Window) -> tuple[RGB, Mask]:
-    """The picture with the window's visibly changed pixels, and their mask; the other pixels stay as they are."""
+    """The image with the window's visibly changed pixels, and their mask; the other pixels stay as they are."""
     h, w = window.pixels.shape[:2]
     region = np.s_[window.top : window.top + h, window.left : window.left + w]
     difference = np.abs(window.pixels.astype(np.int16) - rgb[region]) > VISIBLE_CHANGE

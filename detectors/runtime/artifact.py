@@ -175,7 +175,7 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
         head.import_tensors(with_prefix(tensors, HEAD_PREFIX))
         detector.finish_fit()
-        # One black picture: parts that contradict each other show here, not at the first picture that matters.
+        # One black image: parts that contradict each other show here, not at the first image that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
     except (RuntimeError, LookupError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder}: tensors do not fit the description ({str(error).splitlines()[0]})") from error

@@ -1,8 +1,8 @@
 """A fitted detector as one file for ONNX Runtime or OpenVINO: from resized uint8 RGB to score and map.
 
-The graph is recorded once by `torch.export`, with the number of images left open; `detectors.graphs` holds the heads' part of it,
-and `detectors.runtime.exported` says what goes in and comes out. A file counts only when its own runtime has reopened it and its scores
-and maps are those of the detector; nothing is left at the target before.
+The graph is recorded once by `torch.export`, with the number of images left open; `detectors.graphs` holds the heads' part of
+it, and `detectors.runtime.exported` says what goes in and comes out. A file counts only when its own runtime has reopened it
+and its scores and maps are those of the detector; nothing is left at the target before.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ BIN = Path(XML).with_suffix(".bin").name
 class Comparison:
     """How far an exported detector is from the one it was made of."""
 
-    pictures: int
+    images: int
     score_difference: float
     """Largest difference of a score."""
     map_difference: float
@@ -86,7 +86,7 @@ def export_detector(
     target: Path,
     format: Format,
     *,
-    pictures: Tensor,
+    images: Tensor,
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> Comparison:
@@ -95,7 +95,7 @@ def export_detector(
     Args:
         artifact: its detector lies on the CPU.
         target: ``*.onnx``, or for OpenVINO a folder, which gets ``model.xml`` and ``model.bin``.
-        pictures: uint8 [N, 3, h, w], N >= 1, to compare on.
+        images: uint8 [N, 3, h, w], N >= 1, to compare on.
         tolerance: as `TOLERANCE`.
         force: replace a former export at the same place, in one step.
 
@@ -103,9 +103,9 @@ def export_detector(
         InputError: the detector has no such form, the place is taken or cannot be written, a difference is above the
             tolerance, or a package is not installed.
     """
-    check_images(pictures, artifact.detector.image_size)
-    if not len(pictures):
-        raise InputError("no pictures to check the export on; give at least one")
+    check_images(images, artifact.detector.image_size)
+    if not len(images):
+        raise InputError("no images to check the export on; give at least one")
     check_target(target, format, force=force)
     require(*PACKAGES[format])
     detector = artifact.detector
@@ -121,10 +121,10 @@ def export_detector(
     if format == "onnx":
         with new_file(target) as temporary:
             _write_onnx(program, artifact, temporary)
-            return _checked(temporary, format, artifact, pictures, tolerance)
+            return _checked(temporary, format, artifact, images, tolerance)
     with new_folder(target) as folder:
         _write_openvino(program, artifact, folder)
-        return _checked(folder, format, artifact, pictures, tolerance)
+        return _checked(folder, format, artifact, images, tolerance)
 
 
 def check_target(target: Path, format: Format, *, force: bool = False) -> None:
@@ -142,16 +142,16 @@ def check_target(target: Path, format: Format, *, force: bool = False) -> None:
         raise InputError(f"{target}: is a {'folder' if target.is_dir() else 'file'}; choose another place with --out")
 
 
-def measure_speed(artifact: Artifact, path: Path, picture: Tensor) -> Speed:
-    """Time both on one picture, uint8 [1, 3, h, w], one after the other; the caller holds the CPU's exclusive lock."""
+def measure_speed(artifact: Artifact, path: Path, image: Tensor) -> Speed:
+    """Time both on one image, uint8 [1, 3, h, w], one after the other; the caller holds the CPU's exclusive lock."""
     with all_cores() as threads:
-        torch_ms = single_image_ms(lambda: artifact.predict(picture))
+        torch_ms = single_image_ms(lambda: artifact.predict(image))
         exported = load_exported(path, threads=threads)
-        return Speed(torch_ms, single_image_ms(lambda: exported.predict(picture)), threads)
+        return Speed(torch_ms, single_image_ms(lambda: exported.predict(image)), threads)
 
 
 def stand_ins(count: int, size: Size) -> Tensor:
-    """Drawn pictures to compare on where there are no real ones: smooth shapes with a little noise, uint8 [count, 3, h, w]."""
+    """Drawn images to compare on where there are no real ones: smooth shapes with a little noise, uint8 [count, 3, h, w]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
@@ -189,9 +189,9 @@ class DetectorGraph(nn.Module):
         return (maps.amax(dim=(1, 2)) if scores is None else scores), maps
 
 
-def compare(exported: Exported, detector: Detector, pictures: Tensor) -> Comparison:
-    """Both on the same pictures, uint8 [N, 3, h, w], N >= 1, in small batches. Raises `NumericalError`."""
-    pairs = [(detector(batch), exported.predict(batch)) for batch in pictures.split(EXTRACTION_BATCH)]
+def compare(exported: Exported, detector: Detector, images: Tensor) -> Comparison:
+    """Both on the same images, uint8 [N, 3, h, w], N >= 1, in small batches. Raises `NumericalError`."""
+    pairs = [(detector(batch), exported.predict(batch)) for batch in images.split(EXTRACTION_BATCH)]
     gaps, sizes = [], []
     for name in ("scores", "maps"):
         wanted, found = (torch.cat([getattr(pair[side], name) for pair in pairs]) for side in (0, 1))
@@ -199,19 +199,19 @@ def compare(exported: Exported, detector: Detector, pictures: Tensor) -> Compari
         sizes.append(max(float(wanted.abs().max()), torch.finfo(wanted.dtype).tiny))
     # Of a tensor, for there NaN is the largest.
     relative = float((torch.tensor(gaps) / torch.tensor(sizes)).max())
-    return Comparison(len(pictures), score_difference=gaps[0], map_difference=gaps[1], relative=relative)
+    return Comparison(len(images), score_difference=gaps[0], map_difference=gaps[1], relative=relative)
 
 
 def _checked(
     path: Path,
     format: Format,
     artifact: Artifact,
-    pictures: Tensor,
+    images: Tensor,
     tolerance: float,
 ) -> Comparison:
     """Reopen what was written. Raises `InputError` where it differs by more than the tolerance."""
     try:
-        found = compare(load_exported(path, format=format), artifact.detector, pictures)
+        found = compare(load_exported(path, format=format), artifact.detector, images)
     except NumericalError as error:
         raise InputError(f"the export is of no use, and was removed: {error}") from error
     if not found.relative <= tolerance:

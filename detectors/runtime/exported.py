@@ -54,7 +54,7 @@ Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float3
 
 
 class Exported:
-    """A detector that another runtime runs; judges pictures as an `Artifact` does."""
+    """A detector that another runtime runs; judges images as an `Artifact` does."""
 
     def __init__(self, path: Path, description: ExportDescription, run: Run) -> None:
         """Args: `run` takes uint8 [B, 3, h, w] and returns float32 [B] and [B, h, w]; several threads may call it."""
@@ -102,7 +102,7 @@ def load_exported(path: Path, *, threads: int | None = None, format: Format | No
     open_one = _open_onnx if format == "onnx" else _open_openvino
     exported = open_one(path, threads or torch.get_num_threads())
     try:
-        # One black picture: parts that contradict each other show here, not at the first picture that matters.
+        # One black image: parts that contradict each other show here, not at the first image that matters.
         exported.predict(torch.zeros(1, 3, *exported.image_size, dtype=torch.uint8))
     except MemoryError:
         raise

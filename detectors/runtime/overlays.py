@@ -1,4 +1,4 @@
-"""Pictures of what a detector sees: heat map over the image, outline of the defect, sheets of many."""
+"""Images of what a detector sees: heat map over the image, outline of the defect, sheets of many."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CONTOUR = (64, 196, 255)
 """Colour of the line around what a detector finds: not that of a mask, which somebody drew."""
 SHEET_COLUMNS, SHEET_ROWS = 3, 8
 SHEET_CELL = (480, 240)
-"""Largest width and height in pixels that a picture has on a sheet."""
+"""Largest width and height in pixels that an image has on a sheet."""
 CAPTION_PIXELS = 40
 
 
 def overlay(rgb: RGB, anomaly_map: NDArray[np.float32], *, low: float, high: float, opacity: float = 0.55) -> RGB:
-    """Heat map over a picture, [H, W, 3].
+    """Heat map over an image, [H, W, 3].
 
     Args:
-        anomaly_map: [H, W], resized to the picture where it differs.
-        low: score drawn as plain picture; normals stay below it.
+        anomaly_map: [H, W], resized to the image where it differs.
+        low: score drawn as plain image; normals stay below it.
         high: score from which on the colour is the strongest.
     """
     heat = _resized(anomaly_map, rgb)
@@ -41,7 +41,7 @@ def overlay(rgb: RGB, anomaly_map: NDArray[np.float32], *, low: float, high: flo
 
 
 def outline(rgb: RGB, mask: NDArray[np.bool_], *, colour: tuple[int, int, int] = OUTLINE) -> RGB:
-    """A copy of the picture with the border of a mask [H, W] drawn, one to three pixels wide by the picture's size."""
+    """A copy of the image with the border of a mask [H, W] drawn, one to three pixels wide by the image's size."""
     width = 1 + min(rgb.shape[:2]) // 256
     border = ndimage.binary_dilation(mask, iterations=min(width, 3)) & ~mask
     drawn = rgb.copy()
@@ -50,7 +50,7 @@ def outline(rgb: RGB, mask: NDArray[np.bool_], *, colour: tuple[int, int, int] =
 
 
 def contour(rgb: RGB, anomaly_map: NDArray[np.float32], level: float) -> RGB:
-    """A copy of the picture with a line around where its anomaly map [h, w] reaches `level`."""
+    """A copy of the image with a line around where its anomaly map [h, w] reaches `level`."""
     return outline(rgb, _resized(anomaly_map, rgb) >= level, colour=CONTOUR)
 
 
@@ -61,37 +61,37 @@ def _resized(anomaly_map: NDArray[np.float32], rgb: RGB) -> NDArray[np.float32]:
     return np.asarray(image)
 
 
-def side_by_side(*pictures: RGB, gap: int = 4) -> RGB:
-    """Pictures of equal height in a row with white gaps, [H, W', 3]."""
-    spacer = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
-    row = [part for picture in pictures for part in (picture, spacer)][:-1]
+def side_by_side(*images: RGB, gap: int = 4) -> RGB:
+    """Images of equal height in a row with white gaps, [H, W', 3]."""
+    spacer = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+    row = [part for image in images for part in (image, spacer)][:-1]
     return np.concatenate(row, axis=1)
 
 
 def sheet(files: Sequence[Path], captions: Sequence[tuple[str, str]]) -> RGB:
-    """Up to `SHEET_COLUMNS` x `SHEET_ROWS` picture files on one page, each with two lines below it."""
+    """Up to `SHEET_COLUMNS` x `SHEET_ROWS` image files on one page, each with two lines below it."""
     columns, margin = min(SHEET_COLUMNS, len(files)), 12
     cells = list(zip(map(_thumbnail, files), captions, strict=True))
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
-    heights = [max(picture.height for picture, _ in row) + CAPTION_PIXELS + margin for row in rows]
+    heights = [max(image.height for image, _ in row) + CAPTION_PIXELS + margin for row in rows]
     page = Image.new("RGB", (columns * (SHEET_CELL[0] + margin) + margin, sum(heights) + margin), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
     top = margin
     for row, height in zip(rows, heights, strict=True):
-        for index, (picture, lines) in enumerate(row):
+        for index, (image, lines) in enumerate(row):
             left = margin + index * (SHEET_CELL[0] + margin)
-            page.paste(picture, (left, top))
+            page.paste(image, (left, top))
             for number, line in enumerate(lines):
-                place = left, top + picture.height + 2 + 18 * number
+                place = left, top + image.height + 2 + 18 * number
                 draw.text(place, _shortened(line, font, SHEET_CELL[0]), fill="black", font=font)
         top += height
     return np.asarray(page)
 
 
 def _thumbnail(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        picture.thumbnail(SHEET_CELL)
-        return picture.convert("RGB")
+    with Image.open(file) as image:
+        image.thumbnail(SHEET_CELL)
+        return image.convert("RGB")
 
 
 def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
@@ -103,10 +103,10 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
     return f"…{line}"
 
 
-def save_png(picture: RGB, path: Path) -> Path:
-    """Write a picture, whole or not at all. Raises `InputError` where the place cannot be written."""
+def save_png(image: RGB, path: Path) -> Path:
+    """Write an image, whole or not at all. Raises `InputError` where the place cannot be written."""
     with new_file(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
+        Image.fromarray(image).save(temporary, format="PNG", compress_level=4)
     return path
 
 

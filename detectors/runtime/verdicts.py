@@ -1,4 +1,4 @@
-"""What a fitted detector says of single pictures: the one path of command, MLflow model and service."""
+"""What a fitted detector says of single images: the one path of command, MLflow model and service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one picture."""
+    """Of one image."""
 
     score: float
     """Image anomaly score; larger is worse."""
@@ -45,21 +45,21 @@ class Verdict:
     verdict: Literal["good", "defective"] | None
     """``defective`` from the threshold on; None without a threshold."""
     normals_below: float | None
-    """Share of the held-out good pictures that score less, 0 to 1; None where none are known."""
+    """Share of the held-out good images that score less, 0 to 1; None where none are known."""
     anomaly_map: NDArray[np.float32]
     """[h, w] at the detector's image size; larger is worse."""
 
 
-def judge(model: Model, pictures: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-    """Judge RGB pictures, uint8 [H, W, 3] of any sizes, in one batch on the detector's device.
+def judge(model: Model, images: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+    """Judge RGB images, uint8 [H, W, 3] of any sizes, in one batch on the detector's device.
 
     Raises:
         NumericalError: a score is not finite.
     """
-    if not pictures:
+    if not images:
         return []
     normals = model.normal_scores
-    prediction = model.predict(torch.cat([model.resize(rgb) for rgb in pictures]))
+    prediction = model.predict(torch.cat([model.resize(rgb) for rgb in images]))
     limit = model.threshold.value if model.threshold else None
     maps = prediction.maps.cpu().numpy()
     return [
@@ -75,7 +75,7 @@ def judge(model: Model, pictures: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
 
 
 def heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
-    """The picture with its anomaly map over it, uint8 [H, W, 3] of the picture's size.
+    """The image with its anomaly map over it, uint8 [H, W, 3] of the image's size.
 
     Colours start where normals end, so that a good part looks like its photograph. A defective one has a line around what is
     above the threshold (`contour_level`).
@@ -85,7 +85,7 @@ def heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[
     return drawn if verdict.verdict != "defective" else contour(drawn, verdict.anomaly_map, contour_level(verdict))
 
 
-def picture_and_heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
+def image_and_heat_map(model: Model, rgb: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     """Both beside each other, uint8 [H, W', 3]."""
     return side_by_side(rgb, heat_map(model, rgb, verdict))
 
@@ -94,7 +94,7 @@ def colour_range(model: Model, verdict: Verdict) -> tuple[float, float]:
     """Anomaly values of the first and the last colour."""
     normals = model.normal_scores
     limit = verdict.threshold if verdict.threshold is not None else float(verdict.anomaly_map.max())
-    # A picture's score is the height of its map's highest peak: what most good parts stay below everywhere is not coloured.
+    # An image's score is the height of its map's highest peak: what most good parts stay below everywhere is not coloured.
     low = float(np.quantile(normals, 0.1)) if len(normals) else 0.5 * limit
     return low, limit + max(limit - low, 0.25 * abs(limit))
 
@@ -102,8 +102,8 @@ def colour_range(model: Model, verdict: Verdict) -> tuple[float, float]:
 def contour_level(verdict: Verdict) -> float:
     """Anomaly value at which the map is as far below its peak as the threshold is below the score.
 
-    The threshold itself where a picture's score is its map's peak. PatchCore scores pictures by a rule of its own, so that only
-    the distance can be carried over; either way the level is reached somewhere in a picture called defective, and in no other.
+    The threshold itself where an image's score is its map's peak. PatchCore scores images by a rule of its own, so that only
+    the distance can be carried over; either way the level is reached somewhere in an image called defective, and in no other.
 
     Raises:
         ValueError: there is no threshold.

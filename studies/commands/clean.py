@@ -27,8 +27,8 @@ KINDS = {
     "features": ("stored features; computed again when a study needs them", "--features"),
     "checkpoints": ("checkpoints of finished trials", "--trials"),
     "detectors": ("detectors of refits that are not the selected trial's any more", "--trials"),
-    "rendered": ("rendered pictures; drawn again when a study needs them", "--all"),
-    "checked": ("notes on pictures that were checked", "--all"),
+    "rendered": ("rendered images; drawn again when a study needs them", "--all"),
+    "checked": ("notes on images that were checked", "--all"),
 }
 """What may go, with the option that asks for it."""
 ABANDONED_SECONDS = 3600.0
@@ -69,7 +69,7 @@ def clean(
         bool, typer.Option("--trials", help="Checkpoints of finished trials, detectors that are no longer selected.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Both, rendered pictures, and notes on checked pictures.")
+        bool, typer.Option("--all", help="Both, rendered images, and notes on checked images.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without being asked.")] = False,
     keep: Annotated[int, typer.Option(help="Checkpoints stay for so many of each study's best trials.", min=0)] = 1,
@@ -77,7 +77,7 @@ def clean(
 ) -> None:
     """Show what takes space in STUDY_HOME and delete what is asked for.
 
-    Databases, ledgers, results, pictures, selected detectors and whatever a running study works with always stay.
+    Databases, ledgers, results, images, selected detectors and whatever a running study works with always stay.
     """
     from studies.commands import questions as ask
     from studies.home import Home

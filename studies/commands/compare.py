@@ -43,7 +43,7 @@ def compare(
             console.print(part)
     else:
         if wanted == "png":
-            comparison.save_picture(compared, Path(out or ""))
+            comparison.save_image(compared, Path(out or ""))
         else:
             _write(comparison.WRITERS[wanted](compared), out)
         if wanted in ("csv", "png") or out is not None:

@@ -42,17 +42,17 @@ app = typer.Typer(name="data", help="Data sets: check, render, fetch.", no_args_
 @app.command("check")
 def check(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE]", help="A study, whose data section says which pictures.")
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="A study, whose data section says which images.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a data set of MVTec AD's layout.")] = None,
     category: Annotated[str | None, typer.Option(help="One product of it; default all.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set: mvtec, rendered or your own.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Your own pictures: a folder with good/, optional defects and masks.")
+        Path | None, typer.Option(help="Your own images: a folder with good/, optional defects and masks.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Read every picture and mask and tell what is wrong; exit code 2 where a study would fail."""
+    """Read every image and mask and tell what is wrong; exit code 2 where a study would fail."""
     from detectors.data.check import check_dataset
     from studies.home import Home
     from studies.show import tables
@@ -79,9 +79,9 @@ def render(
     out: Annotated[Path | None, typer.Option(help="Where they go; default a folder in STUDY_HOME.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other screws.")] = 0,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 320,
-    train: Annotated[int, typer.Option(help="Good pictures to train on.")] = 80,
-    test_good: Annotated[int, typer.Option(help="Good pictures to test on.")] = 30,
-    per_defect: Annotated[int, typer.Option(help="Pictures of each of the five types of defect.")] = 10,
+    train: Annotated[int, typer.Option(help="Good images to train on.")] = 80,
+    test_good: Annotated[int, typer.Option(help="Good images to test on.")] = 30,
+    per_defect: Annotated[int, typer.Option(help="Images of each of the five types of defect.")] = 10,
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Draw screws with and without defects: a data set for trying things out, with no download."""
@@ -94,16 +94,16 @@ def render(
     console = tables.console(stderr=json_output)
     with _counting(console, "rendering") as progress:
         folder = render_dataset(root, spec, progress=progress)
-    # A name of its own: the study of the same file on real pictures stays what it is.
+    # A name of its own: the study of the same file on real images stays what it is.
     settings = ("name=padim_rendered", "data.dataset=rendered", f"data.category={folder.name}", f"data.root={root}")
     words = ["study", "run", "padim_screw", "--offline"]
     words += [word for setting in settings for word in ("--set", setting)]
     command = shlex.join(words)
     if json_output:
-        row = {"root": str(root), "category": folder.name, "pictures": spec.total, "run": command}
+        row = {"root": str(root), "category": folder.name, "images": spec.total, "run": command}
         typer.echo(json.dumps(row, indent=1))
         return
-    console.print(f"{spec.total} pictures in [cyan]{folder}[/]", highlight=False)
+    console.print(f"{spec.total} images in [cyan]{folder}[/]", highlight=False)
     console.print("a study on them:", highlight=False)
     console.print(command, style="cyan", markup=False, highlight=False, soft_wrap=True)
 
@@ -176,7 +176,7 @@ def _data_section(
     from studies.file import config as study_config
 
     if images is not None and (name or root or dataset):
-        raise InputError("--images names a folder of pictures by itself; leave out the study, --root and --dataset")
+        raise InputError("--images names a folder of images by itself; leave out the study, --root and --dataset")
     section: dict[str, Any] = study_config.load(name).data.model_dump(exclude_none=True) if name else {}
     if images is not None:
         section = {"dataset": "folder", "root": images}
@@ -203,12 +203,12 @@ def _datasets(data: DataConfig, home: Any, console: Console) -> Iterator[Dataset
         return
     root = datasets.data_root(data)
     require_folder(
-        root, way_out="name its folder with --root, your own pictures with --images, or `study data fetch mvtec`"
+        root, way_out="name its folder with --root, your own images with --images, or `study data fetch mvtec`"
     )
     known = categories(root)
     if not known:
         raise InputError(
-            f"{root}: no category in it (a folder with train/good); are these your own pictures? Then use --images"
+            f"{root}: no category in it (a folder with train/good); are these your own images? Then use --images"
         )
     for category in known:
         yield datasets.open_dataset(data.model_copy(update={"category": category}), home)
@@ -227,11 +227,11 @@ def _report_parts(report: CheckReport) -> Iterator[RenderableType]:
     yield tables.table(("set", *kinds, "all"), rows)
     defective = sum(count for kind, count in report.counts.get("test", {}).items() if kind != "good")
     facts = [
-        ("masks", f"{report.masks} of {defective} defective pictures"),
+        ("masks", f"{report.masks} of {defective} defective images"),
         ("width x height", ", ".join(f"{size} ({count})" for size, count in report.sizes.items()) or None),
         ("modes", ", ".join(f"{mode} ({count})" for mode, count in report.modes.items()) or None),
     ]
-    yield tables.table(("pictures", ""), facts)
+    yield tables.table(("images", ""), facts)
     if report.problems:
         problems = [(problem.severity, problem.subject, problem.message) for problem in report.problems]
         yield tables.table(("", "where", "what"), problems)
@@ -250,7 +250,7 @@ def _count(number: int, what: str) -> str:
 
 @contextmanager
 def _counting(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that is counted in pictures; nothing where the output is not a terminal or nothing is done."""
+    """A bar for work that is counted in images; nothing where the output is not a terminal or nothing is done."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
     task: TaskID | None = None
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -294,7 +294,7 @@ def _print_terms(source: Source, destination: Path, console: Console, *, archive
         ("in full", source.licence_url),
         ("please cite", source.citation),
         ("from", origin),
-        ("size", f"{_gb(source.size_bytes)} archive, {_gb(source.extracted_bytes)} of pictures"),
+        ("size", f"{_gb(source.size_bytes)} archive, {_gb(source.extracted_bytes)} of images"),
         ("goes to", str(destination)),
     ]
     console.print(tables.table((source.title, ""), facts))

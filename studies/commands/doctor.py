@@ -256,7 +256,7 @@ def _has_table(url: str, name: str, variable: str) -> bool:
         raise InputError(f"{without_password(url)}: {first}; check {variable}") from None
 
 
-# --- weights, pictures, features --------------------------------------------------------------------------------------
+# --- weights, images, features --------------------------------------------------------------------------------------
 
 
 def _weights(home: Home) -> Iterator[Check]:
@@ -279,7 +279,7 @@ def _mvtec(home: Home) -> Iterator[Check]:
     if known:
         yield Check("MVTec AD", "ok", f"{root}: {', '.join(known)}")
     else:
-        hint = "`study data fetch mvtec`, MVTEC_AD_ROOT=<a copy you have>, or rendered pictures with --demo"
+        hint = "`study data fetch mvtec`, MVTEC_AD_ROOT=<a copy you have>, or rendered images with --demo"
         yield Check("MVTec AD", "warn", f"not in {root}", hint)
 
 

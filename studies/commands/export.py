@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detectors.runtime.export import Comparison, Speed
 
 T = TypeVar("T")
-PICTURES = 16
+IMAGES = 16
 """To compare on."""
 
 
@@ -28,7 +28,7 @@ def export(
         Path | None, typer.Option(help="The file, or OpenVINO's folder; default MODEL.onnx or MODEL-openvino here.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Pictures to compare on; default some of the study's test pictures.")
+        Path | None, typer.Option(help="Images to compare on; default some of the study's test images.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest difference accepted, as a share of the largest score or map value.", min=0)
@@ -53,12 +53,12 @@ def export(
     check_target(target, format, force=force)
     with console.status("writing and comparing") if console.is_terminal else nullcontext():
         artifact = load_artifact(folder)
-        pictures, source = _pictures(model, images, artifact)
-        found = export_detector(artifact, target, format, pictures=pictures, tolerance=tolerance, force=force)
+        compared, source = _compared_images(model, images, artifact)
+        found = export_detector(artifact, target, format, images=compared, tolerance=tolerance, force=force)
         home = Home.from_environment()
         lock = DeviceLock(home.locks, torch.device("cpu")).exclusive() if home.root.is_dir() else nullcontext()
         with lock:
-            speed = measure_speed(artifact, target, pictures[:1])
+            speed = measure_speed(artifact, target, compared[:1])
     told = _told(target, format, source, found, speed)
     if json_output:
         typer.echo(json.dumps(told, indent=1))
@@ -66,12 +66,12 @@ def export(
     rows = [
         ("file", told["file"]),
         ("size", f"{told['size_mb']:.1f} MB"),
-        ("compared on", f"{found.pictures} pictures ({source})"),
+        ("compared on", f"{found.images} images ({source})"),
         ("largest difference", f"{found.relative:.1e} of the largest value; {tolerance:g} is accepted"),
         ("  of a score", f"{found.score_difference:.2e}"),
         ("  of the map", f"{found.map_difference:.2e}"),
-        ("one picture, this file", f"{speed.exported_ms:.1f} ms"),
-        ("one picture, torch", f"{speed.torch_ms:.1f} ms (both the median on {speed.threads} CPU threads)"),
+        ("one image, this file", f"{speed.exported_ms:.1f} ms"),
+        ("one image, torch", f"{speed.torch_ms:.1f} ms (both the median on {speed.threads} CPU threads)"),
     ]
     console.print(tables.table(("export", format), rows))
     console.print(f"try it: study predict {target} IMAGE...", style="cyan", markup=False)
@@ -84,7 +84,7 @@ def _told(target: Path, kind: str, source: str, found: Comparison, speed: Speed)
         "file": str(target),
         "format": kind,
         "size_mb": sum(file.stat().st_size for file in files) / 1e6,
-        "pictures": found.pictures,
+        "images": found.images,
         "source": source,
         "score_difference": found.score_difference,
         "map_difference": found.map_difference,
@@ -94,29 +94,29 @@ def _told(target: Path, kind: str, source: str, found: Comparison, speed: Speed)
     }
 
 
-def _pictures(model: str, images: Path | None, artifact: Artifact) -> tuple[Tensor, str]:
-    """Up to `PICTURES` pictures as the detector wants them, uint8 [N, 3, h, w], and where they are from."""
+def _compared_images(model: str, images: Path | None, artifact: Artifact) -> tuple[Tensor, str]:
+    """Up to `IMAGES` images as the detector wants them, uint8 [N, 3, h, w], and where they are from."""
     import torch
 
     from detectors.data.images import read_image
     from detectors.errors import InputError
     from detectors.runtime.artifact import is_artifact
     from detectors.runtime.export import stand_ins
-    from studies.commands.predict import picture_files
+    from studies.commands.predict import image_files
 
     if images is not None:
-        files = _spread(picture_files([images]))
+        files = _spread(image_files([images]))
         return torch.cat([artifact.resize(read_image(file)) for file in files]), str(images)
     if not is_artifact(Path(model)):
         try:
-            return _test_pictures(model, artifact), f"test of {model}"
+            return _test_images(model, artifact), f"test of {model}"
         except InputError:  # moved since, or of another machine: the export is no worse for it
             pass
-    return stand_ins(PICTURES, artifact.detector.image_size), "drawn; --images takes real ones"
+    return stand_ins(IMAGES, artifact.detector.image_size), "drawn; --images takes real ones"
 
 
-def _test_pictures(model: str, artifact: Artifact) -> Tensor:
-    """Some of the study's test pictures. Raises `InputError` where they cannot be read."""
+def _test_images(model: str, artifact: Artifact) -> Tensor:
+    """Some of the study's test images. Raises `InputError` where they cannot be read."""
     from dataclasses import replace
 
     from studies.file import datasets
@@ -130,6 +130,6 @@ def _test_pictures(model: str, artifact: Artifact) -> Tensor:
 
 
 def _spread(items: Sequence[T]) -> list[T]:
-    """At most `PICTURES` of them, from all over."""
-    count = min(PICTURES, len(items))
+    """At most `IMAGES` of them, from all over."""
+    count = min(IMAGES, len(items))
     return [items[index * len(items) // count] for index in range(count)]

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from detectors.runtime.verdicts import Model
 
 SHOWN = 20
-"""Pictures in the table; of more, those with the highest scores."""
+"""Images in the table; of more, those with the highest scores."""
 NAMED = 10
-"""Pictures without a score that are named; the CSV names all."""
+"""Images without a score that are named; the CSV names all."""
 COLUMNS = ("image", "score", "verdict", "normals below", "threshold", "heat map", "error")
 
 
@@ -29,19 +29,19 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="A study, models:/NAME@alias, the folder of a saved detector, or an exported file.")
     ],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Where heat maps, sheets/ and scores.csv go.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Score pictures with a study's selected detector; writes heat maps, sheets of them, and scores.csv.
+    """Score images with a study's selected detector; writes heat maps, sheets of them, and scores.csv.
 
-    A picture that cannot be read keeps no other from its score: it is named at the end, and the exit code is 2.
+    An image that cannot be read keeps no other from its score: it is named at the end, and the exit code is 2.
     """
     from detectors.errors import InputError
     from studies.show import tables
 
-    files = picture_files(images)
+    files = image_files(images)
     loaded = _load(model, device)
     console = tables.console(stderr=json_output)
     names = _output_names(files)
@@ -64,7 +64,7 @@ def predict(
     if failed:
         _name(failed, tables.console(stderr=True))
         where = f"the others, and why these could not, are in {out / 'scores.csv'}" if scored else "nothing was written"
-        raise InputError(f"{len(failed)} of {len(rows)} pictures could not be scored; {where}")
+        raise InputError(f"{len(failed)} of {len(rows)} images could not be scored; {where}")
 
 
 def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Path]) -> Iterator[RenderableType]:
@@ -76,7 +76,7 @@ def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Pa
     columns = [column for column in COLUMNS if column not in ("threshold", "error")]
     by_score = sorted(scored, key=lambda row: -row["score"])
     shown = scored if len(scored) <= SHOWN else by_score[: SHOWN // 2]
-    title = None if shown is scored else f"the {len(shown)} highest scores of {len(scored)} pictures"
+    title = None if shown is scored else f"the {len(shown)} highest scores of {len(scored)} images"
     yield tables.table(columns, [[row[column] for column in columns] for row in shown], title=title)
     counts = Counter(row["verdict"] for row in scored)
     if len(scored) > 1 and model.threshold is not None:
@@ -93,7 +93,7 @@ def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Pa
         )
         rule = f"at most {threshold.rate:.1%} false alarms" if threshold.rate is not None else "the best F1"
         yield Text(
-            f"threshold {threshold.value:.4g}: {rule} on {threshold.normals} good pictures of {threshold.source}{new}",
+            f"threshold {threshold.value:.4g}: {rule} on {threshold.normals} good images of {threshold.source}{new}",
             style="dim",
         )
     yield Text(f"all scores: {out / 'scores.csv'}", style="dim")
@@ -103,7 +103,7 @@ def _told(scored: list[dict[str, Any]], model: Model, out: Path, sheets: list[Pa
 
 
 def _name(failed: list[dict[str, Any]], console: Console) -> None:
-    """A line for each picture without a score, up to a limit."""
+    """A line for each image without a score, up to a limit."""
     for row in failed[:NAMED]:
         console.print(row["error"], style="red", markup=False, highlight=False, soft_wrap=True)
     if len(failed) > NAMED:
@@ -125,8 +125,8 @@ def _load(model: str, device: str) -> Model:
     return load_exported(path)
 
 
-def picture_files(given: list[Path]) -> list[Path]:
-    """Pictures, and those of folders, each once. Raises `InputError` where there are none."""
+def image_files(given: list[Path]) -> list[Path]:
+    """Images, and those of folders, each once. Raises `InputError` where there are none."""
     from detectors.data.images import is_image
     from detectors.errors import InputError
 
@@ -135,7 +135,7 @@ def picture_files(given: list[Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
             if not found:
-                raise InputError(f"{path}: no pictures in this folder")
+                raise InputError(f"{path}: no images in this folder")
             files += found
         elif not path.exists():
             raise InputError(f"{path}: no such file")
@@ -145,7 +145,7 @@ def picture_files(given: list[Path]) -> list[Path]:
 
 
 def _output_names(files: list[Path]) -> dict[Path, str]:
-    """A picture's name; pictures of the same name in several folders get a number."""
+    """An image's name; images of the same name in several folders get a number."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for file in files:
@@ -159,11 +159,11 @@ def _output_names(files: list[Path]) -> dict[Path, str]:
 
 
 def _predict_one(model: Model, file: Path, target: Path) -> dict[str, Any]:
-    """Of `COLUMNS`; a picture that has no score has an error."""
+    """Of `COLUMNS`; an image that has no score has an error."""
     from detectors.data.images import read_image
     from detectors.errors import InputError, NumericalError
     from detectors.runtime.overlays import save_png
-    from detectors.runtime.verdicts import judge, picture_and_heat_map
+    from detectors.runtime.verdicts import image_and_heat_map, judge
 
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["image"] = str(file)
@@ -174,7 +174,7 @@ def _predict_one(model: Model, file: Path, target: Path) -> dict[str, Any]:
         return row | {"error": str(error)}
     except NumericalError as error:
         return row | {"error": f"{file}: {error}"}
-    save_png(picture_and_heat_map(model, rgb, verdict), target)
+    save_png(image_and_heat_map(model, rgb, verdict), target)
     return row | {
         "score": verdict.score,
         "verdict": verdict.verdict,
@@ -200,7 +200,7 @@ def _no_formula(value: Any) -> Any:
 
 
 def _write_sheets(scored: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Pages of pictures beside their heat maps, the highest score first; from the files just written, page by page."""
+    """Pages of images beside their heat maps, the highest score first; from the files just written, page by page."""
     from detectors.runtime.overlays import SHEET_COLUMNS, SHEET_ROWS, save_png, sheet
 
     ordered = sorted(scored, key=lambda row: -row["score"])

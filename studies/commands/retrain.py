@@ -1,4 +1,4 @@
-"""``study retrain``: a challenger from newer pictures."""
+"""``study retrain``: a challenger from newer images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import typer
 
 def retrain(
     model: Annotated[str, typer.Argument(help="A registered model that has a champion.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of new good pictures.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of new good images.")] = None,
     only_new: Annotated[
-        bool, typer.Option("--only-new", help="Fit on the new pictures alone, not also on the study's own.")
+        bool, typer.Option("--only-new", help="Fit on the new images alone, not also on the study's own.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Fit the champion's configuration on new good pictures; the outcome is the model's challenger."""
+    """Fit the champion's configuration on new good images; the outcome is the model's challenger."""
     from studies.commands.promote import promoter_for
     from studies.release.retrain import retrain as fit
     from studies.show import tables
@@ -40,12 +40,12 @@ def retrain(
         )
         version = promoter.register_retrained(champion, found)
     if json_output:
-        data = {"model": model, "version": version.version, "from": champion.version, "new_pictures": found.new}
+        data = {"model": model, "version": version.version, "from": champion.version, "new_images": found.new}
         typer.echo(json.dumps(data, indent=1))
         return
     console.print(
         f"model {model}: version {version.version} ({', '.join(version.aliases)}), fitted like version {champion.version} "
-        f"with {found.new} new pictures, {found.held_out} of them kept for the threshold",
+        f"with {found.new} new images, {found.held_out} of them kept for the threshold",
         markup=False,
     )
     console.print(

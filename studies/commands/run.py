@@ -41,7 +41,7 @@ def run(
         typer.Option(metavar="KEY=VALUE,...", help="Try this setting first, e.g. n_features=100,layers=8+16."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Your own pictures: a folder with good/, optional defects and masks.")
+        Path | None, typer.Option(help="Your own images: a folder with good/, optional defects and masks.")
     ] = None,
     study_name: Annotated[str | None, typer.Option("--name", help="Name of the study, with --images.")] = None,
     demo: Annotated[
@@ -129,7 +129,7 @@ def _load_config(
         raise InputError("--name goes with --images; a study file has its own name")
     if images is not None:
         if demo:
-            raise InputError("--demo renders its own pictures; leave out --demo or --images")
+            raise InputError("--demo renders its own images; leave out --demo or --images")
         folder = images.expanduser().absolute()
         own = study_name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(name).stem}_{folder.name}")[:64]
         given = [f"data.root={_quoted(str(folder))}", "data.dataset=folder", f"name={_quoted(own)}"]

@@ -34,9 +34,9 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     poll: Annotated[float, typer.Option(help="Seconds between looks at which model to serve.", min=0.1)] = 10.0,
     max_body: Annotated[float, typer.Option(help="MB of one request.", min=0.001)] = 32.0,
-    max_images: Annotated[int, typer.Option(help="Pictures in one request.", min=1)] = 16,
-    max_megapixels: Annotated[float, typer.Option(help="Of one picture.", min=0.01)] = 40.0,
-    max_waiting: Annotated[int, typer.Option(help="Pictures that may wait; more get a 503.", min=1)] = 64,
+    max_images: Annotated[int, typer.Option(help="Images in one request.", min=1)] = 16,
+    max_megapixels: Annotated[float, typer.Option(help="Of one image.", min=0.01)] = 40.0,
+    max_waiting: Annotated[int, typer.Option(help="Images that may wait; more get a 503.", min=1)] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.", min=1)] = 60.0,
     threads: Annotated[
         int | None,
@@ -46,7 +46,7 @@ def serve(
         Path | None, typer.Option(help=f"File with the token that clients must send; else ${TOKEN}.")
     ] = None,
 ) -> None:
-    """Judge pictures over HTTP with a model that may change under way; a page for people is at /."""
+    """Judge images over HTTP with a model that may change under way; a page for people is at /."""
     # Read when torch is imported: idle threads that spin would starve those that decode.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from detectors.errors import InputError

@@ -86,7 +86,7 @@ def _fetchable(spec: BackboneSpec) -> BackboneSpec:
     if spec.random_seed is not None:
         raise InputError(f"{spec}: random weights are drawn from a seed; there is nothing to fetch")
     if spec.name == PIXELS:
-        raise InputError(f"{spec}: passes pictures on as they are; there is nothing to fetch")
+        raise InputError(f"{spec}: passes images on as they are; there is nothing to fetch")
     return spec
 
 

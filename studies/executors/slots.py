@@ -12,7 +12,7 @@ from typing import Literal
 from detectors.errors import InputError
 
 THREADS_PER_TRIAL = 4
-"""More do not pay: extraction and the small products of a head stop scaling at about four threads, pictures and files take one
+"""More do not pay: extraction and the small products of a head stop scaling at about four threads, images and files take one
 at any rate, and speed is measured while the other trials wait."""
 
 

@@ -1,4 +1,4 @@
-"""The study file: what is searched, on which pictures, for how long. One YAML file is one study."""
+"""The study file: what is searched, on which images, for how long. One YAML file is one study."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which pictures."""
+    """Which images."""
 
     dataset: str = Field("mvtec", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """``mvtec``, ``rendered``, ``folder``, or your own name for a data set of MVTec's layout under `root`."""
@@ -77,7 +77,7 @@ class DataConfig(Section):
     root: Path | dict[str, Path] | None = None
     """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Of several products, one for each."""
     image_size: int | tuple[int, int] = 256
-    """Pixels that pictures are resized to: one side, or [height, width]."""
+    """Pixels that images are resized to: one side, or [height, width]."""
 
     @field_validator("image_size")
     @classmethod
@@ -227,7 +227,7 @@ class ThresholdConfig(Section):
     """From which score on an image counts as defective."""
 
     rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
-    """``f1_max`` takes the threshold with the best F1 on the labelled validation pictures."""
+    """``f1_max`` takes the threshold with the best F1 on the labelled validation images."""
     rate: float = Field(0.01, ge=0, lt=1)
     """Share of held-out normals that may raise an alarm."""
 
@@ -240,7 +240,7 @@ class GateConfig(Section):
     floor: dict[str, float] = {"test/image_auroc": 0.7}
     """Metrics on test, and the least that each must reach."""
     latency_ms_p95: float | None = Field(None, gt=0)
-    """Milliseconds that 95 % of single pictures may take at most."""
+    """Milliseconds that 95 % of single images may take at most."""
     model_size_mb: float | None = Field(None, gt=0)
     """MB (10^6 bytes) of all tensors at most."""
     per_defect_drop: float = Field(0.1, ge=0, le=1)
@@ -275,7 +275,7 @@ class StudyConfig(Section):
     `search` and `fixed` (``padim: {n_features: ...}``), what lies beside these is for all of them."""
     data: DataConfig = DataConfig()
     protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
-    """``holdout`` searches on half of the labelled pictures and scores the other half once; ``paper`` scores all of them and
+    """``holdout`` searches on half of the labelled images and scores the other half once; ``paper`` scores all of them and
     forbids a search; ``synthetic`` needs no labelled defect; ``auto`` takes holdout where there are labelled defects, else
     synthetic."""
     search: dict[str, Dimension] = {}

@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class StudyImages:
     """All that a study looks at: one product, or several."""
 
     parts: tuple[Part, ...]
@@ -65,7 +65,7 @@ class Pictures:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pictures of each set by type."""
+        """Images of each set by type."""
         return {name: image_set.counts for name, image_set in self.sets()}
 
     def sets(self) -> Iterator[tuple[str, ImageSet]]:
@@ -85,7 +85,7 @@ class Pictures:
 
     @property
     def source(self) -> str:
-        """Where the pictures lie."""
+        """Where the images lie."""
         return ", ".join(dict.fromkeys(str(part.dataset.root) for part in self.parts))
 
 
@@ -110,7 +110,7 @@ def products(data: DataConfig) -> list[str]:
     return found
 
 
-def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -> Pictures:
+def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -> StudyImages:
     """Read and split every product of a study.
 
     Raises:
@@ -118,7 +118,7 @@ def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -
     """
     if not config.data.is_several:
         dataset = open_dataset(config.data, home, progress=progress)
-        return Pictures((Part(dataset.category, dataset, split(dataset, config)),))
+        return StudyImages((Part(dataset.category, dataset, split(dataset, config)),))
     parts = []
     for category in products(config.data):
         dataset = open_dataset(config.data.of(category), home, progress=progress)
@@ -127,7 +127,7 @@ def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -
     if len(protocols) > 1:
         told = ", ".join(f"{protocol} for {category}" for protocol, category in protocols.items())
         raise InputError(f"protocol auto comes to {told}; name one for all products with --set protocol=...")
-    return Pictures(tuple(parts))
+    return StudyImages(tuple(parts))
 
 
 def open_dataset(data: DataConfig, home: Home, *, progress: Progress | None = None) -> Dataset:
@@ -145,7 +145,7 @@ def open_dataset(data: DataConfig, home: Home, *, progress: Progress | None = No
 
 
 def split(dataset: Dataset, config: StudyConfig) -> Splits:
-    """The study's splits; protocol ``auto`` takes holdout where there are enough labelled pictures, else synthetic."""
+    """The study's splits; protocol ``auto`` takes holdout where there are enough labelled images, else synthetic."""
     size, seed = config.data.size, config.sampler.seed
     if config.protocol != "auto":
         return make_splits(dataset, protocol=config.protocol, image_size=size, seed=seed)
@@ -157,14 +157,14 @@ def split(dataset: Dataset, config: StudyConfig) -> Splits:
     return make_splits(dataset, protocol="synthetic", image_size=size, seed=seed)
 
 
-def check_pictures(dataset: Dataset, splits: Splits, home: Home, *, progress: Progress | None = None) -> list[str]:
-    """Decode every picture and mask once per content, before anything is computed on them.
+def check_images(dataset: Dataset, splits: Splits, home: Home, *, progress: Progress | None = None) -> list[str]:
+    """Decode every image and mask once per content, before anything is computed on them.
 
     Returns:
         Warnings, one line each.
 
     Raises:
-        InputError: the first picture or mask that cannot be used.
+        InputError: the first image or mask that cannot be used.
     """
     marker = home.root / "checked" / f"{splits.digest}.json"
     if marker.is_file():
@@ -174,5 +174,5 @@ def check_pictures(dataset: Dataset, splits: Splits, home: Home, *, progress: Pr
         first, others = report.errors[0], len(report.errors) - 1
         more = f" (and {others} more: `study data check` lists them)" if others else ""
         raise InputError(f"{first.subject}: {first.message}{more}")
-    write_json(marker, {"pictures": sum(sum(types.values()) for types in splits.counts.values())})
+    write_json(marker, {"images": sum(sum(types.values()) for types in splits.counts.values())})
     return [f"{problem.subject}: {problem.message}" for problem in report.warnings]

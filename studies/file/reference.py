@@ -26,9 +26,9 @@ where wanted; under `fixed` it has its value. What is in neither has the default
 """
 METRIC_TEXT = """## Metrics
 
-`objectives` and `constraints` take {quality} (of the validation pictures; with protocol `paper` of all)
+`objectives` and `constraints` take {quality} (of the validation images; with protocol `paper` of all)
 and {cost}.
-Percentiles of the latency are in milliseconds for one picture, `throughput` in pictures per second at batch 32, `train_seconds`
+Percentiles of the latency are in milliseconds for one image, `throughput` in images per second at batch 32, `train_seconds`
 without the features.
 """
 MANY = 3
@@ -38,7 +38,7 @@ SHARED = (
         "backbone",
         "choice",
         "required",
-        "name of timm; `<name>@random` for seeded random weights; `pixels` for the picture itself",
+        "name of timm; `<name>@random` for seeded random weights; `pixels` for the image itself",
     ),
     Parameter("layers", "choice", "8+16", "strides of the backbone's maps, e.g. `[8, 16]`; of pixels out of 1, 2, 4"),
 )

@@ -1,4 +1,4 @@
-"""The gate: whether a challenger may take the champion's place, measured on the same pictures, with the reasons.
+"""The gate: whether a challenger may take the champion's place, measured on the same images, with the reasons.
 
 Not worse means: the image AUROC is at most `epsilon` below the champion's, and the one-sided 95 % upper bound of the difference,
 from a paired bootstrap, is not below 0.
@@ -51,7 +51,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on the test pictures."""
+    """A model on the test images."""
 
     label: str
     scores: NDArray[np.float64]
@@ -65,7 +65,7 @@ class Measured:
         return self.evaluation.metrics.get("image_auroc")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the bulk of the scores' pictures."""
+        """Everything but the bulk of the scores' images."""
         return {
             "label": self.label,
             "metrics": self.evaluation.metrics,
@@ -114,7 +114,7 @@ class GateReport:
             "data": self.data,
             "test_digest": self.test.digest,
             "test_counts": self.test.counts,
-            "pictures": [sample.key for sample in self.test.samples],
+            "images": [sample.key for sample in self.test.samples],
             "rules": [asdict(rule) for rule in self.rules],
             "difference": self.difference,
             "challenger": self.challenger.to_json(),
@@ -129,7 +129,7 @@ class GateReport:
         lines = [
             f"# Gate report: {self.model}",
             "",
-            f"**{'Passed' if self.passed else 'Refused'}** on {self.time}, measured on the test pictures of {self.data} "
+            f"**{'Passed' if self.passed else 'Refused'}** on {self.time}, measured on the test images of {self.data} "
             f"({', '.join(f'{count} {kind}' for kind, count in self.test.counts.items())}; digest "
             f"`{self.test.digest[:16]}`), {self.environment.get('device', '')} of {self.environment.get('host', '')}.",
             "",
@@ -145,7 +145,7 @@ class GateReport:
         if self.difference:
             value, low, high = self.difference
             lines += [
-                f"Difference of the image AUROC, challenger minus champion, on the same pictures: {value:+.4f} "
+                f"Difference of the image AUROC, challenger minus champion, on the same images: {value:+.4f} "
                 f"(95 % interval {low:+.4f} to {high:+.4f}, paired bootstrap).",
                 "",
             ]
@@ -188,7 +188,7 @@ class Contender:
 
 
 class Gate:
-    """Measures contenders on one set of test pictures."""
+    """Measures contenders on one set of test images."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class Gate:
         """Measure both and apply every rule.
 
         Raises:
-            InputError: pictures or models cannot be read.
+            InputError: images or models cannot be read.
             NumericalError: a score is not finite.
         """
         measured = self.measure(challenger)
@@ -238,8 +238,8 @@ class Gate:
         )
 
     def measure(self, contender: Contender) -> Measured:
-        """Score the test pictures and take the time of a single one."""
-        self.progress(f"{contender.label}: scoring {len(self.test)} test pictures")
+        """Score the test images and take the time of a single one."""
+        self.progress(f"{contender.label}: scoring {len(self.test)} test images")
         artifact = load_artifact(contender.folder, device=self.device)
         scores, maps = self._scores(artifact)
         evaluation = evaluate(
@@ -263,9 +263,7 @@ class Gate:
         for name, floor in self.config.floor.items():
             value = measured.evaluation.metrics.get(name.removeprefix("test/"))
             if value is None:
-                why = measured.evaluation.undefined.get(
-                    name.removeprefix("test/"), "the test pictures do not define it"
-                )
+                why = measured.evaluation.undefined.get(name.removeprefix("test/"), "the test images do not define it")
                 missed.append(f"{name} is unknown ({why})")
             elif value < floor:
                 missed.append(f"{name} {value:.4f} is below {floor:g}")
@@ -279,7 +277,7 @@ class Gate:
     def _limits(self, measured: Measured) -> list[Rule]:
         found = []
         for name, value, limit, unit in (
-            ("latency", measured.latency.latency_ms_p95, self.config.latency_ms_p95, "ms (p95, one picture)"),
+            ("latency", measured.latency.latency_ms_p95, self.config.latency_ms_p95, "ms (p95, one image)"),
             ("size", measured.size_mb, self.config.model_size_mb, "MB"),
         ):
             told = f"{value:.1f} {unit}" + ("" if limit is None else f", at most {limit:g}")
@@ -356,14 +354,14 @@ class Gate:
         return float(np.abs(wanted - found).max()) / spread
 
     def _scores(self, artifact: Artifact) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """[N] and [N, h, w] of the test pictures."""
+        """[N] and [N, h, w] of the test images."""
         rgb = self._at(artifact)[1]
         verdicts = [v for start in range(0, len(rgb), BATCH) for v in judge(artifact, rgb[start : start + BATCH])]
         maps = np.stack([verdict.anomaly_map for verdict in verdicts])
         return np.array([verdict.score for verdict in verdicts]), maps
 
     def _at(self, artifact: Artifact) -> tuple[ImageSet, list[NDArray[np.uint8]]]:
-        """The test set at a detector's image size, with its pictures: resized once, from the originals."""
+        """The test set at a detector's image size, with its images: resized once, from the originals."""
         size = artifact.detector.image_size
         if size not in self._sets:
             resized = replace(self.test, image_size=size)

@@ -103,15 +103,15 @@ class Promoter:
             dry_run: measure only; nothing is registered or moved.
 
         Raises:
-            InputError: no saved detector, pictures that changed, a demonstration that is to go elsewhere.
+            InputError: no saved detector, images that changed, a demonstration that is to go elsewhere.
         """
         detector = trial.detectors[product]
         own = model_name(view, product)
         target = check_name(to) if to else own
         if to and to != own and view.header.experiment.startswith(RENDERED):
             raise InputError(
-                f"study {view.study.study_name!r} ran on rendered pictures, a demonstration: its models cannot become "
-                f"versions of {to!r}; run a study on real pictures"
+                f"study {view.study.study_name!r} ran on rendered images, a demonstration: its models cannot become "
+                f"versions of {to!r}; run a study on real images"
             )
         with self.held(target, *([own] if target != own else [])):
             champion = self._champion(target)
@@ -130,7 +130,7 @@ class Promoter:
         target = check_name(to) if to else version.name
         if target != version.name and version.tags.get(EXPERIMENT, "").startswith(RENDERED):
             raise InputError(
-                f"{version} was made from rendered pictures, a demonstration: it cannot become a version of {to!r}"
+                f"{version} was made from rendered images, a demonstration: it cannot become a version of {to!r}"
             )
         view, product = self.study_of(version)
         with self.held(target):
@@ -193,7 +193,7 @@ class Promoter:
             key=f"retrained/{file_sha256(found.folder / DESCRIPTION)}",
             folder=found.folder,
             run_id=champion.run_id,
-            description=f"Version {champion.version} fitted anew, with {found.new} new pictures.",
+            description=f"Version {champion.version} fitted anew, with {found.new} new images.",
             tags={**kept, ORIGINAL: str(found.folder), "retrained.from": champion.version},
         )
         with self.held(champion.name):
@@ -237,15 +237,15 @@ class Promoter:
         return {"gate": tags["gate.verdict"], "reasons": report.reasons, "report": str(folder)}
 
     def _gate(self, view: StudyView, product: str) -> Gate:
-        """The gate on the study's own test pictures. Raises `InputError` where these are not what they were."""
+        """The gate on the study's own test images. Raises `InputError` where these are not what they were."""
         config = view.config
-        pictures = datasets.load(config, self.home)
-        part = next(part for part in pictures.parts if product in ("", part.category))
+        images = datasets.load(config, self.home)
+        part = next(part for part in images.parts if product in ("", part.category))
         key = f"{product}/test" if product else "test"
         wanted = view.header.identity["data"].get(key)
         if part.splits.test.digest != wanted:
             raise InputError(
-                f"the test pictures of {part.dataset.name}/{part.category} in {part.dataset.root} are not those that the "
+                f"the test images of {part.dataset.name}/{part.category} in {part.dataset.root} are not those that the "
                 "study was run with; restore them, or run a new study (--fresh)"
             )
         return Gate(

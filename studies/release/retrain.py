@@ -1,4 +1,4 @@
-"""The champion's configuration, fitted on newer pictures of good parts: a challenger for the gate."""
+"""The champion's configuration, fitted on newer images of good parts: a challenger for the gate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from studies.worker.memo import FileMemo
 from studies.worker.trial import environment, seed_everything
 
 HELD_OUT = 5
-"""Every so-manyeth new picture is kept from the fit, for the threshold."""
+"""Every so-manyeth new image is kept from the fit, for the threshold."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Retrained:
     folder: Path
     """Of the detector."""
     new: int
-    """New pictures, of which some were kept for the threshold."""
+    """New images, of which some were kept for the threshold."""
     held_out: int
 
 
@@ -52,26 +52,26 @@ def retrain(
     device: torch.device,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Retrained:
-    """Fit a detector like the champion on the study's good pictures and new ones, and save it.
+    """Fit a detector like the champion on the study's good images and new ones, and save it.
 
     Args:
-        images: folder of new good pictures; None fits the study's own once more.
-        only_new: leave the study's own pictures out of the fit; then `images` is needed.
+        images: folder of new good images; None fits the study's own once more.
+        only_new: leave the study's own images out of the fit; then `images` is needed.
 
     Raises:
-        InputError: too few or unreadable pictures, one that is among the test pictures.
+        InputError: too few or unreadable images, one that is among the test images.
     """
     if only_new and images is None:
-        raise InputError("--only-new needs --images: a folder of new good pictures")
-    pictures = datasets.load(view.config, home)
-    splits = next(part.splits for part in pictures.parts if product in ("", part.category))
+        raise InputError("--only-new needs --images: a folder of new good images")
+    study_images = datasets.load(view.config, home)
+    splits = next(part.splits for part in study_images.parts if product in ("", part.category))
     new = _new_samples(images, splits) if images else []
     held_out = stable_order(new)[HELD_OUT - 1 :: HELD_OUT]
     fitted_on = [sample for sample in new if sample not in held_out]
     own = () if only_new else splits.train.samples
     train = ImageSet("train", (*own, *fitted_on), splits.train.image_size)
     if len(train) < 2:
-        raise InputError(f"{images}: {len(train)} picture to learn from is not enough; add more")
+        raise InputError(f"{images}: {len(train)} image to learn from is not enough; add more")
     model = champion.detector
     digest = hashlib.sha256(f"{train.digest} {champion.provenance}".encode()).hexdigest()[:16]
     folder = home.root / "retrained" / view.config.name / digest / "detector"
@@ -91,7 +91,7 @@ def retrain(
             image_set, backbone, device=device, progress=lambda done, total: tell(f"features: {done} of {total}")
         )
 
-    tell(f"fitting {model.head.name} on {len(train)} good pictures")
+    tell(f"fitting {model.head.name} on {len(train)} good images")
     memo = FileMemo(home.memos, features=store.identity_of(train, backbone, device))
     context = FitContext(device=device, seed=seed, structural_seed=seed, memo=memo)
     detector.fit_features(features(train), context)
@@ -104,7 +104,7 @@ def retrain(
     provenance = {
         **champion.provenance,
         "retrained_from": champion.provenance.get("trial"),
-        "new_pictures": len(new),
+        "new_images": len(new),
         "digests": {"train": train.digest, "test": splits.test.digest},
         "environment": environment(device),
         "metrics": {},
@@ -114,23 +114,23 @@ def retrain(
 
 
 def _new_samples(images: Path, splits: Splits) -> list[Sample]:
-    """The good pictures of a folder. Raises `InputError` where one is a test picture, or there is a defective one."""
+    """The good images of a folder. Raises `InputError` where one is a test image, or there is a defective one."""
     dataset = read_folder(images)
     if dataset.defect_types:
         raise InputError(
-            f"{images}: holds pictures of defects ({', '.join(dataset.defect_types)}); name the folder of the good ones"
+            f"{images}: holds images of defects ({', '.join(dataset.defect_types)}); name the folder of the good ones"
         )
     scored = {file_sha256(sample.file): sample.key for sample in splits.test.samples}
     found = []
     for sample in (*dataset.train, *dataset.test):
         if (twin := scored.get(file_sha256(sample.file))) is not None:
-            raise InputError(f"{sample.file}: is the test picture {twin}; what is tested on cannot be learnt from")
+            raise InputError(f"{sample.file}: is the test image {twin}; what is tested on cannot be learnt from")
         found.append(replace(sample, key=f"new/{sample.key}", defect_type=GOOD))
     return found
 
 
 def _set_threshold(detector: Detector, judged: ImageSet, features: Any, view: StudyView) -> Any:
-    """Set the threshold by the study's rule; returns the scores of the good pictures."""
+    """Set the threshold by the study's rule; returns the scores of the good images."""
     rule = view.config.threshold
     scores = detector.score_features(features).scores.cpu().numpy()
     normals = scores[judged.labels == 0]

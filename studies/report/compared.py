@@ -89,7 +89,7 @@ def compare(views: Sequence[StudyView], ids: Sequence[str]) -> Compared:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of several studies that were scored on the same test pictures by the same protocol, best first."""
+    """Rows of several studies that were scored on the same test images by the same protocol, best first."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.image_auroc is not None:
@@ -99,7 +99,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
-    """Who has the best figure on the same pictures."""
+    """Who has the best figure on the same images."""
     best = scored[0]
     among = "" if all_rows else f" among {words.listed(list(dict.fromkeys(row.study for row in scored)))}"
     ends = (
@@ -125,16 +125,16 @@ def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
 
 
 def _differences(scored: Sequence[Row], views: Sequence[StudyView]) -> list[str]:
-    """The best one against each other one on the same pictures, by a paired bootstrap, as far as the scores were kept."""
+    """The best one against each other one on the same images, by a paired bootstrap, as far as the scores were kept."""
     kept = {view.study.study_name: scores for view in views if (scores := _scores(view)) is not None}
     ranked = [row for row in scored if row.selected and row.study in kept]
     if len(ranked) < len({row.study for row in scored}):
-        return ["How much of the difference is chance was not tested: not every study kept the score of each picture."]
+        return ["How much of the difference is chance was not tested: not every study kept the score of each image."]
     said = []
     for other in ranked[1:]:
         best = ranked[0]
         first, second = kept[best.study], kept[other.study]
-        if [picture.name for picture in first.pictures] != [picture.name for picture in second.pictures]:
+        if [image.name for image in first.images] != [image.name for image in second.images]:
             continue
         try:
             found = paired_bootstrap_difference(second.values, first.values, first.labels, seed=0)
@@ -144,10 +144,10 @@ def _differences(scored: Sequence[Row], views: Sequence[StudyView]) -> list[str]
         sure = (
             f"{best.label} is better beyond what chance would do."
             if low > 0
-            else f"these {len(first.pictures)} pictures do not tell the two apart."
+            else f"these {len(first.images)} images do not tell the two apart."
         )
         said.append(
-            f"{best.label} against {other.label} on the same pictures: {found.difference:+.3f} "
+            f"{best.label} against {other.label} on the same images: {found.difference:+.3f} "
             f"(95 % interval {low:+.3f} to {high:+.3f}): {sure}"
         )
     return said
@@ -190,7 +190,7 @@ def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:
         ]
     return Figure(
         "How sure each figure is",
-        "Where intervals overlap widely, these test pictures alone do not settle which is better.",
+        "Where intervals overlap widely, these test images alone do not settle which is better.",
         Chart(
             "image AUROC on test with its 95 % interval",
             tuple(marks),
@@ -230,14 +230,14 @@ def _against_speed(compared: Comparison, ids: dict[str, str]) -> Figure | None:
         "Image AUROC against speed",
         _speed_says(rows),
         Chart(
-            "image AUROC on test against pictures per second",
+            "image AUROC on test against images per second",
             tuple(marks),
-            Axis("pictures per second", across.ticks(7)),
+            Axis("images per second", across.ticks(7)),
             Axis("image AUROC on test", up.ticks()),
             legend=_legend(names),
         ),
         Table(
-            ("study", "image AUROC", "pictures per second"),
+            ("study", "image AUROC", "images per second"),
             tuple((row.label, row.image_auroc, row.fps) for row in rows),
             tuple(ids[row.study] for row in rows),
         ),

@@ -153,7 +153,7 @@ def _says(search: Search, selected: TrialView | None, tests: Sequence[OnTest]) -
         yield from _several_products(scored)
     if (fps := selected.metrics.get("fps")) is not None:
         where = _where(selected)
-        yield f"It judges {words.speed(fps)}{f' on {where}' if where else ''}, measured alone and one picture at a time."
+        yield f"It judges {words.speed(fps)}{f' on {where}' if where else ''}, measured alone and one image at a time."
     yield _scorings(search)
 
 
@@ -205,7 +205,7 @@ def _one_product(search: Search, selected: TrialView, test: OnTest) -> Iterator[
     good = counts.get(GOOD, 0)
     unseen = " that the search never saw" if search.config.protocol != "paper" else ""
     yield (
-        f"Test is {words.several(sum(counts.values()), 'picture')}{unseen}, {good} good and {sum(counts.values()) - good} "
+        f"Test is {words.several(sum(counts.values()), 'image')}{unseen}, {good} good and {sum(counts.values()) - good} "
         f"defective. Shown one of each, the detector gives the defective one the higher score in about "
         f"{100 * (test.auroc or 0.0):.0f} of 100 cases."
     )
@@ -221,7 +221,7 @@ def _one_product(search: Search, selected: TrialView, test: OnTest) -> Iterator[
             f"alarm on {words.share(confusion.alarms, confusion.good, 'good parts')}."
         )
     if (weakest := test.weakest) is not None and weakest.auroc is not None:
-        found = f", {weakest.found} of {weakest.pictures} found" if weakest.found is not None else ""
+        found = f", {weakest.found} of {weakest.images} found" if weakest.found is not None else ""
         yield f"It is weakest on {weakest.name} (AUROC {weakest.auroc:.3f}{found})."
 
 
@@ -233,19 +233,19 @@ def _several_products(scored: Sequence[OnTest]) -> Iterator[str]:
 def _scorings(search: Search) -> str:
     ledger = search.view.ledger()
     if not ledger:
-        return "The test pictures were not scored yet."
+        return "The test images were not scored yet."
     times = {1: "once", 2: "twice"}.get(len(ledger), f"{len(ledger)} times")
-    return f"The test pictures were scored {times} in this study; the ledger below lists it."
+    return f"The test images were scored {times} in this study; the ledger below lists it."
 
 
 def _cautions(search: Search, selected: TrialView | None, tests: Sequence[OnTest]) -> Iterator[str]:
     view, config = search.view, search.config
     name = view.study.study_name.partition("#")[0]
     if view.header.experiment.startswith("rendered/"):
-        yield "The pictures were drawn by a program: a demonstration, not a result."
+        yield "The images were drawn by a program: a demonstration, not a result."
     if config.protocol == "synthetic":
         yield (
-            "No labelled defects were there: all figures are on defects painted into good pictures. They say how well such "
+            "No labelled defects were there: all figures are on defects painted into good images. They say how well such "
             "defects are found; real ones may be harder or easier."
         )
     running = [trial for trial in search.trials if trial.state == "RUNNING"]
@@ -275,7 +275,7 @@ def _unsure(search: Search, selected: TrialView, tests: Sequence[OnTest]) -> Ite
         low, high = test.metrics.get("test/image_auroc_low"), test.metrics.get("test/image_auroc_high")
         if low is not None and high is not None and high - low > WIDE_INTERVAL:
             yield (
-                f"{the} interval of the AUROC is wide ({low:.2f} to {high:.2f}), for there are few test pictures; "
+                f"{the} interval of the AUROC is wide ({low:.2f} to {high:.2f}), for there are few test images; "
                 "more labelled ones would say more."
             )
         if (confusion := test.confusion) is not None and confusion.missed > MANY_MISSES * confusion.defective:
@@ -437,7 +437,7 @@ def _facts(search: Search) -> Iterator[tuple[str, Table]]:
     kinds = list(dict.fromkeys(kind for counts in header.counts.values() for kind in counts))
     digests: dict[str, str] = header.identity.get("data", {})
     yield (
-        "Pictures",
+        "Images",
         Table(
             ("set", *kinds, "all", "sha256"),
             tuple(
@@ -499,5 +499,5 @@ def _commands(view: StudyView) -> Iterator[tuple[str, str]]:
     file = f"{view.study.study_name.partition('#')[0]}.yaml"
     yield f"study run {shlex.quote(file)} --fresh", f"the same study anew, with the study file below as {file}"
     yield f"study show {name}", "trials and figures in the terminal"
-    yield f"study predict {name} IMAGE...", "score, verdict and heat map of new pictures"
+    yield f"study predict {name} IMAGE...", "score, verdict and heat map of new images"
     yield f"study compare {name}", "beside the figures that others published"

@@ -1,4 +1,4 @@
-"""What a report shows of the selected detector: how it does on test, where it fails, and pictures of both."""
+"""What a report shows of the selected detector: how it does on test, where it fails, and images of both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from studies.report.charts import (
 )
 from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
-from studies.worker.scores import Group, ScoredPicture, Scores, Shown, read_scores
+from studies.worker.scores import Group, ScoredImage, Scores, Shown, read_scores
 
 POINTS = 200
 """Corners of a curve that are drawn."""
@@ -59,21 +59,21 @@ class Confusion:
 
     @property
     def defective(self) -> int:
-        """Pictures with a defect."""
+        """Images with a defect."""
         return self.found + self.missed
 
     @property
     def good(self) -> int:
-        """Pictures without one."""
+        """Images without one."""
         return self.alarms + self.quiet
 
 
 @dataclass(frozen=True)
 class DefectType:
-    """How one type of defect is told from good pictures."""
+    """How one type of defect is told from good images."""
 
     name: str
-    pictures: int
+    images: int
     found: int | None
     """At the threshold; None where that is not known."""
     auroc: float | None
@@ -81,7 +81,7 @@ class DefectType:
 
 @dataclass(frozen=True)
 class Card:
-    """One picture of the gallery."""
+    """One image of the gallery."""
 
     name: str
     tag: str
@@ -103,7 +103,7 @@ class Wall:
 
 @dataclass(frozen=True)
 class OnTest:
-    """The selected detector on the test pictures of one product."""
+    """The selected detector on the test images of one product."""
 
     id: str
     product: str
@@ -113,7 +113,7 @@ class OnTest:
     threshold: str
     """Where it comes from, in words; empty where there is none."""
     looser: float | None
-    """Share of good pictures to allow an alarm, for the next lower threshold; None where none was chosen by such a share."""
+    """Share of good images to allow an alarm, for the next lower threshold; None where none was chosen by such a share."""
     confusion: Confusion | None
     defects: tuple[DefectType, ...]
     figures: tuple[Figure, ...]
@@ -175,7 +175,7 @@ def _of(view: StudyView, trial: TrialView, product: str, result: TrialResult, ar
 
 def _how_to_get(view: StudyView, trial: TrialView) -> str:
     name = view.study.study_name.partition("#")[0]
-    said = "The score of each test picture was not kept, so curves, histogram and pictures cannot be shown."
+    said = "The score of each test image was not kept, so curves, histogram and images cannot be shown."
     if view.config.protocol == "paper":
         return f"{said} `study run {name} --fresh` fits and scores everything anew."
     return (
@@ -191,7 +191,7 @@ def _threshold(result: TrialResult) -> str:
     if threshold.get("rule") != "false_alarm_rate":
         return f"{number(threshold['value'])}, where F1 is highest on {threshold['source']}"
     said = (
-        f"{number(threshold['value'])}: at most {words.percent(threshold['rate'])} of the {threshold['normals']} good pictures "
+        f"{number(threshold['value'])}: at most {words.percent(threshold['rate'])} of the {threshold['normals']} good images "
         f"of {threshold['source']} raise an alarm"
     )
     if not (expected := threshold.get("expected_rate")):
@@ -204,7 +204,7 @@ def _threshold(result: TrialResult) -> str:
 
 
 def _looser(result: TrialResult) -> float | None:
-    """In whole percents: the least that lets one held-out good picture more raise an alarm."""
+    """In whole percents: the least that lets one held-out good image more raise an alarm."""
     threshold = result.threshold or {}
     if threshold.get("rule") != "false_alarm_rate" or not threshold.get("normals"):
         return None
@@ -228,7 +228,7 @@ def _defects(result: TrialResult, counts: dict[str, int], scores: Scores | None)
     for kind in sorted(kinds, key=lambda kind: result.per_defect.get(kind, 0.0)):
         found = None
         if scores is not None and scores.threshold is not None:
-            found = sum(p.verdict == "defective" for p in scores.pictures if p.defect_type == kind)
+            found = sum(p.verdict == "defective" for p in scores.images if p.defect_type == kind)
         yield DefectType(kind, counts[kind], found, result.per_defect.get(kind))
 
 
@@ -289,7 +289,7 @@ def _pr(scores: Scores) -> Figure:
     best = [max((right for found, right in corners if found >= wanted - 1e-9), default=0.0) for wanted in RECALLS]
     return Figure(
         "How many alarms are right (precision and recall)",
-        f"Average precision {average_precision(values, labels):.3f}. {words.percent(part)} of these test pictures are defective; "
+        f"Average precision {average_precision(values, labels):.3f}. {words.percent(part)} of these test images are defective; "
         "on a line where fewer are, fewer alarms are right than here.",
         _unit_chart("precision-recall curve", marks, "share of defects found", "share of alarms that are right", keys),
         Table(
@@ -311,7 +311,7 @@ def _unit_chart(name: str, marks: Sequence[Mark], x: str, y: str, legend: Sequen
 
 
 def _histogram(scores: Scores) -> Figure:
-    """Good pictures upwards, defective ones downwards: told apart without any colour."""
+    """Good images upwards, defective ones downwards: told apart without any colour."""
     values, labels = scores.values, scores.labels
     edges = np.histogram_bin_edges(values, bins=min(32, max(8, len(values) // 3)))
     good, bad = (np.histogram(values[labels == label], bins=edges)[0] for label in (0, 1))
@@ -327,7 +327,7 @@ def _histogram(scores: Scores) -> Figure:
         for index, count in enumerate(counts):
             if count:
                 scored = f"scores {number(edges[index])} to {number(edges[index + 1])}"
-                title = f"{words.several(int(count), 'picture')}, {name}, {scored}"
+                title = f"{words.several(int(count), 'image')}, {name}, {scored}"
                 x0, x1 = across(float(edges[index])), across(float(edges[index + 1]))
                 marks.append(
                     Mark(
@@ -360,10 +360,10 @@ def _histogram(scores: Scores) -> Figure:
         for way in ((1, -1) if count else (1,))
     )
     chart = Chart(
-        "histogram of the scores of good and defective test pictures",
+        "histogram of the scores of good and defective test images",
         tuple(marks),
-        Axis("score of the picture", across.ticks(7)),
-        Axis("pictures", both),
+        Axis("score of the image", across.ticks(7)),
+        Axis("images", both),
         legend=tuple(keys),
     )
     return Figure(
@@ -382,9 +382,9 @@ def _histogram(scores: Scores) -> Figure:
 
 def _walls(scores: Scores, artifacts: Path) -> Iterator[Wall]:
     for group in ("defective", "good", "typical"):
-        shown = [entry for entry in scores.gallery if entry.group == group and entry.picture < len(scores.pictures)]
+        shown = [entry for entry in scores.gallery if entry.group == group and entry.image < len(scores.images)]
         if shown:
-            cards = tuple(_card(entry, scores.pictures[entry.picture], artifacts) for entry in shown)
+            cards = tuple(_card(entry, scores.images[entry.image], artifacts) for entry in shown)
             yield Wall(_wall_title(group, cards, scores.threshold), cards)
 
 
@@ -409,15 +409,15 @@ def _wall_title(group: Group, cards: Sequence[Card], threshold: float | None) ->
     )
 
 
-def _card(shown: Shown, picture: ScoredPicture, artifacts: Path) -> Card:
+def _card(shown: Shown, image: ScoredImage, artifacts: Path) -> Card:
     tags = {(1, "good"): "miss", (1, "defective"): "hit", (0, "defective"): "false alarm", (0, "good"): "good"}
-    tag = tags.get((picture.label, picture.verdict or ""), "defective" if picture.label else "good")
-    kind = picture.defect_type if picture.label else "good part"
+    tag = tags.get((image.label, image.verdict or ""), "defective" if image.label else "good")
+    kind = image.defect_type if image.label else "good part"
     return Card(
-        name=picture.name,
+        name=image.name,
         tag=tag,
-        caption=f"{kind}, score {number(picture.score)}",
-        alt=f"{tag}: {picture.name} ({kind}), score {number(picture.score)}; side by side {words.listed(shown.panels)}",
+        caption=f"{kind}, score {number(image.score)}",
+        alt=f"{tag}: {image.name} ({kind}), score {number(image.score)}; side by side {words.listed(shown.panels)}",
         panels=" | ".join(shown.panels),
         source=_data_address(artifacts / shown.file),
     )

@@ -87,10 +87,10 @@ class Search:
 
     @property
     def value_name(self) -> str:
-        """What a trial's value is, and on which pictures."""
-        return self.on_pictures(self.objective)
+        """What a trial's value is, and on which images."""
+        return self.on_images(self.objective)
 
-    def on_pictures(self, name: str) -> str:
+    def on_images(self, name: str) -> str:
         """A metric of the search in words."""
         where = "test" if self.config.protocol == "paper" else "validation"
         return f"{words.metric(name)} on {where}" if name in METRICS else words.metric(name)
@@ -233,7 +233,7 @@ def trade_off(search: Search) -> Figure | None:
         f"{words.metric(name)} against {words.metric(cost)}",
         tuple(marks),
         Axis(words.metric(cost), across.ticks(7)),
-        Axis(search.on_pictures(name), up.ticks()),
+        Axis(search.on_images(name), up.ticks()),
         legend=(
             *_legend(search, drawn),
             *([Key("line", "front", "no trial is better in both")] if len(ordered) > 1 else []),
@@ -246,7 +246,7 @@ def trade_off(search: Search) -> Figure | None:
         _trade_off_says(search, ordered, key, cost),
         chart,
         Table(
-            ("trial", search.on_pictures(name), words.metric(cost), "on the front", "state"),
+            ("trial", search.on_images(name), words.metric(cost), "on the front", "state"),
             tuple(
                 (t.number, t.metrics[key], t.metrics[cost], t.number in front, STATES[search.state(t)]) for t in rows
             ),

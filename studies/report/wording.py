@@ -20,10 +20,10 @@ METRICS = {
     "pixel_ap": "pixel average precision",
     "pixel_f1_max": "pixel F1max",
     "pixel_aupro": "AUPRO",
-    "fps": "pictures per second",
-    "throughput": "pictures per second in batches of 32",
-    "latency_ms_p50": "ms per picture (median)",
-    "latency_ms_p95": "ms per picture (95 %)",
+    "fps": "images per second",
+    "throughput": "images per second in batches of 32",
+    "latency_ms_p50": "ms per image (median)",
+    "latency_ms_p95": "ms per image (95 %)",
     "peak_memory_mb": "peak memory in MB",
     "model_size_mb": "model size in MB",
     "train_seconds": "seconds to fit",
@@ -33,14 +33,15 @@ STAGES = {
     "validate": "validating on the way",
     "score": "scoring",
     "speed": "measuring speed",
-    "pictures": "drawing pictures",
+    "plots": "drawing plots and heat maps",
+    "pictures": "drawing plots and heat maps",  # what version 0.1 called it
     "backbone": "loading the backbone",
 }
 """The work of a trial; other stages are called by their own names."""
 PROTOCOLS = {
-    "holdout": "holdout: half of the labelled pictures guided the search, the other half (test) was kept from it",
+    "holdout": "holdout: half of the labelled images guided the search, the other half (test) was kept from it",
     "paper": "paper: no search; every setting is scored on the whole official test set",
-    "synthetic": "synthetic: no labelled defects; defects painted into held-out good pictures stand for them",
+    "synthetic": "synthetic: no labelled defects; defects painted into held-out good images stand for them",
 }
 
 
@@ -93,8 +94,8 @@ def duration(seconds: float) -> str:
 
 
 def speed(fps: float) -> str:
-    """``30 pictures per second (33 ms each)``"""
-    return f"{fps:.3g} pictures per second ({1000 / fps:.3g} ms each)" if fps > 0 else "0 pictures per second"
+    """``30 images per second (33 ms each)``"""
+    return f"{fps:.3g} images per second ({1000 / fps:.3g} ms each)" if fps > 0 else "0 images per second"
 
 
 def setting(params: dict[str, Any]) -> str:

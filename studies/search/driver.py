@@ -133,7 +133,7 @@ class Driver:
         """Open or create the study, settle what was left, search, refit and score the selected trial.
 
         Raises:
-            InputError: the study cannot be resumed, another driver runs it, pictures or stores fail.
+            InputError: the study cannot be resumed, another driver runs it, images or stores fail.
             StudyFailedError: too many failures in a row, or no trial to select.
             KeyboardInterrupt: after the running trials were put back.
         """
@@ -248,7 +248,7 @@ class Driver:
         self.plan = replace(self.plan, backbones=backbones)
         self.space: SearchSpace = self.plan.space
         self.view = StudyView(self.study, header, self.plan.home)
-        self.view.config = self.config.model_copy(update={"protocol": self.plan.pictures.protocol})
+        self.view.config = self.config.model_copy(update={"protocol": self.plan.images.protocol})
         self.config = self.view.config
         summary.write_files(self.view, self.space)
 
@@ -413,7 +413,7 @@ class Driver:
             params=params,
             strides=tuple(self.space.strides(params["backbone"])),
             weights_sha256=self.plan.backbones[params["backbone"]].sha256,
-            splits_digest=self.plan.pictures.digest,
+            splits_digest=self.plan.images.digest,
             seed=derive_seed(seed, f"replicate {replicate}" if replicate else "trial", number),
             structural_seed=derive_seed(seed, "structure", replicate) if replicate else seed,
             home=str(self.plan.home.root),

@@ -1,4 +1,4 @@
-"""A study that is ready to run: the file, the pictures, the backbones, and what identifies it when it is resumed."""
+"""A study that is ready to run: the file, the images, the backbones, and what identifies it when it is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detectors.data.splits import Splits
 from detectors.errors import InputError
 from studies.file import datasets
 from studies.file.config import DETECTOR_KEY, MIN_WILCOXON, StudyConfig
-from studies.file.datasets import Pictures
+from studies.file.datasets import StudyImages
 from studies.home import Home
 from studies.search.space import SearchSpace
 
@@ -49,7 +49,7 @@ class Plan:
     home: Home
     options: Options
     device: torch.device
-    pictures: Pictures
+    images: StudyImages
     backbones: dict[str, WeightsIdentity]
     """Of the file, those whose weights are there."""
     dropped: tuple[str, ...]
@@ -65,17 +65,17 @@ class Plan:
     @property
     def experiment(self) -> str:
         """MLflow experiment: ``<dataset>/<category>``."""
-        return self.pictures.experiment
+        return self.images.experiment
 
     @property
     def dataset(self) -> Dataset:
-        """The pictures of the first product, in most studies the only one."""
-        return self.pictures.parts[0].dataset
+        """The images of the first product, in most studies the only one."""
+        return self.images.parts[0].dataset
 
     @property
     def splits(self) -> Splits:
         """The sets of the first product."""
-        return self.pictures.parts[0].splits
+        return self.images.parts[0].splits
 
     def networks_of(self, params: Mapping[str, Any]) -> dict[str, str]:
         """{network that a detector starts from with this setting: sha256 of its weights}.
@@ -95,8 +95,8 @@ class Plan:
         networks = {name: self.networks[name].sha256 for name in self.config.networks()}
         return ({"networks": networks} if networks else {}) | {
             "detector": self.config.detector,
-            "protocol": self.pictures.protocol,
-            "data": self.pictures.digests,
+            "protocol": self.images.protocol,
+            "data": self.images.digests,
             "image_size": list(self.config.data.size),
             "search": search,
             "fixed": dict(self.config.fixed),
@@ -137,14 +137,14 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
 
     # On the nodes of a cluster each finds its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
-    pictures = datasets.load(config, home, progress=step("rendering pictures"))
+    images = datasets.load(config, home, progress=step("rendering images"))
     warnings = []
-    for part in pictures.parts:
-        warnings += datasets.check_pictures(part.dataset, part.splits, home, progress=step("checking pictures"))
+    for part in images.parts:
+        warnings += datasets.check_images(part.dataset, part.splits, home, progress=step("checking images"))
         _check_objectives(config, part.splits)
-    if config.pruner.name == "wilcoxon" and len(pictures.parts) < MIN_WILCOXON:
+    if config.pruner.name == "wilcoxon" and len(images.parts) < MIN_WILCOXON:
         raise InputError(
-            f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {pictures.source} has {len(pictures.parts)}; "
+            f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {images.source} has {len(images.parts)}; "
             "take median or none"
         )
     backbones, dropped = _find_backbones(config, options)
@@ -153,7 +153,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         home=home,
         options=options,
         device=device,
-        pictures=pictures,
+        images=images,
         backbones=backbones,
         dropped=tuple(dropped),
         networks=_find_networks(config, options),
@@ -162,12 +162,12 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
 
 
 def _check_objectives(config: StudyConfig, splits: Splits) -> None:
-    """Raise `InputError` where an objective cannot be computed on these pictures."""
+    """Raise `InputError` where an objective cannot be computed on these images."""
     scored = splits.validation or splits.test
     for metric in config.objectives:
         if metric.startswith("pixel_") and not scored.has_masks:
             raise InputError(
-                f"objective {metric} needs a mask for every defective picture of {scored.name}; "
+                f"objective {metric} needs a mask for every defective image of {scored.name}; "
                 "add masks (`study data check` lists those missing) or take image_auroc"
             )
 
@@ -215,7 +215,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             continue
         if key == "data" and isinstance(before, dict) and isinstance(now, dict):
             changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-            found.append(f"the pictures of {', '.join(changed)}")
+            found.append(f"the images of {', '.join(changed)}")
         elif isinstance(before, dict) and isinstance(now, dict):
             changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
             found += [f"{key}.{name} (was {_shown(before.get(name))}, now {_shown(now.get(name))})" for name in changed]

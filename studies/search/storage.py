@@ -203,15 +203,15 @@ def _new_header(plan: Plan) -> Header:
         backbones={name: identity.to_json() for name, identity in plan.backbones.items()},
         dropped=list(plan.dropped),
         experiment=plan.experiment,
-        dataset=plan.pictures.source,
-        counts=plan.pictures.counts,
-        splits_digest=plan.pictures.digest,
+        dataset=plan.images.source,
+        counts=plan.images.counts,
+        splits_digest=plan.images.digest,
     )
 
 
 def _resolved_config(plan: Plan) -> dict[str, Any]:
     """The study file with the protocol that ``auto`` came to, as the storage gives it back."""
-    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.pictures.protocol}))
+    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.images.protocol}))
     return config
 
 

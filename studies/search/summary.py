@@ -86,7 +86,7 @@ def note(view: StudyView, reason: str = "") -> str:
     if view.header.dropped:
         lines.append(f"Without weights on this machine and left out: {', '.join(view.header.dropped)}.")
     if view.header.experiment.startswith("rendered/"):
-        lines.append("The pictures were rendered: a demonstration, not a result.")
+        lines.append("The images were rendered: a demonstration, not a result.")
     return "\n\n".join(lines)
 
 

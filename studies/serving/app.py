@@ -52,25 +52,25 @@ class JsonRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     images: list[str] = Field(min_length=1)
-    """Picture files (PNG, JPEG ...), base64."""
+    """Image files (PNG, JPEG ...), base64."""
     heatmap: bool = False
-    """Whether pictures with the anomaly map over them are wanted."""
+    """Whether images with the anomaly map over them are wanted."""
 
 
 class Prediction(BaseModel):
-    """What the detector says of one picture."""
+    """What the detector says of one image."""
 
     name: str
-    """File name that the client gave, or the picture's number."""
+    """File name that the client gave, or the image's number."""
     score: float
     """Image anomaly score; larger is worse."""
     threshold: float | None
     verdict: str | None
     """``good`` or ``defective``; None where the detector has no threshold."""
     normals_below: float | None
-    """Share of the held-out good pictures that score less, 0 to 1."""
+    """Share of the held-out good images that score less, 0 to 1."""
     heatmap: str | None
-    """The picture, at most 1,024 pixels a side, with its anomaly map over it: PNG, base64; None unless asked for."""
+    """The image, at most 1,024 pixels a side, with its anomaly map over it: PNG, base64; None unless asked for."""
 
 
 class ModelName(BaseModel):
@@ -81,14 +81,14 @@ class ModelName(BaseModel):
 
 
 class Answer(BaseModel):
-    """``/predict``, of all pictures in their order."""
+    """``/predict``, of all images in their order."""
 
     model: ModelName
     predictions: list[Prediction]
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Upload:
     name: str
     data: bytes
 
@@ -135,30 +135,28 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
 
     @app.post("/predict", response_model=Answer, openapi_extra={"requestBody": _request_body()})
     async def predict(request: Request) -> Answer:
-        """Judge pictures: multipart files (any field name), or JSON as `JsonRequest`; ``?heatmap=true`` for files."""
+        """Judge images: multipart files (any field name), or JSON as `JsonRequest`; ``?heatmap=true`` for files."""
         try:
             async with asyncio.timeout(settings.body_seconds):
-                pictures, heatmap = await _read(request, settings)
+                images, heatmap = await _read(request, settings)
         except TimeoutError:
             raise HTTPException(408, f"the request took longer than {settings.body_seconds:g} s to come in") from None
         except ClientDisconnect:
             raise HTTPException(400, "the client hung up in the midst of its request") from None
         chosen = model()
         try:
-            with scorer.room(len(pictures)):
+            with scorer.room(len(images)):
                 async with asyncio.timeout(settings.request_seconds):
                     size = chosen.artifact.detector.image_size
-                    decoded = [
-                        await in_thread(_decode, picture, size, settings.max_pixels, heatmap) for picture in pictures
-                    ]
+                    decoded = [await in_thread(_decode, image, size, settings.max_pixels, heatmap) for image in images]
                     verdicts = await scorer.score(chosen, [one.small for one in decoded])
                     meters.judged(len(verdicts))
                     predictions = [
-                        await in_thread(_prediction, chosen, picture.name, one.shown, verdict)
-                        for picture, one, verdict in zip(pictures, decoded, verdicts, strict=True)
+                        await in_thread(_prediction, chosen, image.name, one.shown, verdict)
+                        for image, one, verdict in zip(images, decoded, verdicts, strict=True)
                     ]
         except TimeoutError:
-            raise HTTPException(504, f"not done within {settings.request_seconds:g} s; send fewer pictures") from None
+            raise HTTPException(504, f"not done within {settings.request_seconds:g} s; send fewer images") from None
         except BusyError as error:
             raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from None
         except InputError as error:
@@ -179,7 +177,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
 
     @app.get("/readyz")
     async def ready() -> dict[str, str]:
-        """Whether a model is loaded and has judged a picture."""
+        """Whether a model is loaded and has judged an image."""
         found = model()
         return {"status": "ready", "model": found.wanted.name, "version": found.wanted.version}
 
@@ -191,7 +189,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
-        """The page where a person drops a picture."""
+        """The page where a person drops an image."""
         return HTMLResponse(page(), headers={"Content-Security-Policy": content_security_policy()})
 
     return app
@@ -213,29 +211,29 @@ def _request_body() -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, settings: Settings) -> tuple[Sequence[_Picture], bool]:
-    """The pictures of a request, as files, and whether heat maps are wanted. Raises `HTTPException`."""
+async def _read(request: Request, settings: Settings) -> tuple[Sequence[_Upload], bool]:
+    """The images of a request, as files, and whether heat maps are wanted. Raises `HTTPException`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        pictures, heatmap = await asyncio.to_thread(_from_json, await request.body(), most=settings.max_images)
+        images, heatmap = await asyncio.to_thread(_from_json, await request.body(), most=settings.max_images)
     elif kind == "multipart/form-data":
         limits: dict[str, int] = {"max_files": settings.max_images + 1, "max_fields": 8, "max_part_size": 64 * 1024}
         async with request.form(**limits) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            pictures = [_Picture(_plain(file.filename, number), await file.read()) for number, file in enumerate(files)]
+            images = [_Upload(_plain(file.filename, number), await file.read()) for number, file in enumerate(files)]
             asked = str(form.get("heatmap", request.query_params.get("heatmap", "")))
         heatmap = asked.lower() in ("true", "1", "on", "yes")
     else:
-        raise HTTPException(415, "send multipart/form-data with picture files, or application/json")
-    if not pictures:
-        raise HTTPException(422, "no picture in the request")
-    if len(pictures) > settings.max_images:
-        raise HTTPException(413, f"{len(pictures)} pictures in one request; send at most {settings.max_images}")
-    return pictures, heatmap
+        raise HTTPException(415, "send multipart/form-data with image files, or application/json")
+    if not images:
+        raise HTTPException(422, "no image in the request")
+    if len(images) > settings.max_images:
+        raise HTTPException(413, f"{len(images)} images in one request; send at most {settings.max_images}")
+    return images, heatmap
 
 
-def _from_json(body: bytes, *, most: int) -> tuple[list[_Picture], bool]:
-    # Base64 holds neither commas nor brackets: a body with more of them than pictures is none of ours, and as
+def _from_json(body: bytes, *, most: int) -> tuple[list[_Upload], bool]:
+    # Base64 holds neither commas nor brackets: a body with more of them than images is none of ours, and as
     # objects it would take a hundred times its size.
     if body.count(b",") > most + 8 or body.count(b"[") + body.count(b"{") > 8:
         raise HTTPException(422, f"images: a list of base64 texts is wanted, at most {most}; nothing nested")
@@ -245,13 +243,13 @@ def _from_json(body: bytes, *, most: int) -> tuple[list[_Picture], bool]:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise HTTPException(422, f"{place + ': ' if place else ''}{first['msg']}") from None
-    pictures = []
+    images = []
     for number, text in enumerate(asked.images):
         try:
-            pictures.append(_Picture(str(number), base64.b64decode(text, validate=True)))
+            images.append(_Upload(str(number), base64.b64decode(text, validate=True)))
         except (binascii.Error, ValueError):
             raise HTTPException(422, f"images.{number}: not base64") from None
-    return pictures, asked.heatmap
+    return images, asked.heatmap
 
 
 def _plain(name: str | None, number: int) -> str:
@@ -268,9 +266,9 @@ class _Decoded:
     """To draw the heat map over; None where none is wanted."""
 
 
-def _decode(picture: _Picture, size: Size, max_pixels: int, heatmap: bool) -> _Decoded:
-    """What is kept of a picture is small, however large it comes: many may wait."""
-    rgb = read_image(picture.data, name=picture.name, max_pixels=max_pixels)
+def _decode(image: _Upload, size: Size, max_pixels: int, heatmap: bool) -> _Decoded:
+    """What is kept of an image is small, however large it comes: many may wait."""
+    rgb = read_image(image.data, name=image.name, max_pixels=max_pixels)
     shown = None
     if heatmap:
         reduced = Image.fromarray(rgb)

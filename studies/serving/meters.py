@@ -25,12 +25,12 @@ class Meters:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._images = Counter("study_images", "Pictures judged.", registry=self._registry)
+        self._images = Counter("study_images", "Images judged.", registry=self._registry)
         self._batch = Histogram(
-            "study_batch_size", "Pictures scored together.", buckets=(1, 2, 4, 8, 16, 32), registry=self._registry
+            "study_batch_size", "Images scored together.", buckets=(1, 2, 4, 8, 16, 32), registry=self._registry
         )
         self._swaps = Counter("study_model_swaps", "New models, by outcome.", ["outcome"], registry=self._registry)
-        self._waiting = Gauge("study_images_waiting", "Pictures that wait for the detector.", registry=self._registry)
+        self._waiting = Gauge("study_images_waiting", "Images that wait for the detector.", registry=self._registry)
         self._model = Gauge(
             "study_model_info", "The model that is served.", ["name", "version"], registry=self._registry
         )
@@ -44,7 +44,7 @@ class Meters:
         self._seconds.labels(known).observe(seconds)
 
     def judged(self, images: int) -> None:
-        """So many pictures have a verdict."""
+        """So many images have a verdict."""
         self._images.inc(images)
 
     def batched(self, size: int) -> None:

@@ -138,7 +138,7 @@ class _Failed:
 
 
 class Keeper:
-    """Holds the model that is served. A new one takes its place only after it was loaded and has judged a picture."""
+    """Holds the model that is served. A new one takes its place only after it was loaded and has judged an image."""
 
     def __init__(
         self,

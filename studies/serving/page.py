@@ -17,7 +17,7 @@ def page() -> str:
 
 @lru_cache(maxsize=1)
 def content_security_policy() -> str:
-    """Nothing but this page's own script and style, pictures that it makes, and this service."""
+    """Nothing but this page's own script and style, images that it makes, and this service."""
     text = page()
     script, style = (_hash(re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("script", "style"))
     return (

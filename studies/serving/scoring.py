@@ -17,7 +17,7 @@ from studies.serving.models import Loaded
 
 
 class BusyError(RuntimeError):
-    """Too many pictures are under way already."""
+    """Too many images are under way already."""
 
 
 @dataclass
@@ -29,11 +29,11 @@ class _Item:
 
 
 class Scorer:
-    """Scores pictures of all requests, in their order, some at a time. Lives in one event loop."""
+    """Scores images of all requests, in their order, some at a time. Lives in one event loop."""
 
     def __init__(self, *, max_waiting: int, max_batch: int, batched: Callable[[int], None] = lambda size: None) -> None:
         """Args:
-        max_waiting: of pictures that there is `room` for.
+        max_waiting: of images that there is `room` for.
         batched: told the size of each batch.
         """
         self._max_waiting, self._max_batch, self._batched = max_waiting, max_batch, batched
@@ -45,23 +45,23 @@ class Scorer:
 
     @property
     def waiting(self) -> int:
-        """Pictures that were not begun."""
+        """Images that were not begun."""
         return len(self._items)
 
     @contextmanager
-    def room(self, pictures: int) -> Iterator[None]:
+    def room(self, images: int) -> Iterator[None]:
         """For so many, from before they are decoded to their answer: what is turned away costs next to nothing.
 
         Raises:
             BusyError: there is none.
         """
-        if self._admitted + pictures > self._max_waiting:
-            raise BusyError(f"{self._admitted} pictures wait already; try again")
-        self._admitted += pictures
+        if self._admitted + images > self._max_waiting:
+            raise BusyError(f"{self._admitted} images wait already; try again")
+        self._admitted += images
         try:
             yield
         finally:
-            self._admitted -= pictures
+            self._admitted -= images
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
@@ -73,14 +73,14 @@ class Scorer:
             self._task.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def score(self, model: Loaded, pictures: list[NDArray[np.uint8]]) -> list[Verdict]:
-        """Verdicts of RGB pictures, uint8 [H, W, 3].
+    async def score(self, model: Loaded, images: list[NDArray[np.uint8]]) -> list[Verdict]:
+        """Verdicts of RGB images, uint8 [H, W, 3].
 
         Raises:
             NumericalError: a score is not finite.
         """
         loop = asyncio.get_running_loop()
-        items = [_Item(model, rgb, loop.create_future()) for rgb in pictures]
+        items = [_Item(model, rgb, loop.create_future()) for rgb in images]
         self._items.extend(items)
         self._news.set()
         try:
@@ -121,7 +121,7 @@ class Scorer:
 
 
 def _judge(batch: list[_Item]) -> list[Verdict | Exception]:
-    """The verdict of each, or why there is none: one picture costs the others nothing."""
+    """The verdict of each, or why there is none: one image costs the others nothing."""
     try:
         return list(judge(batch[0].model.artifact, [item.rgb for item in batch]))
     except Exception as error:

@@ -14,17 +14,17 @@ class Settings:
     max_held_bytes: int = 256 * 2**20
     """Of all requests that are under way; beyond, new ones are turned away with 503."""
     max_images: int = 16
-    """Pictures in one request."""
+    """Images in one request."""
     max_pixels: int = 40_000_000
-    """Of one picture, read from its header before anything is decoded."""
+    """Of one image, read from its header before anything is decoded."""
     max_waiting: int = 64
-    """Pictures that may wait for the detector; more are turned away with 503."""
+    """Images that may wait for the detector; more are turned away with 503."""
     body_seconds: float = 30.0
     """How long a client may take to send its request."""
     request_seconds: float = 60.0
     """From the whole request to its answer."""
     max_batch: int = 8
-    """Pictures scored at once, where so many wait."""
+    """Images scored at once, where so many wait."""
     poll_seconds: float = 10.0
     """How often it is asked which model is to be served."""
     token: str | None = None

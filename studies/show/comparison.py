@@ -1,4 +1,4 @@
-"""Studies side by side: their selected trials, and what others published, as table, Markdown, CSV, JSON and picture."""
+"""Studies side by side: their selected trials, and what others published, as table, Markdown, CSV, JSON and image."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Row(BaseModel):
     scored: bool
     """Whether the trial was scored on test: after a search the selected one is, under protocol paper every one."""
     image_auroc: float | None
-    """On test, as the figures below: half of the labelled pictures under protocol holdout, all under protocol paper."""
+    """On test, as the figures below: half of the labelled images under protocol holdout, all under protocol paper."""
     image_auroc_low: float | None
     """Lower end of the 95 % bootstrap interval."""
     image_auroc_high: float | None
@@ -82,9 +82,9 @@ class Row(BaseModel):
     """Tensors of the stored detector, 10^6 bytes."""
     device: str
     """Where speed was measured: device, its name, CPU threads."""
-    test_pictures: int
+    test_images: int
     test_digest: str
-    """sha256 of the test pictures: rows with different ones do not compare."""
+    """sha256 of the test images: rows with different ones do not compare."""
     test_scorings: int
     """How often this study was scored on test so far."""
 
@@ -123,7 +123,7 @@ class PublishedRow(BaseModel):
 
     @property
     def comparable(self) -> list[str]:
-        """Labels of the rows with the same setting and the same pictures."""
+        """Labels of the rows with the same setting and the same images."""
         return [label for label, found in self.differs.items() if not found]
 
 
@@ -205,7 +205,7 @@ def _row(view: StudyView, trial: TrialView) -> Row:
         throughput=metrics.get("throughput"),
         model_size_mb=metrics.get("model_size_mb"),
         device=f"{device}, {metrics['latency_threads']:.0f} threads" if "latency_threads" in metrics else device,
-        test_pictures=sum(view.header.counts.get("test", {}).values()),
+        test_images=sum(view.header.counts.get("test", {}).values()),
         test_digest=view.header.identity["data"].get("test", ""),
         test_scorings=len(view.ledger()),
     )
@@ -247,13 +247,13 @@ def _differences(entry: Published, row: Row, view: StudyView, published: Catalog
     if category not in entry.figures:
         found.append(Difference(what="category", theirs="the mean alone was published", here=category))
     counts, official = view.header.counts, published.datasets.get(dataset, {}).get(category)
-    train, test = sum(counts.get("train", {}).values()), row.test_pictures
+    train, test = sum(counts.get("train", {}).values()), row.test_images
     labelled = test + sum(counts.get("validation", {}).values())
     if row.protocol == "synthetic":
-        found.append(Difference(what="pictures", theirs="the whole test set", here=f"{test} with synthetic defects"))
+        found.append(Difference(what="images", theirs="the whole test set", here=f"{test} with synthetic defects"))
     elif official is not None and (official.train, official.test) != (train, labelled):
         theirs = f"the official {official.train} to train and {official.test} to test"
-        found.append(Difference(what="pictures", theirs=theirs, here=f"{train} and {labelled}"))
+        found.append(Difference(what="images", theirs=theirs, here=f"{train} and {labelled}"))
     elif row.protocol != "paper":
         found.append(Difference(what="split", theirs=f"the whole test set of {labelled}", here=f"{test} of these"))
     if entry.selection:
@@ -263,8 +263,8 @@ def _differences(entry: Published, row: Row, view: StudyView, published: Catalog
 
 def _remarks(rows: Sequence[Row]) -> Iterator[str]:
     if len({(row.experiment, row.test_digest) for row in rows}) > 1:
-        sets = dict.fromkeys(f"{row.study}: {row.test_pictures} of {row.experiment}" for row in rows)
-        yield f"these studies were measured on different test pictures ({'; '.join(sets)}): their figures do not compare"
+        sets = dict.fromkeys(f"{row.study}: {row.test_images} of {row.experiment}" for row in rows)
+        yield f"these studies were measured on different test images ({'; '.join(sets)}): their figures do not compare"
     for row in rows:
         if not row.scored:
             yield (
@@ -275,7 +275,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
         devices = dict.fromkeys(f"{row.study}: {row.device}" for row in rows if row.fps is not None)
         yield f"speed was measured in different places ({'; '.join(devices)}): fps and throughput do not compare"
     if any(row.experiment.startswith("rendered/") for row in rows):
-        yield "the pictures of rendered/ were drawn: a demonstration, not a result"
+        yield "the images of rendered/ were drawn: a demonstration, not a result"
 
 
 # Tables
@@ -377,7 +377,7 @@ def differs_in_short(entry: PublishedRow) -> str:
 def explanations(comparison: Comparison) -> list[str]:
     """What the tables' words mean, and what is not comparable, in full sentences."""
     lines = [
-        "AUROC and AUPRO on test; train s: the fit on stored features; FPS at batch 1, throughput (pictures a second) at 32."
+        "AUROC and AUPRO on test; train s: the fit on stored features; FPS at batch 1, throughput (images a second) at 32."
     ]
     if any(row.image_auroc_seeds_mean is not None for row in comparison.rows):
         lines.append("over seeds: mean and standard deviation of the image AUROC on test over so many fits.")
@@ -421,14 +421,10 @@ def _disagreements(published: Sequence[PublishedRow]) -> Iterator[str]:
 
 def _test_set(row: Row) -> str:
     if row.protocol == "holdout":
-        return (
-            f"{row.study}: test is the half of the labelled pictures ({row.test_pictures}) that the search never saw."
-        )
+        return f"{row.study}: test is the half of the labelled images ({row.test_images}) that the search never saw."
     if row.protocol == "synthetic":
-        return (
-            f"{row.study}: test is {row.test_pictures} pictures that the search never saw, half with synthetic defects."
-        )
-    return f"{row.study}: test is the whole test set ({row.test_pictures} pictures), as in the papers."
+        return f"{row.study}: test is {row.test_images} images that the search never saw, half with synthetic defects."
+    return f"{row.study}: test is the whole test set ({row.test_images} images), as in the papers."
 
 
 def _obstacles(comparison: Comparison, row: Row) -> str:
@@ -532,17 +528,17 @@ def write_files(comparison: Comparison, folder: Path) -> None:
     """``comparison.md``, ``.csv``, ``.json``, and ``.png`` where there is something to draw."""
     for suffix, name in SUFFIXES.items():
         write_text(folder / f"{STEM}{suffix}", WRITERS[name](comparison))
-    write_picture(comparison, folder / f"{STEM}.png")
+    write_image(comparison, folder / f"{STEM}.png")
 
 
-def save_picture(comparison: Comparison, path: Path) -> None:
-    """`write_picture` where a person asked for it. Raises `InputError` where there is nothing to draw, or no such folder."""
+def save_image(comparison: Comparison, path: Path) -> None:
+    """`write_image` where a person asked for it. Raises `InputError` where there is nothing to draw, or no such folder."""
     with told_plainly(path):
-        if not write_picture(comparison, path):
+        if not write_image(comparison, path):
             raise InputError(f"{path}: nothing to draw yet: no study has both an image AUROC on test and a speed")
 
 
-def write_picture(comparison: Comparison, path: Path) -> bool:
+def write_image(comparison: Comparison, path: Path) -> bool:
     """Image AUROC with its interval against speed, a colour per detector. False where no row has both, and nothing is written."""
     drawn = [row for row in comparison.rows if row.image_auroc is not None and row.fps]
     if not drawn:

@@ -25,7 +25,7 @@ class _Part(BaseModel):
 
 
 class Counts(_Part):
-    """Pictures of a category in the official archive."""
+    """Images of a category in the official archive."""
 
     train: int = Field(ge=1)
     test: int = Field(ge=1)

@@ -95,9 +95,9 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         [
             ("detector", config.detector_label),
             ("experiment", plan.experiment),
-            ("pictures", plan.pictures.source),
+            ("images", plan.images.source),
             ("image size", "x".join(map(str, config.data.size))),
-            ("protocol", plan.pictures.protocol),
+            ("protocol", plan.images.protocol),
             ("objectives", ", ".join(f"{way} {name}" for name, way in config.objectives.items())),
             ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
             ("budget", budget),
@@ -113,12 +113,12 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         [(name, found.origin, found.tag, found.sha256[:12]) for name, found in plan.backbones.items()],
         title="backbones",
     )
-    kinds = list(dict.fromkeys(kind for types in plan.pictures.counts.values() for kind in types))
+    kinds = list(dict.fromkeys(kind for types in plan.images.counts.values() for kind in types))
     rows = [
         (name, *(types.get(kind, 0) for kind in kinds), sum(types.values()))
-        for name, types in plan.pictures.counts.items()
+        for name, types in plan.images.counts.items()
     ]
-    yield table(("set", *kinds, "all"), rows, title="pictures")
+    yield table(("set", *kinds, "all"), rows, title="images")
 
 
 def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Fitted:
@@ -289,7 +289,7 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
         yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
-        yield Text("  the pictures were rendered: a demonstration, not a result", "yellow")
+        yield Text("  the images were rendered: a demonstration, not a result", "yellow")
     yield Text(f"  scorings on test so far: {len(view.ledger())}")
 
 
@@ -300,10 +300,10 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
     selected = outcome.selected
     if selected is None:
         return
-    pictures = sorted((selected.final_folder / "artifacts" / "heatmaps").glob("*.png"))
-    pictures = pictures or sorted((selected.folder / "artifacts" / "heatmaps").glob("*.png"))
-    if pictures:
-        yield Text.assemble("heat map: ", (str(pictures[0]), "cyan"), f" (and {len(pictures) - 1} more beside it)")
+    images = sorted((selected.final_folder / "artifacts" / "heatmaps").glob("*.png"))
+    images = images or sorted((selected.folder / "artifacts" / "heatmaps").glob("*.png"))
+    if images:
+        yield Text.assemble("heat map: ", (str(images[0]), "cyan"), f" (and {len(images) - 1} more beside it)")
     for category, folder in selected.detectors.items():
         yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
     yield Text.assemble("report: ", (f"study report {view.study.study_name} --open", "cyan"))

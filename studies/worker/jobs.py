@@ -43,7 +43,7 @@ class Job:
     weights_sha256: str
     """Of the backbone: a worker that finds other weights under its name refuses."""
     splits_digest: str
-    """Of the image sets: a worker that finds other pictures refuses."""
+    """Of the image sets: a worker that finds other images refuses."""
     seed: int
     structural_seed: int
     home: str

@@ -1,4 +1,4 @@
-"""The pictures of a trial: ROC and precision-recall curve, heat maps with the worst mistakes first."""
+"""The images of a trial: ROC and precision-recall curve, heat maps with the worst mistakes first."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _curve(
 def write_heat_maps(
     prediction: Prediction, image_set: ImageSet, folder: Path, *, most: int, threshold: float | None = None
 ) -> list[Path]:
-    """Picture with the mask's outline beside its heat map, the worst mistakes first, named by what they show.
+    """Image with the mask's outline beside its heat map, the worst mistakes first, named by what they show.
 
     Args:
         threshold: score from which on an image counts as defective; default the one of the best F1.
@@ -88,7 +88,7 @@ def write_heat_maps(
 def colour_range(maps: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[float, float]:
     """Anomaly values [N, H, W] of the first and the last colour of a set's heat maps."""
     normal_maps = maps[labels == 0] if (labels == 0).any() else maps
-    # Where nine of ten normal pixels lie, the picture stays as it is; every 16th pixel is plenty for that.
+    # Where nine of ten normal pixels lie, the image stays as it is; every 16th pixel is plenty for that.
     low = float(np.quantile(normal_maps.reshape(-1)[::16], 0.9))
     return low, float(max(np.quantile(maps.reshape(-1)[::16], 0.999), normal_maps.max()))
 
@@ -98,7 +98,7 @@ def worst_first(
 ) -> list[tuple[int, str]]:
     """Up to `most` indices, each with what it shows: ``miss``, ``false-alarm``, ``hit`` or ``good``.
 
-    Half are the lowest-scored defective pictures, a third the highest-scored good ones, the rest the surest hits.
+    Half are the lowest-scored defective images, a third the highest-scored good ones, the rest the surest hits.
     """
     if threshold is None:
         both = 0 < labels.sum() < len(labels)

@@ -13,7 +13,7 @@ from detectors.errors import InputError
 from detectors.files import told_plainly, write_json
 from studies.file import datasets
 from studies.file.config import COST_METRICS, PrunerConfig, StudyConfig, metric_of
-from studies.file.datasets import Pictures
+from studies.file.datasets import StudyImages
 from studies.home import Home
 from studies.worker.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 
@@ -37,13 +37,13 @@ def run_products(
     between two products.
 
     Raises:
-        InputError: as `run` does, or the pictures are not those of the study.
+        InputError: as `run` does, or the images are not those of the study.
     """
     started, results, stopped = time.time(), dict[str, TrialResult](), False
-    pictures = load_pictures(config, home, job.splits_digest)
+    images = load_images(config, home, job.splits_digest)
     objective = metric_of(config, next(iter(config.objectives)))
     shutil.rmtree(job.path / ARTIFACTS, ignore_errors=True)
-    for place, part in enumerate(pictures.parts):
+    for place, part in enumerate(images.parts):
         stopped = job.task == "trial" and should_stop()
         if stopped:
             break
@@ -125,16 +125,16 @@ def _telling(emit: Callable[[Event], None], category: str) -> Callable[[Event], 
 
 
 @lru_cache(maxsize=2)
-def _cached_pictures(config_json: str, home: Home) -> Pictures:
+def _cached_images(config_json: str, home: Home) -> StudyImages:
     return datasets.load(StudyConfig.model_validate_json(config_json), home)
 
 
-def load_pictures(config: StudyConfig, home: Home, digest: str) -> Pictures:
-    """A study's pictures, read once per process. Raises `InputError` where they are not those of the study."""
-    pictures = _cached_pictures(config.model_dump_json(), home)
-    if pictures.digest != digest:
+def load_images(config: StudyConfig, home: Home, digest: str) -> StudyImages:
+    """A study's images, read once per process. Raises `InputError` where they are not those of the study."""
+    images = _cached_images(config.model_dump_json(), home)
+    if images.digest != digest:
         raise InputError(
-            f"the pictures of {pictures.experiment} changed while the study was running; "
+            f"the images of {images.experiment} changed while the study was running; "
             "restore them, or start anew with --fresh"
         )
-    return pictures
+    return images

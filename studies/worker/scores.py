@@ -1,15 +1,15 @@
-"""What a detector said of each test picture, ``scores.json``, and the pictures that show most of it, ``gallery/``."""
+"""What a detector said of each test image, ``scores.json``, and the images that show most of it, ``gallery/``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from detectors.base import Prediction
 from detectors.data.samples import ImageSet
@@ -20,20 +20,20 @@ from studies.worker.plots import colour_range
 SCORES_FILE, GALLERY = "scores.json", "gallery"
 """Within the artifacts of a job that was scored on test."""
 SIDE = 256
-"""Height, in pixels, that a picture of the gallery has at most."""
+"""Height, in pixels, that an image of the gallery has at most."""
 QUALITY = 85
 
 Group = Literal["defective", "good", "typical"]
 MOST: dict[Group, int] = {"defective": 6, "good": 6, "typical": 4}
-"""Pictures of each group: defective ones of the lowest scores, good ones of the highest, and hits as most are."""
+"""Images of each group: defective ones of the lowest scores, good ones of the highest, and hits as most are."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScoredPicture(_Part):
-    """One test picture."""
+class ScoredImage(_Part):
+    """One test image."""
 
     name: str
     """Its key within the data set."""
@@ -46,33 +46,38 @@ class ScoredPicture(_Part):
 
 
 class Shown(_Part):
-    """One picture of the gallery."""
+    """One image of the gallery."""
 
-    picture: int
+    image: int = Field(validation_alias=AliasChoices("image", "picture"))
     """Its place among the scored ones."""
     group: Group
     file: str = Field(pattern=rf"^{GALLERY}/[a-z]+-\d+\.jpg$")
-    panels: list[Literal["picture", "mask", "heat map"]]
+    panels: list[Literal["image", "mask", "heat map"]]
     """What stands side by side in it; the mask only where there is a defect, and where it is known."""
+
+    @field_validator("panels", mode="before")
+    @classmethod
+    def _words_of_version_0_1(cls, value: Any) -> Any:
+        return ["image" if panel == "picture" else panel for panel in value] if isinstance(value, list) else value
 
 
 class Scores(_Part):
     """All of ``scores.json``."""
 
     threshold: float | None
-    """Pictures that score at least this count as defective."""
-    pictures: list[ScoredPicture]
+    """Images that score at least this count as defective."""
+    images: list[ScoredImage] = Field(validation_alias=AliasChoices("images", "pictures"))
     gallery: list[Shown]
 
     @property
     def values(self) -> NDArray[np.float64]:
         """[N]"""
-        return np.array([picture.score for picture in self.pictures], dtype=np.float64)
+        return np.array([image.score for image in self.images], dtype=np.float64)
 
     @property
     def labels(self) -> NDArray[np.int8]:
         """[N], 0 good, 1 defective."""
-        return np.array([picture.label for picture in self.pictures], dtype=np.int8)
+        return np.array([image.label for image in self.images], dtype=np.int8)
 
 
 def read_scores(artifacts: Path) -> Scores | None:
@@ -89,8 +94,8 @@ def write_scores(prediction: Prediction, image_set: ImageSet, artifacts: Path, *
     alarms = values >= threshold if threshold is not None else None
     scores = Scores(
         threshold=threshold,
-        pictures=[
-            ScoredPicture(
+        images=[
+            ScoredImage(
                 name=sample.key,
                 label=1 if sample.label else 0,
                 defect_type=sample.defect_type,
@@ -110,8 +115,8 @@ def choose(
 ) -> list[tuple[int, Group]]:
     """Indices for the gallery, each with its group, at most `MOST` of each; none is there twice.
 
-    First the defective pictures of the lowest scores, then the good ones of the highest, the worst ahead. Typical are the hits
-    (without a threshold, the defective pictures) whose scores lie around the median, as far as they are not there already.
+    First the defective images of the lowest scores, then the good ones of the highest, the worst ahead. Typical are the hits
+    (without a threshold, the defective images) whose scores lie around the median, as far as they are not there already.
     """
     order = [int(index) for index in np.argsort(scores, kind="stable")]
     defective = [index for index in order if labels[index]]
@@ -136,26 +141,26 @@ def _write_gallery(
     shown = []
     for rank, (index, group) in enumerate(chosen, start=1):
         rgb, mask = image_set.load(index)
-        panels: dict[Literal["picture", "mask", "heat map"], RGB] = {"picture": rgb}
+        panels: dict[Literal["image", "mask", "heat map"], RGB] = {"image": rgb}
         if mask is not None and mask.any():
             panels["mask"] = _marked(rgb, mask)
         panels["heat map"] = overlay(rgb, maps[index], low=low, high=high)
         file = f"{GALLERY}/{group}-{rank}.jpg"
         _save_jpeg(side_by_side(*panels.values()), artifacts / file)
-        shown.append(Shown(picture=index, group=group, file=file, panels=list(panels)))
+        shown.append(Shown(image=index, group=group, file=file, panels=list(panels)))
     return shown
 
 
 def _marked(rgb: RGB, mask: NDArray[np.bool_]) -> RGB:
-    """The picture, dark, with the mask [H, W] filled: where the defect is, and on what."""
+    """The image, dark, with the mask [H, W] filled: where the defect is, and on what."""
     dark = (rgb * 0.4).astype(np.uint8)
     dark[mask] = OUTLINE
     return dark
 
 
-def _save_jpeg(picture: RGB, path: Path) -> None:
-    height, width = picture.shape[:2]
-    image = Image.fromarray(picture)
+def _save_jpeg(rgb: RGB, path: Path) -> None:
+    height, width = rgb.shape[:2]
+    image = Image.fromarray(rgb)
     if height > SIDE:
         image = image.resize((round(width * SIDE / height), SIDE), Image.Resampling.LANCZOS)
     with told_plainly(path):

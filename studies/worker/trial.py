@@ -1,4 +1,4 @@
-"""One trial, as a worker runs it: features, fit, score, measure, pictures, ``result.json``. Touches no database."""
+"""One trial, as a worker runs it: features, fit, score, measure, images, ``result.json``. Touches no database."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 from studies.worker.ledger import LedgerLine
 from studies.worker.memo import FileMemo
-from studies.worker.products import load_pictures, run_products
+from studies.worker.products import load_images, run_products
 from studies.worker.scores import write_scores
 
 Emit = Callable[[Event], None]
-PICTURES = 6
+IMAGES = 6
 """Heat maps kept per trial."""
 LATENCY_IMAGES = 4
 
@@ -52,7 +52,7 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
     """Do a job and leave its result in its folder.
 
     Raises:
-        InputError: pictures or weights are missing, damaged or not those that the study was created with.
+        InputError: images or weights are missing, damaged or not those that the study was created with.
         NumericalError: the detector left the finite numbers.
     """
     config, home = validate(job.config, source=f"trial {job.number}"), Home(Path(job.home))
@@ -75,7 +75,7 @@ class _Worker:
         self.lock = DeviceLock(self.home.locks, self.device)
         torch.set_num_threads(job.threads)
         seed_everything(job.seed)
-        self.splits = load_pictures(config, home, job.splits_digest).parts[0].splits
+        self.splits = load_images(config, home, job.splits_digest).parts[0].splits
         self.backbone = self._build_backbone()
         self.store = FeatureStore(self.home.features, max_bytes=int(self.config.execution.feature_store_gb * 1e9))
 
@@ -91,11 +91,11 @@ class _Worker:
             images = scored.images(range(min(LATENCY_IMAGES, len(scored))))
             latency = measure_latency(detector.to(self.device), images, self.device)
         folder = self._fresh_folder(ARTIFACTS)
-        with self._stage("pictures"):
+        with self._stage("plots"):
             plots.write_curves(
                 prediction.scores.numpy(), scored.labels, folder, title=f"trial {self.job.number}, {scored.name}"
             )
-            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=PICTURES)
+            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=IMAGES)
         if prefix == "test":
             self._write_ledger("paper", evaluation)
             write_scores(prediction, scored, folder, threshold=None)
@@ -123,7 +123,7 @@ class _Worker:
                     prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test"
                 )
                 threshold = detector.threshold.value if detector.threshold else None
-                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=PICTURES, threshold=threshold)
+                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=IMAGES, threshold=threshold)
                 write_scores(prediction, test, folder, threshold=threshold)
         if kept:
             with self._stage("save"):
@@ -202,7 +202,7 @@ class _Worker:
     def _features(self, image_set: ImageSet) -> Features:
         name = f"features ({image_set.name})"
         with self._stage(name):
-            # All strides of the study at once: the next trial's layers then cost no second pass over the pictures.
+            # All strides of the study at once: the next trial's layers then cost no second pass over the images.
             whole = _backbone(self.job.params["backbone"], self.job.strides, self.job.weights_dir)
             features = self.store.features(
                 image_set,

@@ -83,7 +83,7 @@ def batch(plan: Plan, folder: Path) -> dict[str, Job]:
         "params lack a key": replace(
             lacking, params={name: value for name, value in lacking.params.items() if name != "regularization"}
         ),
-        "other pictures": job("other pictures", 3, task="final", splits_digest="0" * 64),
+        "other images": job("other images", 3, task="final", splits_digest="0" * 64),
         "other weights": job("other weights", 7, task="final", weights_sha256="0" * 64),
         "final": job("final", 6, task="final", attempt=3),
     }
@@ -170,7 +170,7 @@ def stages_come_in_order(record: Record) -> None:
     stages = [event for event in record.of("trial") if isinstance(event, Stage)]
     names = list(dict.fromkeys(stage.name for stage in stages))
     assert names[0] == "backbone"
-    assert names[-2:] == ["speed", "pictures"]
+    assert names[-2:] == ["speed", "plots"]
     assert names.index("features (train)") < names.index("fit") < names.index("score (validation)")
     begun = [stage.name for stage in stages if (stage.done, stage.total) == (0, 0)]
     assert begun.index("fit") < begun.index("speed")
@@ -214,7 +214,7 @@ def an_exception_is_one_line_with_its_traceback_in_the_log(record: Record) -> No
 
 
 def bad_input_is_told_as_such(record: Record) -> None:
-    for name, words in (("other pictures", "the pictures of tiny/widget changed"), ("other weights", "--fresh")):
+    for name, words in (("other images", "the images of tiny/widget changed"), ("other weights", "--fresh")):
         end = record.end(name)
         assert isinstance(end, Lost), name
         assert end.kind == "bad_input"

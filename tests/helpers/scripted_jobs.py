@@ -1,4 +1,5 @@
-"""Jobs that do in a moment what real ones do on a bad day: `act` stands for `studies.worker.trial.run_job` in workers of all kinds."""
+"""Jobs that do in a moment what real ones do on a bad day: `act` stands for `studies.worker.trial.run_job` in workers of all
+kinds."""
 
 from __future__ import annotations
 

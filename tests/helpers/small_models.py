@@ -30,7 +30,7 @@ LATENCY = Latency(
 """The same for every detector, for tests that are not about speed."""
 
 
-def pictures(count: int, seed: int) -> torch.Tensor:
+def random_images(count: int, seed: int) -> torch.Tensor:
     """uint8 [count, 3, 64, 64]"""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(60, 190, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
@@ -44,8 +44,8 @@ def backbone() -> Backbone:
 def save_detector(folder: Path, *, features: int = 8) -> Path:
     """A fitted PaDiM with a threshold."""
     detector = Detector(backbone(), Padim(n_features=features), image_size=SIZE, smoothing_sigma=2.0)
-    detector.fit(pictures(6, 0), FitContext())
-    normals = detector(pictures(8, 1)).scores.numpy().astype(np.float64)
+    detector.fit(random_images(6, 0), FitContext())
+    normals = detector(random_images(8, 1)).scores.numpy().astype(np.float64)
     detector.threshold = choose_threshold(
         rule="false_alarm_rate",
         rate=0.1,

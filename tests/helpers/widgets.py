@@ -20,8 +20,8 @@ def draw_widget(seed: int, *, dent: bool = False, size: int = 64) -> tuple[np.nd
         angle, reach = rng.uniform(0, 2 * np.pi), 0.2 * size
         mask = np.hypot(x - reach * np.cos(angle), y - reach * np.sin(angle)) < 0.1 * size
         disk = np.where(mask, 215, disk)
-    picture = np.clip(disk + rng.normal(0, 6, disk.shape), 0, 255).astype(np.uint8)
-    return np.repeat(picture[:, :, None], 3, axis=2), mask
+    image = np.clip(disk + rng.normal(0, 6, disk.shape), 0, 255).astype(np.uint8)
+    return np.repeat(image[:, :, None], 3, axis=2), mask
 
 
 def write_widgets(root: Path, *, train: int = 24, good: int = 12, dents: int = 12, size: int = 64) -> Path:
@@ -31,8 +31,8 @@ def write_widgets(root: Path, *, train: int = 24, good: int = 12, dents: int = 1
     for part, count in (("train/good", train), ("test/good", good), ("test/dent", dents)):
         (folder / part).mkdir(parents=True)
         for index in range(count):
-            picture, mask = draw_widget(next(numbers), dent=part.endswith("dent"), size=size)
-            Image.fromarray(picture).save(folder / part / f"{index:03d}.png")
+            image, mask = draw_widget(next(numbers), dent=part.endswith("dent"), size=size)
+            Image.fromarray(image).save(folder / part / f"{index:03d}.png")
             if mask.any():
                 masks = folder / "ground_truth" / "dent"
                 masks.mkdir(parents=True, exist_ok=True)

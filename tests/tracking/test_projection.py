@@ -48,7 +48,7 @@ def study(tmp_path: Path) -> StudyRecord:
         params={"detector": "padim", "image_size": "64x64"},
         tags={"study.detector": "padim"},
         datasets=tuple(
-            DatasetRecord("mvtec/screw", context, digest * 64, "/pictures/screw", counts)
+            DatasetRecord("mvtec/screw", context, digest * 64, "/images/screw", counts)
             for context, digest in (("train", "a"), ("validation", "b"), ("test", "c"))
         ),
         artifacts=summary,

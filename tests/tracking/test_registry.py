@@ -19,7 +19,7 @@ from PIL import Image
 
 from detectors.errors import InputError
 from detectors.runtime.artifact import DESCRIPTION, load_artifact
-from tests.helpers.small_models import make_run, pictures, save_detector, source
+from tests.helpers.small_models import make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
 from tracking.registry import CHALLENGER, CHAMPION, PENDING, PREVIOUS, SOURCE, Registry
 
@@ -107,7 +107,7 @@ def test_a_model_says_what_its_aliases_mean_until_a_person_says_otherwise(shop: 
     assert shop.client.get_registered_model(NAME).description == "Line 3."
 
 
-def test_the_metrics_are_linked_to_the_logged_model_and_its_pictures(stocked: Shop) -> None:
+def test_the_metrics_are_linked_to_the_logged_model_and_its_images(stocked: Shop) -> None:
     experiment = stocked.client.get_experiment_by_name("tiny/widget")
     found = stocked.client.search_logged_models([experiment.experiment_id])
     assert len(found) == 2
@@ -132,7 +132,7 @@ def test_a_fetched_detector_scores_as_the_saved_one(shop: Shop) -> None:
     version = shop.registry().version(NAME, "1")
     folder = shop.registry().fetch(version)
     assert shop.registry().fetch(version) == folder
-    images = pictures(2, 5)
+    images = random_images(2, 5)
     wanted = load_artifact(shop.folders[0]).detector(images).scores
     assert load_artifact(folder).detector(images).scores.equal(wanted)
     # The store keeps its own.
@@ -145,9 +145,9 @@ def test_a_fetched_detector_scores_as_the_saved_one(shop: Shop) -> None:
 
 def encoded(count: int, seed: int) -> list[str]:
     texts = []
-    for picture in pictures(count, seed).permute(0, 2, 3, 1).numpy():
+    for image in random_images(count, seed).permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="PNG")
+        Image.fromarray(image).save(file, format="PNG")
         texts.append(base64.b64encode(file.getvalue()).decode())
     return texts
 
@@ -161,7 +161,7 @@ def test_the_model_answers_requests_through_mlflow(shop: Shop) -> None:
         mlflow.set_tracking_uri(None)
     first, second = model.predict([{"image": text, "return_heatmap": n == 0} for n, text in enumerate(encoded(2, 7))])
     artifact = load_artifact(shop.folders[0])
-    scores = artifact.detector(pictures(2, 7)).scores
+    scores = artifact.detector(random_images(2, 7)).scores
     assert [first.score, second.score] == pytest.approx(scores.tolist(), rel=1e-6)
     assert first.threshold == artifact.detector.threshold.value
     assert first.verdict == ("defective" if first.score >= first.threshold else "good")
@@ -176,8 +176,8 @@ def test_the_model_answers_requests_through_mlflow(shop: Shop) -> None:
     ("request_", "words"),
     [
         ({"image": "no base64!"}, "not base64"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "not a readable image"),
-        ({"picture": "x"}, "image"),
+        ({"image": base64.b64encode(b"no image").decode()}, "not a readable image"),
+        ({"image": "x"}, "image"),
         ({"image": "x", "path": "/etc/passwd"}, "path"),
     ],
 )
@@ -207,7 +207,7 @@ print(answers[0].score)
     assert done.returncode == 0, done.stderr
     place, score = done.stdout.split()[-2:]
     assert str(folder) in place
-    wanted = float(load_artifact(stocked.folders[0]).detector(pictures(1, 7)).scores[0])
+    wanted = float(load_artifact(stocked.folders[0]).detector(random_images(1, 7)).scores[0])
     assert float(score) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -257,7 +257,8 @@ def test_a_copy_is_made_once_and_starts_as_challenger(shop: Shop) -> None:
     assert copied.tags["copied.from"] == f"{NAME}/1"
     assert shop.aliases("line-3") == {CHALLENGER: "1"}
     scores = [
-        load_artifact(folder).detector(pictures(1, 2)).scores for folder in (registry.fetch(copied), shop.folders[0])
+        load_artifact(folder).detector(random_images(1, 2)).scores
+        for folder in (registry.fetch(copied), shop.folders[0])
     ]
     assert scores[0].equal(scores[1])
 

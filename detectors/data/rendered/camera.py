@@ -21,7 +21,7 @@ SUPERSAMPLING = 2
 
 
 class Camera:
-    """Where the rays of a picture meet the screw's plane; only pixels that may show the screw are kept."""
+    """Where the rays of an image meet the screw's plane; only pixels that may show the screw are kept."""
 
     def __init__(self, scene: Scene, size: int) -> None:
         self.size = size
@@ -40,17 +40,17 @@ class Camera:
 
     @staticmethod
     def _turn(scene: Scene, right: Floats, up: Floats) -> tuple[Floats, Floats]:
-        """X and Y of places in the picture."""
+        """X and Y of places in the image."""
         right, up = (right - scene.place[0]) / scene.scale, (up - scene.place[1]) / scene.scale
         c, s = cos(scene.angle), sin(scene.angle)
         return right * c + up * s + 0.5 * LENGTH * cos(scene.tilt), up * c - right * s
 
     def pixels(self, values: Floats) -> Floats:
         """Mean over each pixel's samples, [size, size], of values [N]; 0 where there is no ray."""
-        picture = np.zeros(self.size * self.size)
+        image = np.zeros(self.size * self.size)
         samples = values.reshape(-1, SUPERSAMPLING**2)
-        picture[self._pixels] = sum(samples[:, index] for index in range(SUPERSAMPLING**2)) / SUPERSAMPLING**2
-        return picture.reshape(self.size, self.size)
+        image[self._pixels] = sum(samples[:, index] for index in range(SUPERSAMPLING**2)) / SUPERSAMPLING**2
+        return image.reshape(self.size, self.size)
 
 
 class Layer(NamedTuple):

@@ -1,4 +1,4 @@
-"""The data set made of rendered pictures: how many of which kind, and their files in MVTec AD's layout."""
+"""The data set made of rendered images: how many of which kind, and their files in MVTec AD's layout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detectors.data.rendered.damage import DEFECT_KINDS
-from detectors.data.rendered.image import RENDERER_VERSION, check_picture, is_integer, render_screw
+from detectors.data.rendered.image import RENDERER_VERSION, check_image, is_integer, render_screw
 from detectors.errors import InputError
 
 CATEGORY = "screw"
-_LICENSE = """These pictures are rendered, not photographed: anomaly-studies computed every one of them.
+_LICENSE = """These images are rendered, not photographed: anomaly-studies computed every one of them.
 They show no real product and contain no part of any other data set.
 
 To the extent possible under law, all copyright and related rights are waived: CC0 1.0 Universal,
@@ -34,18 +34,18 @@ _ABANDONED_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class RenderSpec:
-    """How many pictures of which size. Raises `InputError` for what cannot be rendered."""
+    """How many images of which size. Raises `InputError` for what cannot be rendered."""
 
     size: int = 320
     """Height and width in pixels, 64 to 2048."""
     train: int = 80
     test_good: int = 30
     per_defect: int = 10
-    """Pictures of each of `DEFECT_KINDS`."""
+    """Images of each of `DEFECT_KINDS`."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_picture(self.size, self.seed)
+        check_image(self.size, self.seed)
         for name in ("train", "test_good", "per_defect"):
             count = getattr(self, name)
             if not is_integer(count) or count < 1:
@@ -53,18 +53,18 @@ class RenderSpec:
 
     @property
     def identity(self) -> str:
-        """16 hex digits that change whenever the rendered pictures may."""
+        """16 hex digits that change whenever the rendered images may."""
         text = json.dumps({"version": RENDERER_VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def total(self) -> int:
-        """Pictures in all, without masks."""
+        """Images in all, without masks."""
         return self.train + self.test_good + self.per_defect * len(DEFECT_KINDS)
 
 
 class _Planned(NamedTuple):
-    """One picture to render and where it goes."""
+    """One image to render and where it goes."""
 
     folder: str
     stem: str
@@ -72,7 +72,7 @@ class _Planned(NamedTuple):
     seed: int
 
     @property
-    def picture(self) -> str:
+    def image(self) -> str:
         return f"{self.folder}/{self.stem}.png"
 
     @property
@@ -83,11 +83,11 @@ class _Planned(NamedTuple):
 def render_dataset(root: Path, spec: RenderSpec, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """Render `root/screw` in MVTec AD's layout and return that folder; at once where it is there already.
 
-    `progress` is told pictures done and pictures in all. The folder appears complete or not at all, whoever else
+    `progress` is told images done and images in all. The folder appears complete or not at all, whoever else
     renders there at the same time.
 
     Raises:
-        InputError: `root/screw` holds other pictures, or lacks some of its own; `root` cannot be written.
+        InputError: `root/screw` holds other images, or lacks some of its own; `root` cannot be written.
     """
     folder = root / CATEGORY
     if folder.exists() and not _is_empty(folder):
@@ -128,7 +128,7 @@ def _sweep(root: Path) -> None:
 
 
 def _plan(spec: RenderSpec) -> Iterator[_Planned]:
-    """Every picture of the data set; more of them leave the first ones as they are."""
+    """Every image of the data set; more of them leave the first ones as they are."""
     groups: list[tuple[str, str | None, int]] = [("train/good", None, spec.train), ("test/good", None, spec.test_good)]
     groups += [(f"test/{kind}", kind, spec.per_defect) for kind in DEFECT_KINDS]
     for folder, defect, count in groups:
@@ -140,8 +140,8 @@ def _plan(spec: RenderSpec) -> Iterator[_Planned]:
 
 def _write(folder: Path, spec: RenderSpec, progress: Callable[[int, int], None] | None) -> None:
     for done, planned in enumerate(_plan(spec), start=1):
-        picture, mask = render_screw(seed=planned.seed, size=spec.size, defect=planned.defect)
-        _save(picture, folder / planned.picture)
+        image, mask = render_screw(seed=planned.seed, size=spec.size, defect=planned.defect)
+        _save(image, folder / planned.image)
         if planned.mask:
             _save(mask.astype(np.uint8) * np.uint8(255), folder / planned.mask)
         if progress is not None:
@@ -170,7 +170,7 @@ def _check_finished(folder: Path, spec: RenderSpec) -> None:
             f"{folder}: holds another rendering ({record.get('spec')}, version {record.get('renderer_version')}) "
             f"than asked for ({asdict(spec)}, version {RENDERER_VERSION}); delete it or choose another folder"
         )
-    wanted = [name for planned in _plan(spec) for name in (planned.picture, planned.mask) if name]
+    wanted = [name for planned in _plan(spec) for name in (planned.image, planned.mask) if name]
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""One picture: the screw on its table behind the lens, with and without a defect, and the mask of what that changed."""
+"""One image: the screw on its table behind the lens, with and without a defect, and the mask of what that changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VISIBLE_CHANGE = 6.0
 """A pixel belongs to the mask when the changed screw changes it by more than this many of 255 levels, before noise;
 so do the gaps of a pixel and the holes between such pixels."""
 MIN_MASK_AREA = 3e-4
-"""Smallest share of the picture that a mask covers (at least 3 pixels): 31 pixels at 320 x 320."""
+"""Smallest share of the image that a mask covers (at least 3 pixels): 31 pixels at 320 x 320."""
 MAX_ATTEMPTS = 12
 """A defect too faint to see, or on the side away from the camera, is drawn again, each time a little more severe."""
 
@@ -26,14 +26,14 @@ Mask = NDArray[np.bool_]
 
 
 def render_screw(*, seed: int, size: int, defect: str | None = None) -> tuple[NDArray[np.uint8], Mask]:
-    """One gray picture uint8 [size, size] and the mask bool [size, size] of its defect (empty for None).
+    """One gray image uint8 [size, size] and the mask bool [size, size] of its defect (empty for None).
 
     The same seed gives the same screw, pose, light, dirt and noise, with or without a defect.
 
     Raises:
         InputError: a size outside 64 to 2048, a negative seed, or a defect that is none of `DEFECT_KINDS`.
     """
-    check_picture(size, seed)
+    check_image(size, seed)
     if defect is not None and defect not in DEFECT_KINDS:
         raise InputError(f"rendered screws: defect {defect!r} is unknown; choose one of {', '.join(DEFECT_KINDS)}")
     clean, flawed, mask = _expose(seed, size, defect)
@@ -41,8 +41,8 @@ def render_screw(*, seed: int, size: int, defect: str | None = None) -> tuple[ND
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), mask
 
 
-def check_picture(size: int, seed: int) -> None:
-    """Raise `InputError` for a size or seed that no picture can have."""
+def check_image(size: int, seed: int) -> None:
+    """Raise `InputError` for a size or seed that no image can have."""
     if not is_integer(size) or not 64 <= size <= 2048:
         raise InputError(f"rendered screws: a size of {size!r} pixels is impossible; choose a whole number, 64 to 2048")
     if not is_integer(seed) or seed < 0:
@@ -61,7 +61,7 @@ def _generator(seed: int, purpose: str, attempt: int = 0) -> np.random.Generator
 
 
 def _sensor_noise(rng: np.random.Generator, size: int) -> Floats:
-    """Noise in levels, [size, size]; each picture has its own gain."""
+    """Noise in levels, [size, size]; each image has its own gain."""
     return rng.standard_normal((size, size)) * rng.uniform(0.7, 1.2)
 
 

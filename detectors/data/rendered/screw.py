@@ -1,7 +1,7 @@
-"""A sound screw: its measures, its profiles, and all that differs from one picture to the next, defects aside.
+"""A sound screw: its measures, its profiles, and all that differs from one image to the next, defects aside.
 
 Screws lie as a turntable with `_STOPS` stops presents them, with some play; all else (roll, light, metal, dust) varies
-freely. Good and defective pictures draw all of this alike.
+freely. Good and defective images draw all of this alike.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TOOTH_HALF_WIDTH = 0.17
 """Half of a thread ridge's foot, in pitches."""
 _STOPS = 12
 """Orientations over the full turn. A detector that compares position by position sees each of them several times in 80
-pictures; with orientations from a continuum it could learn nothing from so few."""
+images; with orientations from a continuum it could learn nothing from so few."""
 _SWING = 0.010
 """Standard deviation of the orientation about its stop."""
 _SHIFT = 0.003
-"""Standard deviation of the position along each side of the picture."""
+"""Standard deviation of the position along each side of the image."""
 _TABLE_STEP = 2e-4
 _TABLE_START = -0.1
 
@@ -102,14 +102,14 @@ def bounding_radius(X: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Scene:
-    """What differs from picture to picture: pose, light, the screw's own tolerances and its metal."""
+    """What differs from image to image: pose, light, the screw's own tolerances and its metal."""
 
     angle: float
-    """Of the axis in the picture, head to tip; counter-clockwise from right."""
+    """Of the axis in the image, head to tip; counter-clockwise from right."""
     place: tuple[float, float]
-    """Of the screw's middle: right of and above the picture's."""
+    """Of the screw's middle: right of and above the image's."""
     tilt: float
-    """How far the axis dips from the picture's plane: the screw rests on its head's rim and its tip."""
+    """How far the axis dips from the image's plane: the screw rests on its head's rim and its tip."""
     scale: float
     phase: float
     """Where the thread starts, in turns."""
@@ -128,7 +128,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, metal: np.random.Generator) -> Scene:
-    """A picture's scene; the screw's metal has a stream of its own."""
+    """An image's scene; the screw's metal has a stream of its own."""
     azimuth = rng.normal(2.0, 0.10)
     height = rng.normal(0.80, 0.03)
     noise = metal.standard_normal((256, 256))

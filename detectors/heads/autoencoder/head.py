@@ -7,8 +7,9 @@ A decoder gives the input x [C, h, w] back from a short code, y = D(E(x)), which
 the mean residual, and the map is the residual of each position: 1 - SSIM(x, y) (section 3.2) or (x - y)^2 (equation 1), averaged
 over the channels. The image score is the highest value of the smoothed map.
 
-Departures from the paper: whole pictures instead of random crops of 128 x 128, without augmentation, and a pyramid of strided
-convolutions as `detectors.heads.reconstruction.convolutional` describes it, with group normalisation, so that tens of epochs do in place of 200.
+Departures from the paper: whole images instead of random crops of 128 x 128, without augmentation, and a pyramid of strided
+convolutions as `detectors.heads.reconstruction.convolutional` describes it, with group normalisation, so that tens of epochs do
+in place of 200.
 """
 
 from __future__ import annotations

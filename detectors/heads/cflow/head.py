@@ -3,9 +3,9 @@ with Localization via Conditional Normalizing Flows", arXiv 2107.12571).
 
 Notation: B images, S strides, C channels of a stride, h x w positions of a stride.
 
-A flow learns log p(x | position) of the normals' vectors x, by the loss -logsigmoid(log p / C); `detectors.flows.coupling` describes
-it and `detectors.heads.cflow.training` its training. The score of a position, with all strides' maps bilinearly upsampled to the
-finest grid, is
+A flow learns log p(x | position) of the normals' vectors x, by the loss -logsigmoid(log p / C); `detectors.flows.coupling`
+describes it and `detectors.heads.cflow.training` its training. The score of a position, with all strides' maps bilinearly
+upsampled to the finest grid, is
 
     -log sum_s exp(log p_s / C_s - peak_s),    peak_s = the largest log p_s / C_s among training normals.
 

@@ -4,7 +4,7 @@ Notation: N training normals, B images, C channels of the input on the finest gr
 map at position p, z = mean over p of f_p the embedding of an image.
 
 First stage: a network learns to tell normals from normals with a piece of themselves pasted elsewhere, by cross entropy;
-`detectors.heads.cutpaste.training` describes it. With the backbone `pixels` the input is the picture, as in the paper, for a whole
+`detectors.heads.cutpaste.training` describes it. With the backbone `pixels` the input is the image, as in the paper, for a whole
 network of timm: one that starts from pretrained weights, as reproductions do, or from random ones (`@random`), as the paper does.
 With another backbone it is its frozen maps, and the network (`tail`) is small.
 Second stage: a one-class model of the normals' z.
@@ -20,11 +20,11 @@ the same at every position, and the map is relu(g . (f_p - m)) in closed form. F
 
 Departures from the paper:
 
-- No model of patches slid over the picture: at 64 of 256 pixels and a step of 4 it takes 2401 forward passes a picture.
-- Patches are jittered by a factor per channel, the same rule for pictures and features; the pictures themselves are not shifted
+- No model of patches slid over the image: at 64 of 256 pixels and a step of 4 it takes 2401 forward passes an image.
+- Patches are jittered by a factor per channel, the same rule for images and features; the images themselves are not shifted
   or jittered.
 - The gradient's norm is clipped, and the learning rate warms up.
-- `tail` has group normalisation: it trains on one picture, and in parts of a batch, where batch normalisation would not.
+- `tail` has group normalisation: it trains on one image, and in parts of a batch, where batch normalisation would not.
 - Batch normalisation that comes with pretrained weights keeps its statistics: a third of a batch, or two, is pasted.
 """
 
@@ -96,7 +96,7 @@ class Cutpaste(Head):
             choices=("normal-vs-patch", "scar", "3way"),
         ),
         Parameter(
-            "largest_area", "float", 0.15, "largest share of the picture that a pasted rectangle covers", 0.02, 0.5
+            "largest_area", "float", 0.15, "largest share of the image that a pasted rectangle covers", 0.02, 0.5
         ),
         Parameter(
             "second_stage",
@@ -135,7 +135,7 @@ class Cutpaste(Head):
         """Train the network, then fit the second stage; all that is random follows `context.seed`.
 
         Raises:
-            InputError: the network's pretrained weights are not on this machine, or the input is no picture.
+            InputError: the network's pretrained weights are not on this machine, or the input is no image.
             NumericalError: the loss is no longer finite.
         """
         from detectors.heads.cutpaste.training import train  # Lightning takes seconds to import
@@ -261,14 +261,14 @@ class Network(nn.Module):
         return self
 
     def start_from(self, name: str, *, weights_dir: Path | None) -> None:
-        """Take a timm network's pretrained weights, and the mean and deviation of the pictures that these were trained on.
+        """Take a timm network's pretrained weights, and the mean and deviation of the images that these were trained on.
 
         Raises:
             InputError: they are not on this machine, or do not fit the input.
         """
         if self.mean.numel() != 3:
             raise InputError(
-                f"cutpaste: network {name} starts from weights for pictures; give it `backbone: pixels` and one layer, "
+                f"cutpaste: network {name} starts from weights for images; give it `backbone: pixels` and one layer, "
                 f"or take `network: {TAIL}`"
             )
         self.body.load_state_dict(load_network(name, weights_dir=weights_dir).state_dict())

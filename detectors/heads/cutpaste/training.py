@@ -21,11 +21,11 @@ from detectors.training import Training
 from detectors.working_memory import parts
 
 SMALLEST_AREA = 0.02
-"""Smallest share of the picture that a pasted rectangle covers."""
+"""Smallest share of the image that a pasted rectangle covers."""
 ASPECT_RATIOS = (0.3, 3.3)
 """Height over width of a pasted rectangle."""
 SCAR_WIDTHS, SCAR_LENGTHS = (2.0, 16.0), (10.0, 25.0)
-"""Sides of a scar, in pixels of a picture whose shorter side has `SCAR_SIDE` of them."""
+"""Sides of a scar, in pixels of an image whose shorter side has `SCAR_SIDE` of them."""
 SCAR_SIDE = 256
 SCAR_ANGLE = math.pi / 4
 """Largest rotation of a scar to either side."""

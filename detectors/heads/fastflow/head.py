@@ -4,8 +4,8 @@ Localization via 2D Normalizing Flows", arXiv 2111.07677).
 Notation: B images, S strides, C channels of a stride, h x w positions of a stride.
 
 A flow f maps the normals' features x [C, h, w] onto standard normal z, by the loss -log p (equations 2 to 5);
-`detectors.flows.convolutional` describes it and `detectors.heads.fastflow.training` its training. The score of a position, with all
-strides' maps bilinearly upsampled to the finest grid, is
+`detectors.flows.convolutional` describes it and `detectors.heads.fastflow.training` its training. The score of a position, with
+all strides' maps bilinearly upsampled to the finest grid, is
 
     mean_s q_s,    q_s = (1 / C) (1/2 sum_c z_c^2 - log |det J|),
 
@@ -19,8 +19,8 @@ Departures from the paper:
   smoothed, not the probabilities: in float32, every clearly improbable position would have the same one, none, and a position
   counts as anomalous where any stride is sure of it, not only where all are. One stride alone orders positions as in the paper.
 - Each channel is standardised by its mean and deviation over all training normals. LayerNorm over [C, h, w], the paper's
-  (`normalization: layer`, without its factor and offset for each position, which would tie a flow to one size of pictures),
-  takes from a picture how far its features are from those of others: 0.86 against 0.89 on screw's validation half.
+  (`normalization: layer`, without its factor and offset for each position, which would tie a flow to one size of images),
+  takes from an image how far its features are from those of others: 0.86 against 0.89 on screw's validation half.
 - Its loss is the sum over strides; here each is divided by the stride's dimensions, which moves no stride's optimum and lets one
   learning rate do for all.
 - Permutations are fixed and drawn at random, as an index.
@@ -54,7 +54,7 @@ KERNELS = {"3x3": (3, 3), "alternating": (3, 1)}
 class Fastflow(FlowHead["ConvolutionalFlow"]):
     """FastFlow head.
 
-    After `fit`: `flows`, {stride: `ConvolutionalFlow`}, none of whose parameters depends on the size of the pictures.
+    After `fit`: `flows`, {stride: `ConvolutionalFlow`}, none of whose parameters depends on the size of the images.
     """
 
     name: ClassVar[str] = "fastflow"

@@ -10,10 +10,10 @@ last convolution sees. The generator minimises (equations 1 to 4)
 
 the discriminator the binary cross-entropy of real x and made y. The map is (x - y)^2 averaged over the channels. The image score
 is its highest value after smoothing or, with `score: latent`, the paper's mean |z - u| (equation 5). The former is the default:
-on pictures of screws the latter takes the damaged ones for the better ones.
+on images of screws the latter takes the damaged ones for the better ones.
 
-Departures from the paper: scores are not scaled by the smallest and largest score of the test pictures (equation 6), for a
-product sees one picture at a time; groups of channels are normalised in place of batches; weights are drawn as He et al. do;
+Departures from the paper: scores are not scaled by the smallest and largest score of the test images (equation 6), for a
+product sees one image at a time; groups of channels are normalised in place of batches; weights are drawn as He et al. do;
 gradients are clipped, and the learning rate rises and falls, as in all training here.
 """
 

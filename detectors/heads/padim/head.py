@@ -13,7 +13,7 @@ Departures from the paper, all off by default and all for a study to search:
 - `shrinkage` mixes Sigma with a multiple of the identity of the same trace (Ledoit and Wolf 2004): with fewer normals than
   features, it and the regularisation are what makes the model.
 - `neighbourhood` estimates mu_p and Sigma_p from the vectors of all positions within this many rows and columns of p. A part
-  that lies a little differently in every picture then is no anomaly, and each Gaussian rests on more vectors.
+  that lies a little differently in every image then is no anomaly, and each Gaussian rests on more vectors.
 
 Scoring uses Sigma^-1 = W^T W with W = L^-1 from the Cholesky factor L: the distance is the norm of W (x - mu), one batched
 product over all positions.

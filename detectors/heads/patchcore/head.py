@@ -7,8 +7,8 @@ patch features in the bank.
 - Patch features (equations 1 to 3): each stride's map is averaged over a window around every position, coarser maps are
   brought to the finest grid bilinearly, and all are concatenated.
 - Bank (algorithm 1): a greedy k-center coreset of the training patches, chosen in a random projection (Johnson and
-  Lindenstrauss) and kept unprojected. `detectors.heads.patchcore.coreset` gives an order in which every smaller coreset is a leading part of
-  every larger one; where the fit's context has a memo, the order is computed once for all ratios.
+  Lindenstrauss) and kept unprojected. `detectors.heads.patchcore.coreset` gives an order in which every smaller coreset is a
+  leading part of every larger one; where the fit's context has a memo, the order is computed once for all ratios.
 - Patch score: distance to the nearest of the bank (equation 6), or the mean over its `n_neighbors` nearest.
 - Image score: the maximum of the smoothed map; or, where `reweighting` = b > 0, of equation 7 for the patch p with the
   highest score s*, m* its nearest in the bank and N_b(m*) what lies around m*:

@@ -4,9 +4,9 @@ Notation: B images, C channels, h x w positions; d dimensions of the code; a x b
 
 An encoder halves the grid by strided 4x4 convolutions until its shorter side is at most `BOTTOM`, doubling the channels up to
 `WIDEST` times the first; the decoder mirrors it (DCGAN, arXiv 1511.06434, which the papers build upon). The code is one vector
-for the whole picture, by a convolution as large as the bottom, or one for each position of the bottom.
+for the whole image, by a convolution as large as the bottom, or one for each position of the bottom.
 
-Nothing depends on the other images of a batch: groups of channels of one picture are normalised in place of batches.
+Nothing depends on the other images of a batch: groups of channels of one image are normalised in place of batches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Plan:
     code: int
     """d"""
     whole: bool
-    """One code for the whole picture; otherwise one for each position of the bottom."""
+    """One code for the whole image; otherwise one for each position of the bottom."""
 
     @property
     def halvings(self) -> int:
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
-        """Shape of a picture's code."""
+        """Shape of an image's code."""
         return (self.code, 1, 1) if self.whole else (self.code, *self.bottom)
 
 
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         previous = plan.channels
         for level, width in enumerate(plan.widths):
             layers.append(_convolution(previous, width, *_kernel(plan), generator=generator))
-            if level:  # the first sees the picture as it is
+            if level:  # the first sees the image as it is
                 layers.append(nn.GroupNorm(width // GROUP, width))
             layers.append(nn.LeakyReLU(SLOPE))
             previous = width

@@ -1,8 +1,8 @@
-"""What the reconstruction detectors share: a network that learns to give good pictures back, and the residual where it cannot.
+"""What the reconstruction detectors share: a network that learns to give good images back, and the residual where it cannot.
 
 Notation: B images, C channels, h x w positions of the finest grid.
 
-Their input is x = `Features.joined()`: with the backbone `pixels` the picture itself, with another one its feature maps, which
+Their input is x = `Features.joined()`: with the backbone `pixels` the image itself, with another one its feature maps, which
 makes them deep feature reconstruction (Yang, Shi & Qi, "DFR: Deep Feature Reconstruction for Unsupervised Anomaly Segmentation",
 arXiv 2012.07122). Each channel is standardised by its mean and deviation over all training normals, and the decoder's last layer
 is linear, so that output and input have the same range whatever the backbone.
@@ -46,7 +46,7 @@ def common(**defaults: ParameterValue) -> tuple[Parameter, ...]:
             "bottleneck",
             "choice",
             "picture",
-            "what has a code: the picture as a whole, or each position of the encoder's last grid",
+            "what has a code: the image as a whole, or each position of the encoder's last grid",
             choices=("picture", "position"),
         ),
         Parameter("width", "choice", 16, "channels behind the first convolution", choices=(8, 16, 32, 64, 128)),
@@ -209,7 +209,7 @@ class Scale(nn.Module):
         for name, value in (
             ("mean", mean),
             ("deviation", deviation),
-            # SSIM's luminance is made for values from 0 on: pictures are, features after a ReLU, and others are moved there.
+            # SSIM's luminance is made for values from 0 on: images are, features after a ReLU, and others are moved there.
             ("shift", (mean - low.clamp_max(0)) / deviation),
             ("span", ((high - low) / deviation).clamp_min(1)),
         ):

@@ -1,21 +1,21 @@
-"""SPADE: correspondences to the most similar normal pictures (Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid
+"""SPADE: correspondences to the most similar normal images (Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid
 Correspondences", arXiv 2005.02357).
 
 Notation: N normal images, B images to score; per stride C channels and P positions; K nearest images, k correspondences.
 
-- Retrieval (equation 1): each picture is its features' mean over all positions; its score is the mean squared Euclidean
+- Retrieval (equation 1): each image is its features' mean over all positions; its score is the mean squared Euclidean
   distance to the K nearest of the normals.
 - Correspondence (equation 3): per stride, a position's score is the mean Euclidean distance to its k nearest among all K * P
-  positions of the retrieved pictures' maps. Strides are bilinearly upsampled to the finest and averaged.
+  positions of the retrieved images' maps. Strides are bilinearly upsampled to the finest and averaged.
 
 Departures from the paper:
 
 - The strides' maps are searched one by one instead of concatenated at the finest: a coarse stride then costs what it has.
 - `pooled` says which strides retrieval goes by; ``deepest`` is nearest to the paper, which pools the network's last layer.
-- faiss or a matrix product finds who is nearest; distances are then measured by direct differences, picture by picture, so that
+- faiss or a matrix product finds who is nearest; distances are then measured by direct differences, image by image, so that
   neither rounding nor the batch has a say.
 
-All features of the normals are kept: 4 * N * sum of P * C bytes, 0.09 GB for 320 pictures of 256 px and the strides 8 and 16 of
+All features of the normals are kept: 4 * N * sum of P * C bytes, 0.09 GB for 320 images of 256 px and the strides 8 and 16 of
 an EfficientNet-Lite0, 2.3 GB for the paper's Wide ResNet-50 with strides 4, 8 and 16.
 """
 
@@ -36,32 +36,32 @@ from detectors.heads.patchcore.coreset import full_precision
 from detectors.working_memory import portion
 
 PRODUCT_BYTES = 16 * 2**20
-"""One block of distances between a picture's positions and those of the retrieved ones."""
+"""One block of distances between an image's positions and those of the retrieved ones."""
 
 
 class Spade(Head):
     """SPADE head.
 
-    After `fit`: `pooled_` [N, D], by which pictures are retrieved; per stride `bank<stride>` [N, P, C] and `grid<stride>` [2].
+    After `fit`: `pooled_` [N, D], by which images are retrieved; per stride `bank<stride>` [N, P, C] and `grid<stride>` [2].
     """
 
     name: ClassVar[str] = "spade"
     title: ClassVar[str] = "SPADE"
     searchable: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("n_neighbors", "int", 5, "normal pictures that are retrieved; at most all of them", 1, 1000),
+        Parameter("n_neighbors", "int", 5, "normal images that are retrieved; at most all of them", 1, 1000),
         Parameter("n_correspondences", "int", 1, "nearest positions whose mean distance is a position's score", 1, 50),
         Parameter(
             "pooled",
             "choice",
             "deepest",
-            "strides whose mean features pictures are retrieved by",
+            "strides whose mean features images are retrieved by",
             choices=("deepest", "all"),
         ),
         Parameter(
             "image_score",
             "choice",
             "map",
-            "maximum of the smoothed map, or the distance to the retrieved pictures as in the paper",
+            "maximum of the smoothed map, or the distance to the retrieved images as in the paper",
             choices=("map", "retrieval"),
         ),
     )
@@ -114,12 +114,12 @@ class Spade(Head):
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().import_tensors(tensors)
         self._index = None
-        pictures = len(self.pooled_)
+        images = len(self.pooled_)
         for stride in self.strides:
             bank, (height, width) = self.get_buffer(f"bank{stride}"), self._grid(stride)
-            if bank.ndim != 3 or bank.shape[:2] != (pictures, height * width):
+            if bank.ndim != 3 or bank.shape[:2] != (images, height * width):
                 raise ValueError(
-                    f"a bank of shape {list(bank.shape)} for {pictures} pictures on {height} x {width} positions"
+                    f"a bank of shape {list(bank.shape)} for {images} images on {height} x {width} positions"
                 )
         if not self.strides:
             raise KeyError("no bank")
@@ -167,7 +167,7 @@ class Spade(Head):
         return nearest, (self.pooled_[nearest] - pooled[:, None]).square().sum(dim=2)
 
     def _correspond(self, own: Tensor, retrieved: Tensor) -> Tensor:
-        """Mean distance of positions [P, C] to their nearest among those of the pictures retrieved, [K, P, C]; [P]."""
+        """Mean distance of positions [P, C] to their nearest among those of the images retrieved, [K, P, C]; [P]."""
         candidates, own = retrieved.flatten(0, 1), own.contiguous()
         squares = candidates.square().sum(dim=1)
         count = min(int(self._settings["n_correspondences"]), len(candidates))

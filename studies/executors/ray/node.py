@@ -142,7 +142,7 @@ class _Post:
 
 
 def check(job: Job, orders: Orders) -> str | None:
-    """What keeps this node from doing such a job, in one line: no or other pictures or weights, another version."""
+    """What keeps this node from doing such a job, in one line: no or other images or weights, another version."""
     from detectors.backbones.pyramid import weights_identity
     from studies.file import datasets
     from studies.file.config import validate
@@ -154,9 +154,9 @@ def check(job: Job, orders: Orders) -> str | None:
         job = orders.prepare(job)
         config = validate(job.config, source="the driver's study")
         home = Home(Path(job.home) if orders.share_home() else node_home()).prepare()
-        pictures = datasets.load(config, home)
-        if pictures.digest != job.splits_digest:
-            return f"its pictures of {pictures.experiment} are not the driver's; copy those there"
+        images = datasets.load(config, home)
+        if images.digest != job.splits_digest:
+            return f"its images of {images.experiment} are not the driver's; copy those there"
         backbone = job.params["backbone"]
         identity = weights_identity(backbone, weights_dir=Path(job.weights_dir) if job.weights_dir else None)
         if identity.sha256 != job.weights_sha256:

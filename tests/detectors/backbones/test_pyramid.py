@@ -42,7 +42,7 @@ SMALL = "test_resnet"
 """timm's own tiny ResNet, for its tests and ours: half a million weights, strides 4 to 32."""
 TAGGED = f"{SMALL}.r160_in1k"
 VIT = "test_vit"
-"""timm's own tiny vision transformer: six blocks, patches of 16 x 16 pixels, for pictures of 160 x 160."""
+"""timm's own tiny vision transformer: six blocks, patches of 16 x 16 pixels, for images of 160 x 160."""
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def folder(tmp_path) -> Path:
     return place
 
 
-def pictures(count: int = 2, height: int = 64, width: int = 64, *, seed: int = 0) -> torch.Tensor:
+def random_images(count: int = 2, height: int = 64, width: int = 64, *, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
@@ -315,7 +315,7 @@ def test_the_folder_beats_the_bundled_weights(folder):
     bundled = build_backbone(BUNDLED, [8])
     assert (own.identity.origin, bundled.identity.origin) == ("folder", "bundled")
     assert own.identity.sha256 != bundled.identity.sha256
-    assert not torch.allclose(own(pictures())[8], bundled(pictures())[8])
+    assert not torch.allclose(own(random_images())[8], bundled(random_images())[8])
 
 
 class Trap:
@@ -384,7 +384,7 @@ def test_a_checkpoint_with_foreign_names_is_refused(folder):
 def test_half_precision_weights_are_loaded_as_float32(folder):
     save_file({name: value.half() for name, value in drawn_state().items()}, folder / f"{SMALL}.safetensors")
     backbone = build_backbone(SMALL, [8], weights_dir=folder)
-    assert backbone(pictures())[8].dtype == torch.float32
+    assert backbone(random_images())[8].dtype == torch.float32
 
 
 # --- the bundled backbone
@@ -417,11 +417,11 @@ def test_a_changed_bundled_package_is_refused(monkeypatch, tmp_path):
         ("resnet18@random", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )
-def test_pictures_are_normalised_as_the_backbone_was_trained(name, mean, std):
+def test_images_are_normalised_as_the_backbone_was_trained(name, mean, std):
     backbone = build_backbone(name, [8])
     seen = []
     backbone.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    images = pictures()
+    images = random_images()
     backbone(images)
     wanted = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(seen[0], wanted, rtol=1e-5, atol=1e-5)
@@ -432,7 +432,7 @@ def test_pictures_are_normalised_as_the_backbone_was_trained(name, mean, std):
 
 @pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random", "test_convnext@random", "mobilenetv3_small_100@random"])
 def test_features_of_a_stride_do_not_depend_on_the_strides_asked_for(name):
-    images = pictures()
+    images = random_images()
     whole = build_backbone(name, [4, 8, 16, 32])(images)
     for strides in ([4], [8, 16], [16, 32]):
         part = build_backbone(name, strides)(images)
@@ -450,9 +450,9 @@ def test_stages_behind_the_last_stride_are_dropped():
 
 @pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random", "test_convnext@random"])
 @pytest.mark.parametrize("size", [(64, 64), (100, 76), (33, 95)])
-def test_shapes_and_types_for_any_picture_size(name, size):
+def test_shapes_and_types_for_any_image_size(name, size):
     backbone = build_backbone(name, [8, 16])
-    features = backbone(pictures(3, *size))
+    features = backbone(random_images(3, *size))
     channels = channels_by_stride(name)
     for stride, values in features.items():
         assert values.shape[:2] == (3, channels[stride])
@@ -465,7 +465,7 @@ def test_shapes_and_types_for_any_picture_size(name, size):
 @pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random"])
 def test_an_images_features_do_not_depend_on_its_batch(name):
     backbone = build_backbone(name, [4, 8, 16])
-    images = pictures(7, 100, 76)
+    images = random_images(7, 100, 76)
     together = backbone(images)
     for batch in (1, 2, 3):
         parts = [backbone(chunk) for chunk in images.split(batch)]
@@ -476,7 +476,7 @@ def test_an_images_features_do_not_depend_on_its_batch(name):
 
 def test_a_backbone_stays_in_eval_mode():
     backbone = build_backbone(f"{SMALL}@random", [8])
-    images = pictures()
+    images = random_images()
     before = backbone(images)[8]
     assert backbone.train() is backbone
     wrapper = torch.nn.Sequential(backbone)
@@ -503,7 +503,7 @@ def test_its_features_come_from_the_block_at_two_thirds_and_the_rest_is_dropped(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         whole = timm.create_model(name, pretrained=False, dynamic_img_size=True).eval()
-    images = pictures(2, 96, 160)
+    images = random_images(2, 96, 160)
     normalised = (images - backbone.mean) / backbone.std
     with torch.no_grad():
         wanted = whole.forward_intermediates(normalised, indices=[blocks - 1], intermediates_only=True)[0]
@@ -512,7 +512,7 @@ def test_its_features_come_from_the_block_at_two_thirds_and_the_rest_is_dropped(
 
 @pytest.mark.parametrize("size", [(160, 160), (256, 256), (64, 96), (16, 16)])
 def test_a_vision_transformer_takes_multiples_of_its_stride(size):
-    backbone, images = build_backbone(f"{VIT}@random", [16]), pictures(3, *size)
+    backbone, images = build_backbone(f"{VIT}@random", [16]), random_images(3, *size)
     features = backbone(images)[16]
     assert features.shape == (3, 64, size[0] // 16, size[1] // 16)
     torch.testing.assert_close(backbone(images[1:2])[16], features[1:2], rtol=1e-4, atol=1e-4)
@@ -521,7 +521,7 @@ def test_a_vision_transformer_takes_multiples_of_its_stride(size):
 
 @pytest.mark.parametrize("size", [(160, 150), (250, 160), (8, 16)])
 def test_a_vision_transformer_refuses_other_sizes(size):
-    said = refusal(build_backbone(f"{VIT}@random", [16]), pictures(2, *size))
+    said = refusal(build_backbone(f"{VIT}@random", [16]), random_images(2, *size))
     for part in (VIT, f"{size[0]} x {size[1]}", "divisible by patch size (16)", "another image size"):
         assert part in said
 
@@ -535,7 +535,7 @@ def test_a_vision_transformers_checkpoint_is_loaded_whole_and_its_tensors_fit_an
     )
     empty = empty_backbone(full.spec, full.strides, identity=full.identity)
     empty.load_state_dict(full.state_dict())
-    images = pictures(2, 96, 64)
+    images = random_images(2, 96, 64)
     assert torch.equal(empty(images)[16], full(images)[16])
 
 
@@ -556,8 +556,8 @@ def test_random_weights_are_named_and_repeatable():
     first, second = (build_backbone(f"{SMALL}@random:3", [8, 16]) for _ in range(2))
     assert first.identity == second.identity
     assert (first.identity.tag, first.identity.origin) == ("random:3", "random")
-    for stride, values in first(pictures()).items():
-        assert torch.equal(values, second(pictures())[stride])
+    for stride, values in first(random_images()).items():
+        assert torch.equal(values, second(random_images())[stride])
     assert weights_identity(f"{SMALL}@random:3") == first.identity
 
 
@@ -612,17 +612,17 @@ def test_an_empty_backbone_takes_the_tensors_of_a_full_one(tmp_path):
     save_file({name: value.contiguous() for name, value in full.state_dict().items()}, tmp_path / "all.safetensors")
     empty = empty_backbone(full.spec, full.strides, identity=full.identity)
     assert isinstance(empty, Backbone)
-    images = pictures(2, 96, 64)
+    images = random_images(2, 96, 64)
     assert not torch.equal(empty(images)[16], full(images)[16])
     empty.load_state_dict(load_file(tmp_path / "all.safetensors"))
     for stride, values in full(images).items():
         assert torch.equal(empty(images)[stride], values)
 
 
-def test_the_bundled_weights_know_pictures_apart():
-    """Trained features of one picture and its blurred copy are closer than those of two pictures."""
+def test_the_bundled_weights_know_images_apart():
+    """Trained features of one image and its blurred copy are closer than those of two images."""
     backbone = build_backbone(BUNDLED, [16])
-    one, other = pictures(1, 128, 128, seed=1), pictures(1, 128, 128, seed=2)
+    one, other = random_images(1, 128, 128, seed=1), random_images(1, 128, 128, seed=2)
     smooth = functional.interpolate(one.float(), size=(16, 16), mode="area")
     first = functional.interpolate(smooth, size=(128, 128), mode="bilinear").byte()
     second = functional.interpolate(
@@ -636,8 +636,8 @@ def test_the_bundled_weights_know_pictures_apart():
 # --- pixels
 
 
-def test_pixels_are_the_picture_and_its_averages(bare_machine):
-    images = pictures(2, 64, 36)
+def test_pixels_are_the_image_and_its_averages(bare_machine):
+    images = random_images(2, 64, 36)
     backbone = build_backbone("pixels", [1, 2, 4])
     found = backbone(images)
     assert {stride: values.shape[1:] for stride, values in found.items()} == {
@@ -657,12 +657,12 @@ def test_pixels_need_no_weights_and_are_what_they_are(bare_machine):
     assert "pixels" not in available_backbones()
     again = empty_backbone(backbone.spec, [2], identity=backbone.identity)
     again.load_state_dict(backbone.state_dict())
-    assert torch.equal(again(pictures())[2], backbone(pictures())[2])
+    assert torch.equal(again(random_images())[2], backbone(random_images())[2])
     assert channels_by_stride("pixels") == {1: 3, 2: 3, 4: 3}
     assert "it offers [1, 2, 4]" in refusal(build_backbone, "pixels", [8])
 
 
-def test_an_odd_picture_keeps_its_last_rows():
+def test_an_odd_image_keeps_its_last_rows():
     found = build_backbone("pixels", [4])(torch.full((1, 3, 9, 6), 255, dtype=torch.uint8))[4]
     assert found.shape == (1, 3, 3, 2)
     assert torch.equal(found, torch.ones_like(found))
@@ -670,4 +670,4 @@ def test_an_odd_picture_keeps_its_last_rows():
 
 def test_a_backbone_that_puts_channels_last_is_refused():
     backbone = build_backbone("swin_tiny_patch4_window7_224@random", [8])
-    assert "choose another one" in refusal(backbone, pictures(1, 224, 224))
+    assert "choose another one" in refusal(backbone, random_images(1, 224, 224))

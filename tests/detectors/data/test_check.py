@@ -28,13 +28,13 @@ class Builder:
         self.root = root / "widget"
         self.rng = np.random.default_rng(0)
         for index in range(20):
-            self.picture(f"train/good/{index:03}.png")
+            self.image(f"train/good/{index:03}.png")
         for index in range(4):
-            self.picture(f"test/good/{index:03}.png")
-            self.picture(f"test/dent/{index:03}.png")
+            self.image(f"test/good/{index:03}.png")
+            self.image(f"test/dent/{index:03}.png")
             self.mask(f"ground_truth/dent/{index:03}_mask.png")
 
-    def picture(self, key: str, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
+    def image(self, key: str, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
         return self.save(key, self.rng.integers(0, 256, size, dtype=np.uint8))
 
     def mask(self, key: str, size: tuple[int, int] = (HEIGHT, WIDTH), *, marked: slice = slice(2, 5)) -> Path:
@@ -88,13 +88,13 @@ def test_report_is_plain_json(builder):
 
 def test_all_unreadable_files_are_listed(builder):
     (builder.root / "train/good/003.png").write_bytes(b"")
-    (builder.root / "test/dent/000.png").write_bytes(b"no picture")
+    (builder.root / "test/dent/000.png").write_bytes(b"no image")
     cut = builder.root / "test/good/002.png"
     cut.write_bytes(cut.read_bytes()[:60])
     Image.new("L", (1, 1)).save(builder.root / "train/good/004.png")
     Image.fromarray(np.zeros((12, 16), dtype=np.float32)).save(builder.root / "train/good/x.tif")
     (builder.root / "train/good/gone.png").symlink_to(builder.root / "nowhere.png")
-    (builder.root / "ground_truth/dent/001_mask.png").write_bytes(b"no picture")
+    (builder.root / "ground_truth/dent/001_mask.png").write_bytes(b"no image")
     report = builder.check()
     subjects = {problem.subject for problem in report.errors}
     assert subjects == {
@@ -140,7 +140,7 @@ def test_inverted_mask(builder):
     assert "inverted" in problem.message
 
 
-def test_defective_picture_without_a_mask(builder):
+def test_defective_image_without_a_mask(builder):
     (builder.root / "ground_truth/dent/002_mask.png").unlink()
     report = builder.check()
     problem = only(report)
@@ -153,13 +153,13 @@ def test_type_without_masks_is_one_line(builder):
     shutil.rmtree(builder.root / "ground_truth")
     problem = only(builder.check())
     assert (problem.severity, problem.subject) == ("warning", "dent")
-    assert "none of its 4 pictures" in problem.message
+    assert "none of its 4 images" in problem.message
 
 
 @pytest.mark.parametrize(
     "key", ["ground_truth/dent/009_mask.png", "ground_truth/other/000.png", "test/dent/009_mask.png"]
 )
-def test_mask_without_a_picture(builder, key):
+def test_mask_without_an_image(builder, key):
     builder.mask("test/dent/000_mask.png")  # makes the mark mean a mask in this folder; unused, the other one wins
     builder.mask(key)
     report = builder.check()
@@ -167,10 +167,10 @@ def test_mask_without_a_picture(builder, key):
         ("warning", key),
         ("warning", "test/dent/000_mask.png"),
     }
-    assert all("a mask that no picture uses" in problem.message for problem in report.problems)
+    assert all("a mask that no image uses" in problem.message for problem in report.problems)
 
 
-def test_masks_of_good_pictures_are_empty(builder):
+def test_masks_of_good_images_are_empty(builder):
     builder.mask("ground_truth/good/000_mask.png", marked=slice(0, 0))
     assert builder.check().problems == ()
     builder.mask("ground_truth/good/001_mask.png")
@@ -183,21 +183,21 @@ def test_masks_of_good_pictures_are_empty(builder):
     }
 
 
-def test_same_picture_in_train_and_test(builder):
+def test_same_image_in_train_and_test(builder):
     shutil.copy(builder.root / "train/good/005.png", builder.root / "test/good/001.png")
     problem = only(builder.check())
     assert (problem.severity, problem.subject) == ("error", "test/good/001.png")
     assert "train/good/005.png" in problem.message
 
 
-def test_same_pixels_in_another_format_are_the_same_picture(builder):
+def test_same_pixels_in_another_format_are_the_same_image(builder):
     with Image.open(builder.root / "train/good/005.png") as image:
         image.convert("RGB").save(builder.root / "test/good/copy.bmp")
     report = builder.check()
     assert [problem.subject for problem in report.errors] == ["test/good/copy.bmp"]
 
 
-def test_same_picture_good_and_defective(builder):
+def test_same_image_good_and_defective(builder):
     shutil.copy(builder.root / "test/dent/001.png", builder.root / "test/good/001.png")
     problem = only(builder.check())
     assert problem.severity == "error"
@@ -213,20 +213,20 @@ def test_copies_within_train_are_one_line(builder):
 
 
 def test_mixed_sizes(builder):
-    builder.picture("train/good/007.png", (20, 20))
+    builder.image("train/good/007.png", (20, 20))
     problem = only(builder.check())
     assert (problem.severity, problem.subject) == ("warning", "widget")
     assert "2 sizes, most often 16 x 12 (27), 20 x 20 (1)" in problem.message
 
 
-def test_picture_of_one_color(builder):
+def test_image_of_one_color(builder):
     builder.save("train/good/007.png", np.full((HEIGHT, WIDTH), 90, dtype=np.uint8))
     problem = only(builder.check())
     assert (problem.severity, problem.subject) == ("warning", "train/good/007.png")
     assert "one colour" in problem.message
 
 
-def test_12_bit_picture_in_16_bits(builder):
+def test_12_bit_image_in_16_bits(builder):
     dark = builder.rng.integers(0, 2**12, (HEIGHT, WIDTH)).astype(np.uint16)
     builder.save("train/good/007.png", dark)
     full = builder.rng.integers(0, 2**16, (HEIGHT, WIDTH)).astype(np.uint16)
@@ -251,7 +251,7 @@ def test_too_few_defects_for_holdout(builder):
         (builder.root / f"ground_truth/dent/{index:03}_mask.png").unlink()
     problem = only(builder.check())
     assert problem.severity == "warning"
-    assert "protocol holdout is not possible: no defective pictures are left for test" in problem.message
+    assert "protocol holdout is not possible: no defective images are left for test" in problem.message
 
 
 def test_errors_come_first(builder):
@@ -262,13 +262,13 @@ def test_errors_come_first(builder):
     assert not report.ok
 
 
-def test_own_folder_with_masks_beside_the_pictures(tmp_path):
+def test_own_folder_with_masks_beside_the_images(tmp_path):
     builder = Builder(tmp_path)
     builder.root = root = tmp_path / "own"
     for index in range(30):
-        builder.picture(f"good/{index}.png")
+        builder.image(f"good/{index}.png")
     for index in range(4):
-        builder.picture(f"bad/{index}.png")
+        builder.image(f"bad/{index}.png")
         builder.mask(f"bad/{index}_mask.png")
     assert check_dataset(read_folder(root)).problems == ()
     (root / "bad/3.png").unlink()
@@ -276,7 +276,7 @@ def test_own_folder_with_masks_beside_the_pictures(tmp_path):
     assert problem.subject == "bad/3_mask.png"
 
 
-def test_progress_is_told_for_every_picture(builder):
+def test_progress_is_told_for_every_image(builder):
     calls: list[tuple[int, int]] = []
     check_dataset(builder.read(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 28) for done in range(1, 29)]
@@ -301,11 +301,11 @@ def test_interrupted_check_does_not_read_the_rest(builder, monkeypatch):
 
 @pytest.mark.real_images
 @pytest.mark.parametrize(
-    ("place", "category", "pictures", "masks"),
+    ("place", "category", "images", "masks"),
     [("MVTecAD", "screw", 480, 119), ("VisA", "macaroni1", 240, 40), ("carpet_tiles", "carpet", 240, 40)],
 )
-def test_real_sets_are_sound(real_data, place, category, pictures, masks):
+def test_real_sets_are_sound(real_data, place, category, images, masks):
     report = check_dataset(read_mvtec(real_data / place, category))
     assert report.problems == ()
     assert report.masks == masks
-    assert sum(report.sizes.values()) == pictures
+    assert sum(report.sizes.values()) == images

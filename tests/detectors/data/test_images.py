@@ -1,4 +1,4 @@
-"""Reading pictures and masks: every way in which a file can be odd or bad."""
+"""Reading images and masks: every way in which a file can be odd or bad."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_is_read_by_a_decoder_that_is_open(tmp_path, suffix):
     gray = suffix in {".pgm", ".pbm"}
-    picture = Image.fromarray(GRAY if gray else RGB)
-    path = save(picture.convert("1") if suffix == ".pbm" else picture, tmp_path / f"x{suffix}")
+    image = Image.fromarray(GRAY if gray else RGB)
+    path = save(image.convert("1") if suffix == ".pbm" else image, tmp_path / f"x{suffix}")
     read = read_image(path)
     assert read.shape == (HEIGHT, WIDTH, 3)
     assert read.dtype == np.uint8
@@ -70,7 +70,7 @@ def test_is_image_goes_by_name(name, expected):
     assert is_image(Path(name)) is expected
 
 
-def test_color_picture_is_read_exactly(tmp_path):
+def test_color_image_is_read_exactly(tmp_path):
     assert np.array_equal(read_image(save(Image.fromarray(RGB), tmp_path / "x.png")), RGB)
 
 
@@ -101,7 +101,7 @@ def test_32_bit_gray_is_clipped_not_wrapped(tmp_path):
     assert read[1, 1, 0] == 255
 
 
-def test_float_picture_is_refused_with_its_name(tmp_path):
+def test_float_image_is_refused_with_its_name(tmp_path):
     path = save(Image.fromarray(GRAY.astype(np.float32)), tmp_path / "x.tif")
     with pytest.raises(InputError, match="float images") as error:
         read_image(path)
@@ -111,17 +111,17 @@ def test_float_picture_is_refused_with_its_name(tmp_path):
 
 
 def test_palette(tmp_path):
-    picture = Image.fromarray(GRAY // 64).convert("P")
-    picture.putpalette([10, 20, 30, 200, 100, 0, 0, 0, 0, 255, 255, 255])
-    read = read_image(save(picture, tmp_path / "x.png"))
+    image = Image.fromarray(GRAY // 64).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 0, 0, 0, 0, 255, 255, 255])
+    read = read_image(save(image, tmp_path / "x.png"))
     table = np.array([[10, 20, 30], [200, 100, 0], [0, 0, 0], [255, 255, 255]], dtype=np.uint8)
     assert np.array_equal(read, table[GRAY // 64])
 
 
 def test_palette_with_transparency_keeps_its_colors(tmp_path):
-    picture = Image.fromarray(RGB).convert("P")
-    colors = np.asarray(picture.convert("RGB"))
-    path = save(picture, tmp_path / "x.png", transparency=bytes(range(256)))
+    image = Image.fromarray(RGB).convert("P")
+    colors = np.asarray(image.convert("RGB"))
+    path = save(image, tmp_path / "x.png", transparency=bytes(range(256)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(read_image(path), colors)
@@ -131,9 +131,9 @@ def test_palette_with_transparency_keeps_its_colors(tmp_path):
 def test_alpha_is_dropped(tmp_path, mode):
     opaque = Image.fromarray(RGB).convert(mode[:-1])
     expected = np.asarray(opaque.convert("RGB"))
-    picture = opaque.copy()
-    picture.putalpha(Image.fromarray(GRAY))
-    assert np.array_equal(read_image(save(picture, tmp_path / "x.png")), expected)
+    image = opaque.copy()
+    image.putalpha(Image.fromarray(GRAY))
+    assert np.array_equal(read_image(save(image, tmp_path / "x.png")), expected)
 
 
 def test_cmyk_jpeg_has_the_right_colors(tmp_path):
@@ -157,7 +157,7 @@ def test_first_frame_of_an_animation(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
-    # How a camera held in that way stores the upright picture.
+    # How a camera held in that way stores the upright image.
     stored = {
         1: RGB,
         2: RGB[:, ::-1],
@@ -176,7 +176,7 @@ def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_image():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "maker"
@@ -220,8 +220,8 @@ def test_folder_instead_of_a_file(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
-def test_not_a_picture(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_not_an_image(tmp_path, content):
     path = tmp_path / "x.png"
     path.write_bytes(content)
     for source in (path, content):
@@ -304,7 +304,7 @@ def test_image_bomb_is_refused_before_it_is_decoded(width, height):
 def test_file_of_too_many_bytes(tmp_path, monkeypatch):
     path = save(Image.fromarray(RGB), tmp_path / "x.png")
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
-    with pytest.raises(InputError, match="more than a picture may have"):
+    with pytest.raises(InputError, match="more than an image may have"):
         read_image(path)
 
 
@@ -371,7 +371,7 @@ def test_mask_of_another_size(tmp_path):
 # --- sizes
 
 
-def test_resized_picture_keeps_a_flat_color():
+def test_resized_image_keeps_a_flat_color():
     flat = np.full((40, 60, 3), (10, 200, 90), dtype=np.uint8)
     resized = resize_image(flat, (16, 24))
     assert resized.shape == (16, 24, 3)

@@ -16,8 +16,8 @@ from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
 from detectors.errors import InputError
 
 
-def picture(path: Path, level: int | None = None) -> Path:
-    """A 12 x 16 picture whose gray level depends on its path, so that no two are alike."""
+def image(path: Path, level: int | None = None) -> Path:
+    """A 12 x 16 image whose gray level depends on its path, so that no two are alike."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if level is None:
         level = sum(str(path).encode()) % 251
@@ -27,15 +27,15 @@ def picture(path: Path, level: int | None = None) -> Path:
     return path
 
 
-def pictures(folder: Path, count: int, suffix: str = ".png") -> list[Path]:
-    return [picture(folder / f"{index:03}{suffix}") for index in range(count)]
+def images(folder: Path, count: int, suffix: str = ".png") -> list[Path]:
+    return [image(folder / f"{index:03}{suffix}") for index in range(count)]
 
 
 def make_category(root: Path, *, defect: str = "scratch") -> Path:
-    pictures(root / "train" / "good", 5)
-    pictures(root / "test" / "good", 3)
-    for path in pictures(root / "test" / defect, 4):
-        picture(root / "ground_truth" / defect / f"{path.stem}_mask.png")
+    images(root / "train" / "good", 5)
+    images(root / "test" / "good", 3)
+    for path in images(root / "test" / defect, 4):
+        image(root / "ground_truth" / defect / f"{path.stem}_mask.png")
     return root
 
 
@@ -81,19 +81,19 @@ def test_order_is_that_of_the_keys_whatever_the_file_system_says(tmp_path, monke
 
 def test_any_format_and_any_case_of_suffix(tmp_path):
     root = make_category(tmp_path / "bottle")
-    picture(root / "train" / "good" / "a.JPG")
-    picture(root / "test" / "scratch" / "b.bmp")
-    mask = picture(root / "ground_truth" / "scratch" / "b_mask.tiff")
+    image(root / "train" / "good" / "a.JPG")
+    image(root / "test" / "scratch" / "b.bmp")
+    mask = image(root / "ground_truth" / "scratch" / "b_mask.tiff")
     dataset = read_mvtec(tmp_path, "bottle")
     assert "train/good/a.JPG" in keys(dataset.train)
     assert {sample.key: sample.mask_file for sample in dataset.test}["test/scratch/b.bmp"] == mask
 
 
-def test_mask_named_like_its_picture(tmp_path):
+def test_mask_named_like_its_image(tmp_path):
     root = make_category(tmp_path / "bottle")
-    picture(root / "test" / "dent" / "img.2024.png")
-    mask = picture(root / "ground_truth" / "dent" / "img.2024.bmp")
-    picture(root / "test" / "dent" / "no_mask_here.png")
+    image(root / "test" / "dent" / "img.2024.png")
+    mask = image(root / "ground_truth" / "dent" / "img.2024.bmp")
+    image(root / "test" / "dent" / "no_mask_here.png")
     masks = {sample.key: sample.mask_file for sample in read_mvtec(tmp_path, "bottle").test}
     assert masks["test/dent/img.2024.png"] == mask
     assert masks["test/dent/no_mask_here.png"] is None
@@ -101,17 +101,17 @@ def test_mask_named_like_its_picture(tmp_path):
 
 def test_marked_mask_wins_over_the_plain_name(tmp_path):
     root = make_category(tmp_path / "bottle")
-    picture(root / "ground_truth" / "scratch" / "000.png")
+    image(root / "ground_truth" / "scratch" / "000.png")
     masks = {sample.key: sample.mask_file for sample in read_mvtec(tmp_path, "bottle").test}
     assert masks["test/scratch/000.png"] == root / "ground_truth" / "scratch" / "000_mask.png"
 
 
-def test_hidden_files_and_others_are_not_pictures(tmp_path):
+def test_hidden_files_and_others_are_not_images(tmp_path):
     root = make_category(tmp_path / "bottle")
     for name in ("Thumbs.db", ".DS_Store", "readme.txt", "._000.png"):
         (root / "train" / "good" / name).write_bytes(b"x")
     (root / "test" / ".cache").mkdir()
-    picture(root / "test" / ".cache" / "000.png")
+    image(root / "test" / ".cache" / "000.png")
     (root / "test" / "notes.txt").write_text("x")
     dataset = read_mvtec(tmp_path, "bottle")
     assert len(dataset.train) == 5
@@ -134,8 +134,8 @@ def test_categories(tmp_path):
     assert categories(tmp_path / "screw") == ["screw"]
 
 
-def test_category_without_test_pictures(tmp_path):
-    pictures(tmp_path / "bottle" / "train" / "good", 3)
+def test_category_without_test_images(tmp_path):
+    images(tmp_path / "bottle" / "train" / "good", 3)
     dataset = read_mvtec(tmp_path, "bottle")
     assert dataset.test == ()
     assert len(dataset.train) == 3
@@ -143,7 +143,7 @@ def test_category_without_test_pictures(tmp_path):
 
 def test_links_to_other_places_are_followed(tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    pictures(elsewhere, 3)
+    images(elsewhere, 3)
     good = tmp_path / "data" / "bottle" / "train" / "good"
     good.mkdir(parents=True)
     (good / "batch").symlink_to(elsewhere)
@@ -197,7 +197,7 @@ def test_category_must_be_a_name(tmp_path, category):
 
 @pytest.mark.parametrize("make_empty", [True, False])
 def test_category_without_good_training_images(tmp_path, make_empty):
-    pictures(tmp_path / "bottle" / "test" / "good", 3)
+    images(tmp_path / "bottle" / "test" / "good", 3)
     if make_empty:
         (tmp_path / "bottle" / "train" / "good").mkdir(parents=True)
     with pytest.raises(InputError, match="no good training images") as error:
@@ -222,7 +222,7 @@ def test_file_name_that_is_not_unicode(tmp_path):
 
 def test_flat_folder_is_all_good(tmp_path):
     root = tmp_path / "widgets"
-    pictures(root, 6, ".jpg")
+    images(root, 6, ".jpg")
     (root / "notes.txt").write_text("x")
     dataset = read_folder(root)
     assert (dataset.name, dataset.category, dataset.root) == ("folder", "widgets", root)
@@ -232,7 +232,7 @@ def test_flat_folder_is_all_good(tmp_path):
 
 @pytest.mark.parametrize("name", ["good", "Good", "OK", "normal"])
 def test_only_a_good_folder(tmp_path, name):
-    pictures(tmp_path / name, 6)
+    images(tmp_path / name, 6)
     dataset = read_folder(tmp_path, category="widget")
     assert dataset.category == "widget"
     assert keys(dataset.train) == [f"{name}/{index:03}.png" for index in range(6)]
@@ -240,10 +240,10 @@ def test_only_a_good_folder(tmp_path, name):
 
 
 def test_folder_with_types_of_defects(tmp_path):
-    pictures(tmp_path / "good", 20)
-    pictures(tmp_path / "scratch" / "monday", 2)
-    pictures(tmp_path / "scratch" / "tuesday", 2)
-    pictures(tmp_path / "bad", 3)
+    images(tmp_path / "good", 20)
+    images(tmp_path / "scratch" / "monday", 2)
+    images(tmp_path / "scratch" / "tuesday", 2)
+    images(tmp_path / "bad", 3)
     (tmp_path / "empty").mkdir()
     dataset = read_folder(tmp_path)
     assert types(dataset) == {GOOD: 4, "bad": 3, "scratch": 4}
@@ -253,9 +253,9 @@ def test_folder_with_types_of_defects(tmp_path):
 
 
 @pytest.mark.parametrize(("good", "in_test"), [(2, 1), (3, 1), (4, 2), (7, 2), (10, 2), (15, 3), (100, 20)])
-def test_a_fifth_of_the_good_pictures_is_for_the_test(tmp_path, good, in_test):
-    pictures(tmp_path / "good", good)
-    pictures(tmp_path / "bad", 1)
+def test_a_fifth_of_the_good_images_is_for_the_test(tmp_path, good, in_test):
+    images(tmp_path / "good", good)
+    images(tmp_path / "bad", 1)
     dataset = read_folder(tmp_path)
     assert types(dataset) == {GOOD: in_test, "bad": 1}
     assert len(dataset.train) == good - in_test
@@ -263,8 +263,8 @@ def test_a_fifth_of_the_good_pictures_is_for_the_test(tmp_path, good, in_test):
 
 def test_division_does_not_depend_on_the_place(tmp_path):
     for place in ("a", "b/c"):
-        pictures(tmp_path / place / "good", 30)
-        pictures(tmp_path / place / "bad", 2)
+        images(tmp_path / place / "good", 30)
+        images(tmp_path / place / "bad", 2)
     first, second = read_folder(tmp_path / "a"), read_folder(tmp_path / "b" / "c")
     assert keys(first.train) == keys(second.train)
     assert keys(first.test) == keys(second.test)
@@ -281,10 +281,10 @@ def test_division_does_not_depend_on_the_place(tmp_path):
         "scratch/001_mask.png",
     ],
 )
-def test_masks_of_own_pictures(tmp_path, mask):
-    pictures(tmp_path / "good", 5)
-    pictures(tmp_path / "scratch", 3)
-    path = picture(tmp_path / mask)
+def test_masks_of_own_images(tmp_path, mask):
+    images(tmp_path / "good", 5)
+    images(tmp_path / "scratch", 3)
+    path = image(tmp_path / mask)
     dataset = read_folder(tmp_path)
     assert types(dataset) == {GOOD: 2, "scratch": 3}
     found = {sample.key: sample.mask_file for sample in dataset.test if sample.label}
@@ -292,10 +292,10 @@ def test_masks_of_own_pictures(tmp_path, mask):
 
 
 def test_masks_in_nested_folders_match_by_path(tmp_path):
-    pictures(tmp_path / "good", 5)
+    images(tmp_path / "good", 5)
     for day in ("monday", "tuesday"):
-        pictures(tmp_path / "scratch" / day, 1)
-        picture(tmp_path / "masks" / "scratch" / day / "000.png")
+        images(tmp_path / "scratch" / day, 1)
+        image(tmp_path / "masks" / "scratch" / day / "000.png")
     dataset = read_folder(tmp_path)
     found = {sample.key: sample.mask_file for sample in dataset.test if sample.label}
     assert found == {
@@ -304,26 +304,26 @@ def test_masks_in_nested_folders_match_by_path(tmp_path):
 
 
 def test_flat_masks_are_not_guessed_among_several_types(tmp_path):
-    pictures(tmp_path / "good", 5)
-    pictures(tmp_path / "scratch", 1)
-    pictures(tmp_path / "dent", 1)
-    picture(tmp_path / "masks" / "000.png")
+    images(tmp_path / "good", 5)
+    images(tmp_path / "scratch", 1)
+    images(tmp_path / "dent", 1)
+    image(tmp_path / "masks" / "000.png")
     assert all(sample.mask_file is None for sample in read_folder(tmp_path).test)
 
 
-def test_pictures_of_masks_are_pictures(tmp_path):
+def test_images_of_masks_are_images(tmp_path):
     # The mark alone does not make a mask: the product may be one.
-    picture(tmp_path / "good" / "_mask.png")
-    picture(tmp_path / "good" / "face_mask.png")
-    picture(tmp_path / "good" / "gas_mask.png")
+    image(tmp_path / "good" / "_mask.png")
+    image(tmp_path / "good" / "face_mask.png")
+    image(tmp_path / "good" / "gas_mask.png")
     assert keys(read_folder(tmp_path).train) == ["good/_mask.png", "good/face_mask.png", "good/gas_mask.png"]
 
 
-def test_mask_without_its_picture_is_no_sample_among_other_masks(tmp_path):
-    pictures(tmp_path / "good", 5)
-    pictures(tmp_path / "scratch", 2)
+def test_mask_without_its_image_is_no_sample_among_other_masks(tmp_path):
+    images(tmp_path / "good", 5)
+    images(tmp_path / "scratch", 2)
     for stem in ("000", "001", "007"):
-        picture(tmp_path / "scratch" / f"{stem}_mask.png")
+        image(tmp_path / "scratch" / f"{stem}_mask.png")
     assert types(read_folder(tmp_path)) == {GOOD: 2, "scratch": 2}
 
 
@@ -336,7 +336,7 @@ def test_mvtec_layout_in_an_own_folder(tmp_path):
 
 
 def test_relative_folder_has_a_name(tmp_path, monkeypatch):
-    pictures(tmp_path / "widgets", 2)
+    images(tmp_path / "widgets", 2)
     monkeypatch.chdir(tmp_path / "widgets")
     assert read_folder(Path()).category == "widgets"
 
@@ -344,22 +344,22 @@ def test_relative_folder_has_a_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ([], "no pictures in it"),
-        (["notes.txt"], "no pictures in it"),
-        (["a.png"], "one good picture is not enough"),
-        (["good/a.png", "bad/a.png"], "one good picture is not enough"),
-        (["scratch/a.png", "dent/a.png"], r"no good pictures, only dent, scratch; put .*good"),
-        (["a.png", "b.png", "scratch/a.png"], r"no good pictures, only scratch; put .*good"),
-        (["good/notes.txt", "scratch/a.png"], r"no good pictures, only scratch; put .*good"),
-        (["good/notes.txt"], r"no good pictures; put .*good"),
-        (["masks/a.png"], "no pictures in it"),
+        ([], "no images in it"),
+        (["notes.txt"], "no images in it"),
+        (["a.png"], "one good image is not enough"),
+        (["good/a.png", "bad/a.png"], "one good image is not enough"),
+        (["scratch/a.png", "dent/a.png"], r"no good images, only dent, scratch; put .*good"),
+        (["a.png", "b.png", "scratch/a.png"], r"no good images, only scratch; put .*good"),
+        (["good/notes.txt", "scratch/a.png"], r"no good images, only scratch; put .*good"),
+        (["good/notes.txt"], r"no good images; put .*good"),
+        (["masks/a.png"], "no images in it"),
         (["screw/train/good/a.png", "nut/train/good/a.png"], r"name one product: .*nut, .*screw"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path, files, expected):
     for name in files:
         if name.endswith(".png"):
-            picture(tmp_path / name)
+            image(tmp_path / name)
         else:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("x")
@@ -372,7 +372,7 @@ def test_missing_folder_and_file_instead_of_a_folder(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="a file, not a folder"):
-        read_folder(picture(tmp_path / "a.png"))
+        read_folder(image(tmp_path / "a.png"))
 
 
 # --- real images
@@ -408,7 +408,7 @@ def test_real_categories(real_data, place, category, train, test):
 
 
 @pytest.mark.real_images
-def test_real_masks_load_with_their_pictures(real_data):
+def test_real_masks_load_with_their_images(real_data):
     dataset = read_mvtec(real_data / "MVTecAD", "screw")
     defective = ImageSet("test", tuple(sample for sample in dataset.test if sample.label)[::10])
     masks = defective.masks()

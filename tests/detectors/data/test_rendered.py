@@ -1,4 +1,4 @@
-"""Rendered screws: the same picture everywhere, masks that tell the truth, folders that are whole or absent."""
+"""Rendered screws: the same image everywhere, masks that tell the truth, folders that are whole or absent."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ def _dispatched() -> list[str]:
 
 
 def _scene(seed: int) -> rendered.screw.Scene:
-    return rendered.screw.draw_scene(
-        rendered.picture._generator(seed, "scene"), rendered.picture._generator(seed, "metal")
-    )
+    return rendered.screw.draw_scene(rendered.image._generator(seed, "scene"), rendered.image._generator(seed, "metal"))
 
 
-# --- one picture
+# --- one image
 
 
 @pytest.mark.parametrize("defect", [None, *DEFECT_KINDS])
-def test_same_arguments_give_the_same_picture(defect: str | None):
+def test_same_arguments_give_the_same_image(defect: str | None):
     first, second = (render_screw(seed=5, size=96, defect=defect) for _ in range(2))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
@@ -79,20 +77,20 @@ def test_pixels_do_not_depend_on_threads_process_or_vector_units():
 
 
 def test_seeds_and_kinds_differ():
-    pictures = [render_screw(seed=seed, size=64, defect=kind)[0] for seed in range(3) for kind in (None, *DEFECT_KINDS)]
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    images = [render_screw(seed=seed, size=64, defect=kind)[0] for seed in range(3) for kind in (None, *DEFECT_KINDS)]
+    assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_picture_is_a_dark_screw_on_a_bright_table():
+def test_image_is_a_dark_screw_on_a_bright_table():
     for seed in range(12):
-        picture = render_screw(seed=seed, size=128)[0].astype(float)
-        table = np.median(picture)
+        image = render_screw(seed=seed, size=128)[0].astype(float)
+        table = np.median(image)
         assert 180 < table < 225
-        screw = picture < 0.7 * table
+        screw = image < 0.7 * table
         assert 0.06 < screw.mean() < 0.16
         assert not screw[[0, -1]].any()
         assert not screw[:, [0, -1]].any()
-        assert 70 < np.median(picture[screw]) < 130
+        assert 70 < np.median(image[screw]) < 130
         largest = np.bincount(ndimage.label(screw)[0].ravel())[1:].max()
         assert largest > 0.97 * screw.sum()
 
@@ -107,18 +105,18 @@ def test_screws_point_all_around():
 def test_mask_is_just_what_the_defect_changed(kind: str):
     size = 128
     for seed in range(25):
-        clean, flawed, mask = rendered.picture._expose(seed, size, kind)
+        clean, flawed, mask = rendered.image._expose(seed, size, kind)
         assert flawed is not None
         change = np.abs(flawed - clean) * 255
-        assert max(3, rendered.picture.MIN_MASK_AREA * size**2 * 0.99) <= mask.sum() < 0.15 * size**2
-        # Beyond the mask the picture stays as it was, but for the faint edge of a shadow that moves with the tip.
+        assert max(3, rendered.image.MIN_MASK_AREA * size**2 * 0.99) <= mask.sum() < 0.15 * size**2
+        # Beyond the mask the image stays as it was, but for the faint edge of a shadow that moves with the tip.
         outside = ~ndimage.binary_dilation(mask, iterations=3)
         assert change[outside].max() < 10
-        assert (change[outside] > rendered.picture.VISIBLE_CHANGE).mean() < 1e-3
+        assert (change[outside] > rendered.image.VISIBLE_CHANGE).mean() < 1e-3
         if kind != "manipulated_front":
-            assert (change[outside] <= rendered.picture.VISIBLE_CHANGE).all()
+            assert (change[outside] <= rendered.image.VISIBLE_CHANGE).all()
         # Within the mask it is changed nearly everywhere: only pixels enclosed by changed ones may look alike.
-        assert (change[mask] > 0.8 * rendered.picture.VISIBLE_CHANGE).mean() > 0.6
+        assert (change[mask] > 0.8 * rendered.image.VISIBLE_CHANGE).mean() > 0.6
 
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
@@ -126,7 +124,7 @@ def test_casting_only_the_rays_near_a_defect_is_enough(kind: str):
     for seed in range(6):
         scene = _scene(seed)
         camera = rendered.camera.Camera(scene, 96)
-        damage = rendered.damage.draw_damage(kind, rendered.picture._generator(seed, kind), 0.5)
+        damage = rendered.damage.draw_damage(kind, rendered.image._generator(seed, kind), 0.5)
         sound = rendered.camera.render(scene, rendered.damage.Damage(), camera)
         near = rendered.camera.render(scene, damage, camera, before=sound)
         everywhere = rendered.camera.render(scene, damage, camera)
@@ -155,7 +153,7 @@ def test_defects_lie_on_their_part_of_the_screw(kind: str, low: float, high: flo
     size = 128
     for seed in range(8):
         scene = _scene(seed)
-        mask = rendered.picture._expose(seed, size, kind)[2]
+        mask = rendered.image._expose(seed, size, kind)[2]
         rows, columns = np.nonzero(mask)
         right, up = (columns + 0.5) / size - 0.5, 0.5 - (rows + 0.5) / size
         along, across = rendered.camera.Camera._turn(scene, right, up)
@@ -188,7 +186,7 @@ def test_severity_varies():
         ({"seed": 0, "size": 64, "defect": "rust"}, "scratch_head"),
     ],
 )
-def test_impossible_pictures_are_refused(arguments: dict, word: str):
+def test_impossible_images_are_refused(arguments: dict, word: str):
     with pytest.raises(InputError, match=word):
         render_screw(**arguments)
 
@@ -204,7 +202,7 @@ def test_spec_refuses_impossible_counts(key: str, value: object):
 
 
 @pytest.mark.parametrize("bad", [{"size": 32}, {"size": 4096}, {"size": "320"}, {"seed": -1}])
-def test_spec_refuses_impossible_pictures(bad: dict):
+def test_spec_refuses_impossible_images(bad: dict):
     with pytest.raises(InputError, match="rendered screws"):
         RenderSpec(**bad)
 
@@ -229,8 +227,8 @@ def test_data_set_has_the_layout_of_mvtec(tmp_path: Path):
     assert len(dataset.test) == TINY.test_good + len(DEFECT_KINDS)
     assert dataset.defect_types == tuple(sorted(DEFECT_KINDS))
     for sample in dataset.test:
-        picture = read_image(sample.file)
-        assert picture.shape == (64, 64, 3)
+        image = read_image(sample.file)
+        assert image.shape == (64, 64, 3)
         assert bool(sample.label) == (sample.mask_file is not None)
         if sample.mask_file:
             assert sample.mask_file.name == f"{sample.file.stem}_mask.png"
@@ -241,22 +239,22 @@ def test_data_set_has_the_layout_of_mvtec(tmp_path: Path):
     assert RenderSpec(**record["spec"]) == TINY
 
 
-def test_files_hold_what_was_rendered_and_no_picture_twice(tmp_path: Path):
+def test_files_hold_what_was_rendered_and_no_image_twice(tmp_path: Path):
     folder = render_dataset(tmp_path, TINY)
-    pictures = list(rendered.dataset._plan(TINY))
-    for planned in pictures:
-        picture, mask = render_screw(seed=planned.seed, size=64, defect=planned.defect)
-        assert np.array_equal(read_image(folder / planned.picture)[:, :, 0], picture)
+    images = list(rendered.dataset._plan(TINY))
+    for planned in images:
+        image, mask = render_screw(seed=planned.seed, size=64, defect=planned.defect)
+        assert np.array_equal(read_image(folder / planned.image)[:, :, 0], image)
         if planned.mask:
             assert np.array_equal(read_mask(folder / planned.mask, (64, 64)), mask)
-    assert len({planned.seed for planned in pictures}) == TINY.total
+    assert len({planned.seed for planned in images}) == TINY.total
     others = rendered.dataset._plan(replace(TINY, seed=1))
-    assert not {planned.seed for planned in others} & {planned.seed for planned in pictures}
+    assert not {planned.seed for planned in others} & {planned.seed for planned in images}
 
 
-def test_more_pictures_leave_the_first_ones_alone():
+def test_more_images_leave_the_first_ones_alone():
     more = replace(TINY, train=9, test_good=5, per_defect=4)
-    few, many = ({planned.picture: planned.seed for planned in rendered.dataset._plan(spec)} for spec in (TINY, more))
+    few, many = ({planned.image: planned.seed for planned in rendered.dataset._plan(spec)} for spec in (TINY, more))
     assert few.items() <= many.items()
 
 
@@ -279,7 +277,7 @@ def test_another_rendering_is_kept(tmp_path: Path):
     assert _digest(tmp_path / "screw") == before
 
 
-def test_foreign_pictures_are_kept(tmp_path: Path):
+def test_foreign_images_are_kept(tmp_path: Path):
     photograph = tmp_path / "screw" / "train" / "good" / "000.png"
     photograph.parent.mkdir(parents=True)
     photograph.write_bytes(b"a photograph")

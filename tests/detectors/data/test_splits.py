@@ -92,7 +92,7 @@ def test_holdout_does_not_depend_on_order_seed_or_place():
 )
 def test_holdout_is_refused_without_both_labels_in_both_parts(test, lacking, part):
     with pytest.raises(
-        InputError, match=f"widget: no {lacking} pictures are left for {part}.*protocol synthetic"
+        InputError, match=f"widget: no {lacking} images are left for {part}.*protocol synthetic"
     ) as error:
         make_splits(make_dataset(**test), protocol="holdout", image_size=SIZE)
     assert "\n" not in str(error.value)
@@ -172,7 +172,7 @@ def test_synthetic_needs_enough_normals():
         make_splits(make_dataset(train=MIN_SYNTHETIC_NORMALS - 1), protocol="synthetic", image_size=SIZE)
 
 
-def test_synthetic_pictures_load_with_exact_masks(tmp_path):
+def test_synthetic_images_load_with_exact_masks(tmp_path):
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
     for index in range(12):
@@ -216,7 +216,7 @@ def test_parts_are_disjoint_and_lose_nothing(protocol, train, good, dent, scratc
         assert 0 < part.labels.sum() < len(part)
 
 
-def test_parts_that_share_a_picture_are_impossible():
+def test_parts_that_share_an_image_are_impossible():
     normals = tuple(samples("train", GOOD, 3))
     train = ImageSet("train", normals)
     with pytest.raises(ValueError, match=r"is in train and in test"):

@@ -1,4 +1,4 @@
-"""Synthetic defects: exact masks, the same pixels everywhere, on the object, on any picture."""
+"""Synthetic defects: exact masks, the same pixels everywhere, on the object, on any image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEEDS = range(25)
 
 
 def texture(height: int, width: int, *, gray: bool = False) -> NDArray[np.uint8]:
-    """A weave-like picture from integer arithmetic alone."""
+    """A weave-like image from integer arithmetic alone."""
     y, x = np.arange(height)[:, None], np.arange(width)[None]
     channels = [(y * y * a + x * b + (x ^ y) * 3) % 251 for a, b in ((3, 7), (5, 2), (1, 11))]
     return np.stack(channels[:1] * 3 if gray else channels, axis=2).astype(np.uint8)
@@ -50,32 +50,32 @@ def visible(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.b
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 def test_mask_is_exactly_what_changed(kind: str) -> None:
-    for picture in (texture(96, 130), disc(128)[0]):
-        picture.flags.writeable = False
+    for image in (texture(96, 130), disc(128)[0]):
+        image.flags.writeable = False
         for seed in SEEDS:
-            painted, mask = apply_defect(picture, DefectRecipe(kind, seed))
+            painted, mask = apply_defect(image, DefectRecipe(kind, seed))
             assert painted.dtype == np.uint8
-            assert painted.shape == picture.shape
+            assert painted.shape == image.shape
             assert mask.dtype == bool
             assert mask.any()
             assert not mask.all()
-            np.testing.assert_array_equal(mask, visible(picture, painted))
-            np.testing.assert_array_equal(painted[~mask], picture[~mask])
+            np.testing.assert_array_equal(mask, visible(image, painted))
+            np.testing.assert_array_equal(painted[~mask], image[~mask])
 
 
-def test_results_do_not_share_memory_with_the_picture() -> None:
-    picture = texture(64, 64)
-    before = picture.copy()
-    painted, mask = apply_defect(picture, DefectRecipe("cutpaste", 1))
+def test_results_do_not_share_memory_with_the_image() -> None:
+    image = texture(64, 64)
+    before = image.copy()
+    painted, mask = apply_defect(image, DefectRecipe("cutpaste", 1))
     painted[:] = 0
     mask[:] = False
-    np.testing.assert_array_equal(picture, before)
+    np.testing.assert_array_equal(image, before)
 
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 def test_same_recipe_same_pixels_other_seed_other_pixels(kind: str) -> None:
-    picture = texture(80, 80)
-    first, again, other = (apply_defect(picture, DefectRecipe(kind, seed))[0] for seed in (3, 3, 4))
+    image = texture(80, 80)
+    first, again, other = (apply_defect(image, DefectRecipe(kind, seed))[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -87,9 +87,9 @@ GOLDEN = {"cutpaste": "cfbd91a61d71dec6", "scar": "dbc9c4c14e2b8e3b", "perlin": 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 def test_pixels_of_this_synthesis_version(kind: str) -> None:
     total = hashlib.sha256()
-    for picture in (texture(96, 130), texture(40, 40, gray=True), disc(128)[0]):
+    for image in (texture(96, 130), texture(40, 40, gray=True), disc(128)[0]):
         for seed in range(4):
-            painted, mask = apply_defect(picture, DefectRecipe(kind, seed))
+            painted, mask = apply_defect(image, DefectRecipe(kind, seed))
             total.update(painted.tobytes() + mask.tobytes())
     assert SYNTHESIS_VERSION == 1
     assert total.hexdigest()[:16] == GOLDEN[kind]
@@ -102,13 +102,13 @@ def test_pixels_of_this_synthesis_version(kind: str) -> None:
     size=st.tuples(st.integers(8, 70), st.integers(8, 70)),
     colour=st.tuples(*[st.integers(0, 255)] * 3),
 )
-def test_a_picture_of_one_colour_shows_the_defect(
+def test_an_image_of_one_colour_shows_the_defect(
     kind: str, seed: int, size: tuple[int, int], colour: tuple[int, int, int]
 ) -> None:
-    picture = np.full((*size, 3), colour, dtype=np.uint8)
-    painted, mask = apply_defect(picture, DefectRecipe(kind, seed))
+    image = np.full((*size, 3), colour, dtype=np.uint8)
+    painted, mask = apply_defect(image, DefectRecipe(kind, seed))
     assert mask.any()
-    np.testing.assert_array_equal(mask, visible(picture, painted))
+    np.testing.assert_array_equal(mask, visible(image, painted))
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,18 +118,18 @@ def test_a_picture_of_one_colour_shows_the_defect(
     size=st.tuples(st.integers(8, 40), st.integers(8, 40)),
     levels=st.sampled_from([(0, 256), (0, 2), (250, 256)]),
 )
-def test_any_noise_picture_has_a_mask(kind: str, seed: int, size: tuple[int, int], levels: tuple[int, int]) -> None:
-    picture = np.random.default_rng(seed).integers(*levels, size=(*size, 3)).astype(np.uint8)
-    _, mask = apply_defect(picture, DefectRecipe(kind, seed))
+def test_any_noise_image_has_a_mask(kind: str, seed: int, size: tuple[int, int], levels: tuple[int, int]) -> None:
+    image = np.random.default_rng(seed).integers(*levels, size=(*size, 3)).astype(np.uint8)
+    _, mask = apply_defect(image, DefectRecipe(kind, seed))
     assert mask.any()
 
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 @pytest.mark.parametrize("size", [(8, 4096), (4096, 8), (8, 8), (2100, 1900)])
 def test_extreme_sizes(kind: str, size: tuple[int, int]) -> None:
-    picture = texture(*size)
-    painted, mask = apply_defect(picture, DefectRecipe(kind, 5))
-    assert painted.shape == picture.shape
+    image = texture(*size)
+    painted, mask = apply_defect(image, DefectRecipe(kind, 5))
+    assert painted.shape == image.shape
     assert mask.any()
 
 
@@ -143,22 +143,22 @@ def test_gray_stays_gray(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", DEFECT_KINDS)
 def test_defects_lie_on_the_object(kind: str) -> None:
-    picture, inside = disc(64)
+    image, inside = disc(64)
     assert inside.mean() < 0.1
-    masks = [apply_defect(picture, DefectRecipe(kind, seed))[1] for seed in SEEDS]
+    masks = [apply_defect(image, DefectRecipe(kind, seed))[1] for seed in SEEDS]
     assert all((mask & inside).any() for mask in masks)
 
 
 def test_defects_of_a_texture_go_everywhere() -> None:
-    picture = texture(64, 64)
-    assert foreground(picture) is None
-    seen = sum(apply_defect(picture, DefectRecipe("cutpaste", seed))[1].astype(int) for seed in range(150))
+    image = texture(64, 64)
+    assert foreground(image) is None
+    seen = sum(apply_defect(image, DefectRecipe("cutpaste", seed))[1].astype(int) for seed in range(150))
     assert (np.asarray(seen)[::8, ::8] > 0).all()
 
 
 def test_foreground_finds_a_disc_and_no_object_where_there_is_none() -> None:
-    picture, inside = disc(256)
-    found = foreground(picture)
+    image, inside = disc(256)
+    found = foreground(image)
     assert found is not None
     assert found.shape == (64, 64)
     wanted = inside.reshape(64, 4, 64, 4).mean(axis=(1, 3)) > 0.5
@@ -170,9 +170,9 @@ def test_foreground_finds_a_disc_and_no_object_where_there_is_none() -> None:
 
 
 def test_cutpaste_keeps_the_papers_area_and_aspect() -> None:
-    picture = np.full((256, 256, 3), 120, dtype=np.uint8)
+    image = np.full((256, 256, 3), 120, dtype=np.uint8)
     for seed in range(60):
-        mask = apply_defect(picture, DefectRecipe("cutpaste", seed))[1]
+        mask = apply_defect(image, DefectRecipe("cutpaste", seed))[1]
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
         assert mask.sum() == height * width
@@ -181,14 +181,14 @@ def test_cutpaste_keeps_the_papers_area_and_aspect() -> None:
 
 
 @pytest.mark.parametrize("side", [256, 512])
-def test_scars_keep_the_papers_size_and_scale_with_the_picture(side: int) -> None:
-    picture = np.full((side, side, 3), 120, dtype=np.uint8)
-    areas = [float(apply_defect(picture, DefectRecipe("scar", seed))[1].mean()) * 256**2 for seed in range(80)]
+def test_scars_keep_the_papers_size_and_scale_with_the_image(side: int) -> None:
+    image = np.full((side, side, 3), 120, dtype=np.uint8)
+    areas = [float(apply_defect(image, DefectRecipe("scar", seed))[1].mean()) * 256**2 for seed in range(80)]
     assert max(areas) < 16 * 25 * 1.1
     assert 50 < np.median(areas) < 300
     slanted = 0
     for seed in range(20):
-        mask = apply_defect(picture, DefectRecipe("scar", seed))[1]
+        mask = apply_defect(image, DefectRecipe("scar", seed))[1]
         box = mask[np.ix_(mask.any(axis=1), mask.any(axis=0))]
         slanted += int(box.mean() < 0.9)
     assert slanted > 10
@@ -218,10 +218,10 @@ def test_perlin_noise_matches_the_textbook_formula() -> None:
 
 
 def test_perlin_masks_are_not_rectangles() -> None:
-    picture = np.full((128, 128, 3), 120, dtype=np.uint8)
+    image = np.full((128, 128, 3), 120, dtype=np.uint8)
     filled = []
     for seed in SEEDS:
-        mask = apply_defect(picture, DefectRecipe("perlin", seed))[1]
+        mask = apply_defect(image, DefectRecipe("perlin", seed))[1]
         filled.append(float(mask[np.ix_(mask.any(axis=1), mask.any(axis=0))].mean()))
     assert np.median(filled) < 0.85
 
@@ -229,10 +229,10 @@ def test_perlin_masks_are_not_rectangles() -> None:
 @pytest.mark.parametrize("level", [0, 127, 128, 255])
 def test_when_no_attempt_shows_a_blot_is_painted(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
     monkeypatch.setattr(synthetic_defects, "MAX_ATTEMPTS", 0)
-    picture = np.full((32, 48, 3), level, dtype=np.uint8)
-    painted, mask = apply_defect(picture, DefectRecipe("scar", 0))
+    image = np.full((32, 48, 3), level, dtype=np.uint8)
+    painted, mask = apply_defect(image, DefectRecipe("scar", 0))
     assert mask.sum() == 2 * 3
-    np.testing.assert_array_equal(mask, visible(picture, painted))
+    np.testing.assert_array_equal(mask, visible(image, painted))
 
 
 def test_recipe_identity_names_kind_seed_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_bad_recipes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((32, 32), dtype=np.uint8),
         np.zeros((32, 32, 4), dtype=np.uint8),
@@ -259,27 +259,27 @@ def test_bad_recipes_are_refused() -> None:
         np.zeros((7, 32, 3), dtype=np.uint8),
     ],
 )
-def test_bad_pictures_are_refused(picture: NDArray[np.uint8]) -> None:
+def test_bad_images_are_refused(image: NDArray[np.uint8]) -> None:
     with pytest.raises(InputError, match=r"uint8 \[H, W, 3\]"):
-        apply_defect(picture, DefectRecipe("scar", 0))
+        apply_defect(image, DefectRecipe("scar", 0))
 
 
 @pytest.mark.real_images
 @pytest.mark.parametrize(
     ("folder", "has_object"), [("MVTecAD/screw", True), ("VisA/macaroni1", True), ("carpet_tiles/carpet", False)]
 )
-def test_real_pictures(real_data: Path, folder: str, has_object: bool) -> None:
+def test_real_images(real_data: Path, folder: str, has_object: bool) -> None:
     files = sorted(filter(is_image, (real_data / folder / "train" / "good").iterdir()))[:12]
     seconds = []
     for seed, file in enumerate(files):
-        picture = read_image(file)
-        ground = foreground(picture)
+        image = read_image(file)
+        ground = foreground(image)
         assert (ground is not None) == has_object
         for kind in DEFECT_KINDS:
             started = time.perf_counter()
-            painted, mask = apply_defect(picture, DefectRecipe(kind, seed))
+            painted, mask = apply_defect(image, DefectRecipe(kind, seed))
             seconds.append(time.perf_counter() - started)
-            np.testing.assert_array_equal(mask, visible(picture, painted))
+            np.testing.assert_array_equal(mask, visible(image, painted))
             if ground is not None:
                 rows, columns = np.nonzero(mask)
                 height, width = mask.shape

@@ -319,7 +319,7 @@ def test_a_learning_rate_that_is_too_large_is_told():
 # --- the detector
 
 
-def pictures(count: int, *, seed: int = 0) -> torch.Tensor:
+def random_images(count: int, *, seed: int = 0) -> torch.Tensor:
     """uint8 [count, 3, 64, 64]: soft stripes with noise."""
     stripes = 128 + 50 * torch.sin(torch.arange(64) / 4).expand(count, 3, 64, 64)
     return (stripes + 8 * torch.randn(count, 3, 64, 64, generator=generator(seed))).clamp(0, 255).to(torch.uint8)
@@ -327,7 +327,7 @@ def pictures(count: int, *, seed: int = 0) -> torch.Tensor:
 
 def fitted(**settings) -> Detector:
     head = Cutpaste(**{"batch": 4, "steps": 2, "epochs": 2} | settings)
-    return Detector(build_backbone("pixels", [2]), head, image_size=(64, 64)).fit(pictures(6))
+    return Detector(build_backbone("pixels", [2]), head, image_size=(64, 64)).fit(random_images(6))
 
 
 def both(detector: Detector, images: torch.Tensor) -> tuple[Prediction, Prediction]:
@@ -336,9 +336,9 @@ def both(detector: Detector, images: torch.Tensor) -> tuple[Prediction, Predicti
 
 
 @pytest.mark.parametrize("network", ["mobilenetv3_small_100@random", "resnet10t@random", "tail"])
-def test_pictures_themselves_are_scored_end_to_end(network):
+def test_images_themselves_are_scored_end_to_end(network):
     detector = fitted(network=network)
-    together, alone = both(detector, pictures(3, seed=1))
+    together, alone = both(detector, random_images(3, seed=1))
     assert together.maps.shape == (3, 64, 64)
     assert detector.head.grid == (32, 32)
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-4, atol=1e-4)
@@ -351,7 +351,7 @@ def test_a_saved_detector_scores_exactly_alike(tmp_path, second_stage, network):
     detector = fitted(second_stage=second_stage, network=network)
     save_artifact(Artifact(detector), tmp_path / "saved")
     loaded = load_artifact(tmp_path / "saved").detector
-    images = pictures(3, seed=1)
+    images = random_images(3, seed=1)
     assert torch.equal(loaded(images).scores, detector(images).scores)
     assert torch.equal(loaded(images).maps, detector(images).maps)
 
@@ -372,8 +372,8 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize(("network", "second_stage"), [("tail", "ocsvm"), ("resnet10t@random", "gaussian")])
 def test_onnx_scores_as_the_detector_does(tmp_path, network, second_stage):
     artifact = Artifact(fitted(network=network, second_stage=second_stage))
-    images = torch.cat([pictures(2, seed=1), 255 - pictures(1, seed=2)])
-    comparison = export_detector(artifact, tmp_path / "x.onnx", "onnx", pictures=images)
+    images = torch.cat([random_images(2, seed=1), 255 - random_images(1, seed=2)])
+    comparison = export_detector(artifact, tmp_path / "x.onnx", "onnx", random_images=images)
     assert comparison.relative < 1e-3
     found, wanted = load_exported(tmp_path / "x.onnx").predict(images), artifact.predict(images)
     torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-3, atol=1e-3)
@@ -392,7 +392,7 @@ def pixels(images: torch.Tensor) -> Features:
 
 
 def test_training_starts_from_the_weights_and_keeps_their_statistics():
-    head = pretrained(learning_rate=1e-5).fit(pixels(pictures(4)), FitContext())
+    head = pretrained(learning_rate=1e-5).fit(pixels(random_images(4)), FitContext())
     found, wanted = head._whole.body.state_dict(), load_network("tf_efficientnet_lite0").state_dict()
     assert found.keys() == wanted.keys()
     moved = 0
@@ -405,9 +405,9 @@ def test_training_starts_from_the_weights_and_keeps_their_statistics():
     assert moved > 50
 
 
-def test_the_network_sees_pictures_as_it_was_trained_on():
+def test_the_network_sees_images_as_it_was_trained_on():
     """As the backbone of the same name does, whose last map is that of the last stage."""
-    images = pictures(2)
+    images = random_images(2)
     head = pretrained()
     head._make_network((64, 64, 1), 3, seed=0)
     head._whole.start_from("tf_efficientnet_lite0", weights_dir=None)
@@ -419,9 +419,9 @@ def test_the_network_sees_pictures_as_it_was_trained_on():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_pretrained_network_scores_each_picture_by_itself_and_is_saved_whole(tmp_path):
-    detector = Detector(build_backbone("pixels", [1]), pretrained(), image_size=(64, 64)).fit(pictures(4))
-    images = pictures(3, seed=1)
+def test_a_pretrained_network_scores_each_image_by_itself_and_is_saved_whole(tmp_path):
+    detector = Detector(build_backbone("pixels", [1]), pretrained(), image_size=(64, 64)).fit(random_images(4))
+    images = random_images(3, seed=1)
     together, alone = both(detector, images)
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-3, atol=1e-3)
     save_artifact(Artifact(detector), tmp_path / "saved")
@@ -435,7 +435,7 @@ def test_weights_come_from_the_contexts_folder(tmp_path):
     state = timm.create_model("resnet10t", pretrained=False).state_dict()
     save_file(state, tmp_path / "resnet10t.safetensors")
     context = FitContext(weights_dir=tmp_path)
-    head = pretrained(network="resnet10t", learning_rate=1e-5).fit(pixels(pictures(4)), context)
+    head = pretrained(network="resnet10t", learning_rate=1e-5).fit(pixels(random_images(4)), context)
     torch.testing.assert_close(
         head._whole.body.state_dict()["conv1.0.weight"], state["conv1.0.weight"], rtol=0, atol=1e-4
     )
@@ -444,9 +444,9 @@ def test_weights_come_from_the_contexts_folder(tmp_path):
 def test_what_a_pretrained_network_cannot_start_from_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("STUDY_WEIGHTS", raising=False)
     with pytest.raises(InputError, match="no weights for backbone resnet10t on this machine"):
-        pretrained(network="resnet10t").fit(pixels(pictures(2)), FitContext())
+        pretrained(network="resnet10t").fit(pixels(random_images(2)), FitContext())
     with pytest.raises(InputError, match="give it `backbone: pixels` and one layer"):
         pretrained().fit(make_features(4), FitContext())
     (tmp_path / "resnet10t.safetensors").write_bytes((8).to_bytes(8, "little") + b'{"a": 1}')
     with pytest.raises(InputError, match="not a readable weights file"):
-        pretrained(network="resnet10t").fit(pixels(pictures(2)), FitContext(weights_dir=tmp_path))
+        pretrained(network="resnet10t").fit(pixels(random_images(2)), FitContext(weights_dir=tmp_path))

@@ -68,8 +68,8 @@ def make(name, backbone) -> Make:
     return make_one
 
 
-def pictures(count: int, size: tuple[int, int] = (64, 64), *, seed: int = 0) -> torch.Tensor:
-    """uint8 [count, 3, H, W]: a smooth picture, a little different each time."""
+def random_images(count: int, size: tuple[int, int] = (64, 64), *, seed: int = 0) -> torch.Tensor:
+    """uint8 [count, 3, H, W]: a smooth image, a little different each time."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     plain = torch.stack([128 + 60 * torch.sin(0.1 * y + phase) * torch.cos(0.13 * x) for phase in (0.0, 0.7, 1.9)])
@@ -88,10 +88,10 @@ def identical(first: Prediction, second: Prediction) -> bool:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_short_memory_changes_nothing_but_rounding(make, device):
-    images = pictures(3, seed=1)
-    plain = make().fit(pictures(8), FitContext(device=torch.device(device)))
+    images = random_images(3, seed=1)
+    plain = make().fit(random_images(8), FitContext(device=torch.device(device)))
     with working_memory.halved(12):
-        saving = make().fit(pictures(8), FitContext(device=torch.device(device)))
+        saving = make().fit(random_images(8), FitContext(device=torch.device(device)))
         close(saving(images.to(device)), plain(images.to(device)), tolerance=2e-3)
 
 
@@ -163,8 +163,8 @@ def test_upper_bounds_name_searchable_whole_numbers_and_hold(name, make):
     for key, bound in bounds.items():
         assert listed[key].kind == "int"
         assert listed[key].low <= bound <= listed[key].high
-        detector = make(**{key: bound}).fit(pictures(4))
-        assert bool(torch.isfinite(detector(pictures(2, seed=1)).scores).all())
+        detector = make(**{key: bound}).fit(random_images(4))
+        assert bool(torch.isfinite(detector(random_images(2, seed=1)).scores).all())
 
 
 def test_parameters_include_those_that_all_detectors_share(name):
@@ -215,9 +215,9 @@ def test_a_broken_addition_is_told(monkeypatch, value):
 @pytest.mark.parametrize("size", [(64, 64), (100, 76), (72, 136)])
 def test_shapes_types_and_finite_numbers(make, size, device):
     detector = make(size).to(device)
-    detector.fit(pictures(6, size).to(device), FitContext(device=torch.device(device)))
+    detector.fit(random_images(6, size).to(device), FitContext(device=torch.device(device)))
     detector = detector.to(device)
-    prediction = detector(pictures(3, size, seed=1).to(device))
+    prediction = detector(random_images(3, size, seed=1).to(device))
     assert len(prediction) == 3
     assert prediction.scores.shape == (3,)
     assert prediction.maps.shape == (3, *size)
@@ -232,8 +232,8 @@ def test_shapes_types_and_finite_numbers(make, size, device):
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 76)])
 def test_an_images_score_does_not_depend_on_its_batch(make, size):
-    detector = make(size).fit(pictures(8, size))
-    images = torch.cat([pictures(6, size, seed=1), 255 - pictures(1, size, seed=2)])
+    detector = make(size).fit(random_images(8, size))
+    images = torch.cat([random_images(6, size, seed=1), 255 - random_images(1, size, seed=2)])
     together = detector(images)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     close(detector(images[order]), Prediction(together.scores[order], together.maps[order]))
@@ -243,7 +243,7 @@ def test_an_images_score_does_not_depend_on_its_batch(make, size):
 
 
 def test_a_batch_may_be_empty(make):
-    prediction = make().fit(pictures(4))(pictures(2)[:0])
+    prediction = make().fit(random_images(4))(random_images(2)[:0])
     assert prediction.scores.shape == (0,)
     assert prediction.maps.shape == (0, 64, 64)
 
@@ -251,27 +251,27 @@ def test_a_batch_may_be_empty(make):
 def test_the_same_seed_gives_the_same_scores(make):
     def predict() -> Prediction:
         torch.rand(3)  # whatever ran before in this process
-        return make().fit(pictures(8), FitContext(seed=3, structural_seed=5))(pictures(3, seed=1))
+        return make().fit(random_images(8), FitContext(seed=3, structural_seed=5))(random_images(3, seed=1))
 
     assert identical(predict(), predict())
 
 
 def test_scoring_twice_gives_the_same_scores(make):
-    detector = make().fit(pictures(8))
-    assert identical(detector(pictures(3, seed=1)), detector(pictures(3, seed=1)))
+    detector = make().fit(random_images(8))
+    assert identical(detector(random_images(3, seed=1)), detector(random_images(3, seed=1)))
     detector.train()
-    assert identical(detector(pictures(3, seed=1)), detector.eval()(pictures(3, seed=1)))
+    assert identical(detector(random_images(3, seed=1)), detector.eval()(random_images(3, seed=1)))
 
 
 def test_stored_features_and_images_give_the_same_scores(make):
-    from_images, from_features = make().fit(pictures(8)), make()
-    from_features.fit_features(from_features.extract(pictures(8)), FitContext())
-    features = from_features.extract(pictures(9, seed=1))
-    close(from_features.score_features(features), from_images(pictures(9, seed=1)))
+    from_images, from_features = make().fit(random_images(8)), make()
+    from_features.fit_features(from_features.extract(random_images(8)), FitContext())
+    features = from_features.extract(random_images(9, seed=1))
+    close(from_features.score_features(features), from_images(random_images(9, seed=1)))
 
 
 def test_one_training_image_is_enough_for_finite_scores(make):
-    prediction = make().fit(pictures(1))(pictures(3, seed=1))
+    prediction = make().fit(random_images(1))(random_images(3, seed=1))
     assert bool(torch.isfinite(prediction.scores).all())
     assert bool(torch.isfinite(prediction.maps).all())
 
@@ -280,19 +280,19 @@ def test_one_training_image_is_enough_for_finite_scores(make):
 def test_identical_plain_images_are_no_trouble(make, gray):
     plain = torch.full((5, 3, 64, 64), gray, dtype=torch.uint8)
     detector = make().fit(plain)
-    own, other = detector(plain).scores, detector(pictures(2, seed=1)).scores
+    own, other = detector(plain).scores, detector(random_images(2, seed=1)).scores
     assert bool(torch.isfinite(own).all())
     assert float(own.max()) < float(other.min())
 
 
 def test_fitting_again_forgets_the_former_fit(make):
-    twice = make().fit(pictures(6, seed=7)).fit(pictures(8))
-    close(twice(pictures(3, seed=1)), make().fit(pictures(8))(pictures(3, seed=1)))
+    twice = make().fit(random_images(6, seed=7)).fit(random_images(8))
+    close(twice(random_images(3, seed=1)), make().fit(random_images(8))(random_images(3, seed=1)))
 
 
 def test_features_are_never_written_into(make):
     detector = make()
-    features = detector.extract(pictures(6))
+    features = detector.extract(random_images(6))
     before = {stride: values.clone() for stride, values in features.maps.items()}
     detector.fit_features(features, FitContext())
     detector.score_features(features)
@@ -302,7 +302,7 @@ def test_features_are_never_written_into(make):
 
 def test_the_patch_scores_lie_on_the_grid_of_the_finest_stride(make):
     detector = make((72, 136))
-    features = detector.extract(pictures(4, (72, 136)))
+    features = detector.extract(random_images(4, (72, 136)))
     detector.fit_features(features, FitContext())
     assert detector.head.grid == features.grids[8] == (9, 17)
     patch_scores, image_scores = detector.head.score(features)
@@ -327,15 +327,15 @@ def test_dents_in_widgets_score_higher_than_none(name):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_training_features_that_are_not_finite_are_refused(make, bad):
     detector = make()
-    features = detector.extract(pictures(6))
+    features = detector.extract(random_images(6))
     features.maps[16][3, 5, 2] = bad
     with pytest.raises(NumericalError, match="stride 16"):
         detector.fit_features(features, FitContext())
 
 
 def test_scores_that_are_not_finite_are_refused_and_the_image_named(make):
-    detector = make().fit(pictures(6))
-    features = detector.extract(pictures(4, seed=1))
+    detector = make().fit(random_images(6))
+    features = detector.extract(random_images(4, seed=1))
     for values in features.maps.values():
         values[:, :, 2] = float("nan")
     with pytest.raises(NumericalError, match="image 2 "):
@@ -354,7 +354,7 @@ WRONG_IMAGES = {
 
 @pytest.mark.parametrize("wrong", WRONG_IMAGES)
 def test_wrong_images_are_refused_in_one_line(make, wrong):
-    images, fitted = WRONG_IMAGES[wrong], make().fit(pictures(4))
+    images, fitted = WRONG_IMAGES[wrong], make().fit(random_images(4))
     for call in (make().fit, fitted, fitted.extract):
         with pytest.raises(InputError, match=r"uint8 \[B, 3, 64, 64\]") as caught:
             call(images)
@@ -363,20 +363,20 @@ def test_wrong_images_are_refused_in_one_line(make, wrong):
 
 def test_no_images_at_all_are_refused(make):
     with pytest.raises(InputError, match="no normal images"):
-        make().fit(pictures(2)[:0])
+        make().fit(random_images(2)[:0])
 
 
 def test_features_of_another_image_size_are_refused(make):
-    detector = make().fit(pictures(4))
+    detector = make().fit(random_images(4))
     for size in ((128, 128), (32, 64)):
-        features = make(size).extract(pictures(2, size))
+        features = make(size).extract(random_images(2, size))
         with pytest.raises(InputError, match=r"fitted on one of \(8, 8\)"):
             detector.score_features(features)
 
 
 def test_an_unfitted_detector_says_so(make):
     with pytest.raises(RuntimeError, match="not fitted"):
-        make()(pictures(1))
+        make()(random_images(1))
 
 
 # --- saved and loaded
@@ -385,12 +385,12 @@ def test_an_unfitted_detector_says_so(make):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [(64, 64), (100, 76)])
 def test_a_saved_detector_scores_exactly_alike(make, tmp_path, size, device):
-    detector = make(size).fit(pictures(8, size))
+    detector = make(size).fit(random_images(8, size))
     save_artifact(Artifact(detector), tmp_path / "detector")
     loaded = load_artifact(tmp_path / "detector", device=device).detector
     assert loaded is not detector
     assert loaded.head.settings == detector.head.settings
-    images = pictures(4, size, seed=1).to(device)
+    images = random_images(4, size, seed=1).to(device)
     wanted = detector.to(device)(images)
     detector.cpu()
     for _ in range(2):
@@ -400,10 +400,10 @@ def test_a_saved_detector_scores_exactly_alike(make, tmp_path, size, device):
 
 
 def test_exported_tensors_are_all_that_a_new_head_needs(make):
-    detector, other = make().fit(pictures(8)), make()
+    detector, other = make().fit(random_images(8)), make()
     exported = {key: value.clone() for key, value in detector.head.export_tensors().items()}
     assert all(value.device.type == "cpu" for value in exported.values())
     other.head.import_tensors(exported)
     other.finish_fit()
-    features: Features = detector.extract(pictures(3, seed=1))
+    features: Features = detector.extract(random_images(3, seed=1))
     assert identical(other.score_features(features), detector.score_features(features))

@@ -290,7 +290,7 @@ def test_a_change_at_one_position_shows_there(fitted):
     assert divmod(int(change[1].argmax()), 10) == (3, 4)
 
 
-def test_what_was_learned_serves_pictures_of_any_size(fitted):
+def test_what_was_learned_serves_images_of_any_size(fitted):
     large = {4: (12, 20), 8: (6, 10)}
     tensors = weights_of(fitted)
     assert all(value.shape[-2:] in ((3, 3), (1, 1)) for value in tensors.values() if value.ndim == 4)
@@ -321,7 +321,7 @@ def test_tensors_that_do_not_fit_are_refused(fitted):
 # --- on a vision transformer
 
 
-def test_a_vision_transformer_from_pictures_to_onnx(tmp_path):
+def test_a_vision_transformer_from_images_to_onnx(tmp_path):
     size = (64, 96)
     images = torch.randint(0, 256, (8, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     detector = Detector(build_backbone("test_vit@random", [16]), Fastflow(**SMALL, epochs=1), image_size=size)
@@ -331,7 +331,7 @@ def test_a_vision_transformer_from_pictures_to_onnx(tmp_path):
     loaded = load_artifact(save_artifact(artifact, tmp_path / "detector")).detector
     assert torch.equal(loaded(images).scores, wanted.scores)
     assert torch.equal(loaded(images).maps, wanted.maps)
-    found = export_detector(artifact, tmp_path / "detector.onnx", "onnx", pictures=images[:3])
+    found = export_detector(artifact, tmp_path / "detector.onnx", "onnx", images=images[:3])
     assert found.relative < 1e-4
 
 

@@ -54,8 +54,8 @@ def reference(features: Features, reach: int) -> torch.Tensor:
     """Patch features by torch's pooling and interpolation, [h, w, D, N]."""
     parts: list[torch.Tensor] = []
     for stride in features.strides:
-        pictures = features.maps[stride].unflatten(0, features.grids[stride]).permute(3, 2, 0, 1)
-        pooled = functional.avg_pool2d(pictures, 2 * reach + 1, 1, reach, count_include_pad=False)
+        images = features.maps[stride].unflatten(0, features.grids[stride]).permute(3, 2, 0, 1)
+        pooled = functional.avg_pool2d(images, 2 * reach + 1, 1, reach, count_include_pad=False)
         fine = features.grids[features.strides[0]]
         parts.append(functional.interpolate(pooled, size=fine, mode="bilinear", align_corners=False))
     return torch.cat(parts, dim=1).permute(2, 3, 1, 0)
@@ -593,5 +593,5 @@ def test_real_screws_are_told_apart(real_data):
     detector.fit(splits.train.images(range(0, len(splits.train), 2)))
     some = range(0, len(splits.test), 2)
     prediction = detector.score_features(detector.extract(splits.test.images(some)))
-    # A guard against breakage, not a figure of merit: on half of the pictures, with default settings.
+    # A guard against breakage, not a figure of merit: on half of the images, with default settings.
     assert auroc(prediction.scores.numpy(), splits.test.labels[list(some)]) > 0.8

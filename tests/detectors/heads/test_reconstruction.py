@@ -54,7 +54,7 @@ def make_features(images: int = 10, *, grid=(12, 9), channels: int = 5, seed: in
     return Features(maps=maps, grids=grids, image_size=(4 * grid[0], 4 * grid[1]))
 
 
-def pictures(count: int, *, dent: bool = False, seed: int = 0, size: int = 64) -> torch.Tensor:
+def random_images(count: int, *, dent: bool = False, seed: int = 0, size: int = 64) -> torch.Tensor:
     drawn = [draw_widget(seed + index, dent=dent, size=size)[0] for index in range(count)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
 
@@ -121,7 +121,7 @@ def test_ssim_is_that_of_the_textbook(grid, reach, lowest):
     low, high = normals.amin(dim=(0, 2, 3)), normals.amax(dim=(0, 2, 3))
     for image in range(3):
         for channel in range(2):
-            # Only values below zero are moved: pictures are compared as they are.
+            # Only values below zero are moved: images are compared as they are.
             below = min(0.0, float(low[channel]))
             wanted = reference_ssim(
                 x[image, channel].double().numpy() - below,
@@ -303,7 +303,7 @@ def test_tensors_that_do_not_fit_are_refused(name):
         HEADS[name](**SMALL).import_tensors(tensors | {"shape": torch.tensor([3, 0, 4])})
 
 
-# --- on pictures
+# --- on images
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_tensors_that_do_not_fit_are_refused(name):
 def test_on_pixels_a_dent_is_found_and_all_is_saved_and_exported(name, settings, tmp_path):
     head = HEADS[name](**SMALL | {"width": 16, "epochs": 10, "learning_rate": 5e-3}, **settings)
     detector = Detector(build_backbone("pixels", [4]), head, image_size=(64, 64), smoothing_sigma=2.0)
-    detector.fit(pictures(24))
-    good, dents = pictures(6, seed=100), pictures(6, dent=True, seed=200)
+    detector.fit(random_images(24))
+    good, dents = random_images(6, seed=100), random_images(6, dent=True, seed=200)
     found = detector(dents)
     masks = np.stack([draw_widget(200 + index, dent=True)[1] for index in range(6)])
     assert auroc(found.maps.flatten().numpy(), masks.flatten()) > 0.9

@@ -77,7 +77,7 @@ def test_short_memory_changes_nothing(halvings):
     torch.testing.assert_close(saving, head.score(make_features(5, seed=1))[0])
 
 
-def test_more_neighbours_than_pictures_are_all_of_them():
+def test_more_neighbours_than_images_are_all_of_them():
     train, test = make_features(3), make_features(4, seed=1)
     every = Spade(n_neighbors=3, n_correspondences=50).fit(train, FitContext())
     more = Spade(n_neighbors=1000, n_correspondences=50).fit(train, FitContext())
@@ -85,7 +85,7 @@ def test_more_neighbours_than_pictures_are_all_of_them():
     assert torch.equal(more.score(test)[0], every.score(test)[0])
 
 
-def test_pictures_of_the_fit_lie_at_distance_nought():
+def test_images_of_the_fit_lie_at_distance_nought():
     train = make_features(6)
     scores, image_scores = Spade(n_neighbors=1, image_score="retrieval").fit(train, FitContext()).score(train)
     assert not scores.any()
@@ -107,10 +107,10 @@ def test_a_fit_with_fewer_strides_forgets_the_others():
     assert head.grid == GRIDS[16]
 
 
-@pytest.mark.parametrize("change", ["pictures", "positions", "no bank", "no pooled"])
+@pytest.mark.parametrize("change", ["images", "positions", "no bank", "no pooled"])
 def test_tensors_that_contradict_each_other_are_refused(change):
     tensors = Spade().fit(make_features(4), FitContext()).export_tensors()
-    if change == "pictures":
+    if change == "images":
         tensors["bank8"] = tensors["bank8"][:2]
     elif change == "positions":
         tensors["grid8"] = torch.tensor([2, 2])

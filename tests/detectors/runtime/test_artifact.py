@@ -46,7 +46,7 @@ PROVENANCE = {"study": "padim_screw", "trial": 7, "metrics": {"test/image_auroc"
 SCORES = np.array([3.5, 1.25, 1e-300, 7.0])
 
 
-def pictures(count: int, *, seed: int = 0, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
+def random_images(count: int, *, seed: int = 0, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
@@ -55,7 +55,7 @@ def fit(backbone: str = "test_resnet@random:4", *, n_features: int = 12) -> Dete
     detector = Detector(
         build_backbone(backbone, [8, 16]), Padim(n_features=n_features), image_size=(64, 48), smoothing_sigma=1.5
     )
-    return detector.fit(pictures(6))
+    return detector.fit(random_images(6))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def saved(detector, tmp_path) -> Path:
 
 
 def scores(detector: Detector) -> torch.Tensor:
-    return detector(pictures(3, seed=1)).scores
+    return detector(random_images(3, seed=1)).scores
 
 
 def refusal(folder: Path) -> str:
@@ -103,7 +103,7 @@ def sign(folder: Path) -> None:
 def test_everything_known_about_a_detector_comes_back(detector, saved):
     loaded = load_artifact(saved)
     assert torch.equal(scores(loaded.detector), scores(detector))
-    assert torch.equal(loaded.detector(pictures(3, seed=1)).maps, detector(pictures(3, seed=1)).maps)
+    assert torch.equal(loaded.detector(random_images(3, seed=1)).maps, detector(random_images(3, seed=1)).maps)
     assert loaded.detector.threshold == THRESHOLD
     assert loaded.normal_scores.tolist() == sorted(SCORES)
     assert loaded.provenance == PROVENANCE
@@ -145,7 +145,7 @@ def test_the_size_is_that_of_the_tensors(detector, saved):
     assert 1e6 * model_size_mb(detector) == pytest.approx((saved / TENSORS).stat().st_size, rel=0.05)
 
 
-def test_a_picture_is_resized_as_for_the_fit(saved):
+def test_an_image_is_resized_as_for_the_fit(saved):
     rgb = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     resized = load_artifact(saved).resize(rgb)
     assert resized.shape == (1, 3, 64, 48)
@@ -188,7 +188,7 @@ def test_a_fresh_process_without_network_or_weights_scores_exactly_alike(tmp_pat
     """The backbone's weights come from the artifact alone: here they lie nowhere else."""
     detector = fit("tf_efficientnet_lite0", n_features=20)
     folder = save_artifact(Artifact(detector), tmp_path / "detector")
-    images, result = pictures(3, seed=1), tmp_path / "result.npz"
+    images, result = random_images(3, seed=1), tmp_path / "result.npz"
     np.save(tmp_path / "images.npy", images.numpy())
     environment = {key: value for key, value in os.environ.items() if key != "STUDY_WEIGHTS"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch")}

@@ -17,7 +17,6 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper
-from test_detector_contract import BACKBONE, QUICK, STRIDES, close, pictures
 
 from detectors import graphs
 from detectors.backbones.pyramid import build_backbone
@@ -34,6 +33,7 @@ from detectors.runtime.export import DetectorGraph, compare, export_detector, me
 from detectors.runtime.exported import METADATA_KEY, Exported, load_exported
 from detectors.runtime.verdicts import judge
 from detectors.scoring.evaluation import Threshold
+from tests.detectors.heads.test_detector_contract import BACKBONE, QUICK, STRIDES, close, random_images
 
 FORMATS: tuple[exported.Format, ...] = ("onnx", "openvino")
 SIZE = (64, 64)
@@ -61,14 +61,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 def fitted(name: str, size: tuple[int, int] = SIZE, **settings: Any) -> Detector:
     head = HEADS[name](**QUICK.get(name, {}) | settings)
     backbone = build_backbone(BACKBONE, STRIDES)
-    detector = Detector(backbone, head, image_size=size, smoothing_sigma=2.0).fit(pictures(8, size))
-    scores = detector(pictures(4, size, seed=2)).scores
+    detector = Detector(backbone, head, image_size=size, smoothing_sigma=2.0).fit(random_images(8, size))
+    scores = detector(random_images(4, size, seed=2)).scores
     detector.threshold = Threshold(float(scores.median()), "false_alarm_rate", "validation", normals=4, rate=0.5)
     return detector
 
 
 def as_artifact(detector: Detector) -> Artifact:
-    normals = np.sort(detector(pictures(4, detector.image_size, seed=2)).scores.double().numpy())
+    normals = np.sort(detector(random_images(4, detector.image_size, seed=2)).scores.double().numpy())
     return Artifact(detector, normals, {"study": 'Teile "groß" <1>', "trial": 7})
 
 
@@ -88,7 +88,7 @@ def only_line(error: BaseException) -> str:
 @pytest.mark.parametrize("size", [SIZE, (100, 76)])
 def test_the_graph_scores_as_the_detector_does(name, settings, size):
     detector = fitted(name, size, **settings)
-    images = torch.cat([pictures(3, size, seed=1), 255 - pictures(1, size, seed=3)])
+    images = torch.cat([random_images(3, size, seed=1), 255 - random_images(1, size, seed=3)])
     with torch.no_grad():
         for batch in (images, images[:1]):
             close(Prediction(*DetectorGraph(detector)(batch)), detector(batch))
@@ -100,7 +100,7 @@ def test_a_large_bank_is_gone_through_in_parts(monkeypatch):
     graph = DetectorGraph(detector)
     assert graph.head.step == 7
     with torch.no_grad():
-        close(Prediction(*graph(pictures(3, seed=1))), detector(pictures(3, seed=1)))
+        close(Prediction(*graph(random_images(3, seed=1))), detector(random_images(3, seed=1)))
     monkeypatch.setattr(graphs, "PRODUCT_BYTES", 1)
     monkeypatch.setattr(graphs, "MAX_PARTS", 4)
     assert DetectorGraph(detector).head.step == 16
@@ -112,14 +112,14 @@ def test_patches_that_are_the_very_same_make_way_for_each_other():
     detector = Detector(build_backbone(BACKBONE, STRIDES), head, image_size=SIZE).fit(plain)
     assert len(head.bank_) > len(head.bank_.unique(dim=0))
     with torch.no_grad():
-        close(Prediction(*DetectorGraph(detector)(pictures(2))), detector(pictures(2)))
+        close(Prediction(*DetectorGraph(detector)(random_images(2))), detector(random_images(2)))
 
 
 def test_a_stride_without_chosen_channels_is_left_out():
     detector = fitted("padim", n_features=1)
     assert 0 in {len(channels) for channels in detector.head._embedding.channels.values()}
     with torch.no_grad():
-        close(Prediction(*DetectorGraph(detector)(pictures(2))), detector(pictures(2)))
+        close(Prediction(*DetectorGraph(detector)(random_images(2))), detector(random_images(2)))
 
 
 def test_the_fitted_detector_is_left_as_it_was():
@@ -144,7 +144,7 @@ def make_export(tmp_path_factory) -> Callable[[str, exported.Format], Made]:
         if (name, format) not in made:
             artifact = artifacts.setdefault(name, as_artifact(fitted(name)))
             target = folder / (f"{name}.onnx" if format == "onnx" else name)
-            found = export_detector(artifact, target, format, pictures=pictures(5, seed=1))
+            found = export_detector(artifact, target, format, random_images=random_images(5, seed=1))
             made[name, format] = artifact, target, found
         return made[name, format]
 
@@ -163,16 +163,18 @@ def padim_onnx(make_export) -> bytes:
 
 def test_scores_and_maps_are_those_of_the_detector(made):
     artifact, path, told = made
-    images = torch.cat([pictures(6, seed=5), 255 - pictures(1, seed=3)])
+    images = torch.cat([random_images(6, seed=5), 255 - random_images(1, seed=3)])
     opened = load_exported(path)
     close(opened.predict(images), artifact.predict(images))
-    assert told.pictures == 5
+    assert told.random_images == 5
     assert told.relative < 1e-5
-    assert compare(opened, artifact.detector, pictures(5, seed=1)).relative == pytest.approx(told.relative, abs=1e-5)
+    assert compare(opened, artifact.detector, random_images(5, seed=1)).relative == pytest.approx(
+        told.relative, abs=1e-5
+    )
 
 
 def test_an_images_score_does_not_depend_on_its_batch(made):
-    opened, images = load_exported(made[1]), pictures(7, seed=5)
+    opened, images = load_exported(made[1]), random_images(7, seed=5)
     together = opened.predict(images)
     for size in (1, 2, 3):
         parts = [opened.predict(batch) for batch in images.split(size)]
@@ -183,7 +185,10 @@ def test_an_images_score_does_not_depend_on_its_batch(made):
 def test_verdicts_are_those_of_the_detector(made):
     artifact, path, _ = made
     rng = np.random.default_rng(0)
-    photographs = [rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), pictures(1, seed=9)[0].permute(1, 2, 0).numpy()]
+    photographs = [
+        rng.integers(0, 256, (90, 120, 3), dtype=np.uint8),
+        random_images(1, seed=9)[0].permute(1, 2, 0).numpy(),
+    ]
     for found, wanted in zip(judge(load_exported(path), photographs), judge(artifact, photographs), strict=True):
         assert (found.verdict, found.threshold, found.normals_below) == (
             wanted.verdict,
@@ -216,8 +221,8 @@ def test_any_program_can_run_the_onnx_file(make_export):
     artifact, path, _ = make_export("patchcore", "onnx")
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    scores, maps = session.run(["score", "map"], {"images": pictures(3, seed=1).numpy()})
-    close(Prediction(torch.from_numpy(scores), torch.from_numpy(maps)), artifact.predict(pictures(3, seed=1)))
+    scores, maps = session.run(["score", "map"], {"images": random_images(3, seed=1).numpy()})
+    close(Prediction(torch.from_numpy(scores), torch.from_numpy(maps)), artifact.predict(random_images(3, seed=1)))
     described = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
     assert described["resize_rule"] == RESIZE_RULE
 
@@ -225,7 +230,7 @@ def test_any_program_can_run_the_onnx_file(make_export):
 def test_openvinos_folder_holds_two_files_and_either_name_opens_it(make_export):
     path = make_export("cflow", "openvino")[1]
     assert {file.name for file in path.iterdir()} == {"model.xml", "model.bin"}
-    images = pictures(2, seed=1)
+    images = random_images(2, seed=1)
     close(load_exported(path / "model.xml").predict(images), load_exported(path).predict(images))
     assert exported.is_exported(path)
     assert exported.is_exported(path / "model.xml")
@@ -235,7 +240,7 @@ def test_openvinos_folder_holds_two_files_and_either_name_opens_it(make_export):
 @pytest.mark.parametrize("format", FORMATS)
 def test_threads_that_predict_at_the_same_time_do_not_disturb_each_other(make_export, format):
     opened = load_exported(make_export("padim", format)[1], threads=1)
-    batches = [pictures(count, seed=count) for count in (1, 2, 3, 4)]
+    batches = [random_images(count, seed=count) for count in (1, 2, 3, 4)]
     wanted, wrong = [opened.predict(batch) for batch in batches], []
 
     def work(batch: torch.Tensor, expected: Prediction) -> None:
@@ -263,16 +268,16 @@ def test_other_images_are_refused(make_export):
 def test_speed_is_measured_beside_torch(make_export, monkeypatch):
     monkeypatch.setattr("detectors.runtime.latency.MIN_SECONDS", 0.0)
     artifact, path, _ = make_export("padim", "onnx")
-    speed = measure_speed(artifact, path, pictures(1))
+    speed = measure_speed(artifact, path, random_images(1))
     assert speed.torch_ms > 0 < speed.exported_ms
     assert speed.threads >= 1
 
 
-def test_drawn_pictures_differ_and_are_the_same_each_time():
+def test_drawn_images_differ_and_are_the_same_each_time():
     drawn = stand_ins(4, (40, 56))
     assert drawn.shape == (4, 3, 40, 56)
     assert torch.equal(drawn, stand_ins(4, (40, 56)))
-    assert len({picture.numpy().tobytes() for picture in drawn}) == 4
+    assert len({image.numpy().tobytes() for image in drawn}) == 4
     assert drawn.float().std() > 30
 
 
@@ -287,7 +292,7 @@ def quick(monkeypatch, make_export) -> Callable[..., export.Comparison]:
     monkeypatch.setattr(export, "_write_onnx", lambda program, artifact, target: target.write_bytes(path.read_bytes()))
 
     def run(target: Path, **options: Any) -> export.Comparison:
-        return export_detector(artifact, target, "onnx", **{"pictures": pictures(2), **options})
+        return export_detector(artifact, target, "onnx", **{"images": random_images(2), **options})
 
     return run
 
@@ -295,7 +300,7 @@ def quick(monkeypatch, make_export) -> Callable[..., export.Comparison]:
 def test_a_head_without_a_graph_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(Padim, "export_module", Head.export_module)
     with pytest.raises(InputError, match="padim cannot be exported") as caught:
-        export_detector(as_artifact(fitted("padim")), tmp_path / "x.onnx", "onnx", pictures=pictures(1))
+        export_detector(as_artifact(fitted("padim")), tmp_path / "x.onnx", "onnx", random_images=random_images(1))
     only_line(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -324,7 +329,7 @@ def test_an_inverted_files_misses_are_named_where_they_are_the_reason(monkeypatc
     monkeypatch.setattr(export, "compare", lambda *given: export.Comparison(1, 0.1, 0.1, 0.1))
     monkeypatch.setattr(export, "load_exported", lambda path, format: None)
     with pytest.raises(InputError, match=r"neighbours that the detector's inverted file \(index ivf\) misses"):
-        export._checked(tmp_path, "onnx", artifact, pictures(1), 1e-3)
+        export._checked(tmp_path, "onnx", artifact, random_images(1), 1e-3)
 
 
 def test_an_interruption_leaves_nothing(quick, monkeypatch, tmp_path):
@@ -374,9 +379,9 @@ def test_weights_too_large_for_one_onnx_file_are_told_before_the_work(quick, mon
         quick(tmp_path / "x.onnx")
 
 
-def test_no_pictures_to_compare_on_are_refused(quick, tmp_path):
-    with pytest.raises(InputError, match="no pictures"):
-        quick(tmp_path / "x.onnx", pictures=pictures(1)[:0])
+def test_no_images_to_compare_on_are_refused(quick, tmp_path):
+    with pytest.raises(InputError, match="no images"):
+        quick(tmp_path / "x.onnx", random_images=random_images(1)[:0])
 
 
 @pytest.mark.parametrize(
@@ -387,7 +392,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(make_export, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)
     target = tmp_path / ("x.onnx" if format == "onnx" else "x")
     with pytest.raises(InputError, match=r"pip install 'anomaly-studies\[export\]'") as caught:
-        export_detector(artifact, target, format, pictures=pictures(1))
+        export_detector(artifact, target, format, random_images=random_images(1))
     assert package in only_line(caught.value)
     if package != "onnxscript":
         with pytest.raises(InputError, match=r"pip install 'anomaly-studies\[export\]'"):

@@ -257,10 +257,10 @@ def test_an_exception_frees_both_locks(tmp_path):
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     detector = Detector(build_backbone("test_resnet@random", [8, 16]), Padim(n_features=8), image_size=(64, 64))
-    return detector.fit(pictures(4))
+    return detector.fit(random_images(4))
 
 
-def pictures(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -282,7 +282,7 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("images", [1, 3, 40])
 def test_figures_are_finite_and_agree_with_each_other(detector, images):
-    measured = measure_latency(detector, pictures(images), CPU)
+    measured = measure_latency(detector, random_images(images), CPU)
     figures = measured.to_metrics()
     assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
     assert all(value > 0 for value in figures.values())
@@ -296,7 +296,7 @@ def test_figures_are_finite_and_agree_with_each_other(detector, images):
 def test_all_cores_are_used_and_the_thread_count_comes_back(detector):
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with threads(1):
-        measured = measure_latency(detector, pictures(1), CPU)
+        measured = measure_latency(detector, random_images(1), CPU)
         assert torch.get_num_threads() == 1
     if available:
         assert measured.latency_threads == available
@@ -305,7 +305,7 @@ def test_all_cores_are_used_and_the_thread_count_comes_back(detector):
 def test_the_thread_count_comes_back_after_an_error(detector):
     with threads(1):
         with pytest.raises(ValueError, match="uint8"):
-            measure_latency(detector, pictures(1).float(), CPU)
+            measure_latency(detector, random_images(1).float(), CPU)
         assert torch.get_num_threads() == 1
 
 
@@ -323,7 +323,7 @@ def test_single_images_and_batches_of_32_are_timed(detector, images):
     counted = Counted(detector.backbone, detector.head, image_size=(64, 64))
     counted.batches = []
     counted.finish_fit()
-    measure_latency(counted, pictures(images), CPU)
+    measure_latency(counted, random_images(images), CPU)
     singles = counted.batches.index(32)
     assert counted.batches == [1] * singles + [32] * (len(counted.batches) - singles)
     assert singles >= latency.WARM_UP_RUNS + latency.MIN_RUNS == 35

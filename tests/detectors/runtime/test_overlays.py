@@ -50,7 +50,7 @@ def test_colour_rises_with_the_score():
     assert drawn[0, -1].sum() > drawn[0, 128].sum()
 
 
-def test_a_map_of_another_size_is_laid_over_the_whole_picture():
+def test_a_map_of_another_size_is_laid_over_the_whole_image():
     scores = np.zeros((8, 12), np.float32)
     scores[6:, 10:] = 1
     changed = (overlay(RGB, scores, low=0.5, high=1) != RGB).any(axis=2)
@@ -69,12 +69,12 @@ def test_a_scale_without_range_divides_by_nothing(value):
 
 @pytest.mark.parametrize(("size", "width"), [(100, 1), (300, 2), (600, 3), (2000, 3)])
 def test_an_outline_surrounds_the_mask_and_hides_nothing_of_it(size, width):
-    picture = np.zeros((size, size, 3), np.uint8)
+    image = np.zeros((size, size, 3), np.uint8)
     mask = np.zeros((size, size), bool)
     mask[40:60, 30:50] = True
-    drawn = outline(picture, mask)
+    drawn = outline(image, mask)
     coloured = (drawn == OUTLINE).all(axis=2)
-    assert not picture.any()
+    assert not image.any()
     assert not drawn[mask].any()
     assert coloured[50, 30 - width : 30].all()
     assert not coloured[50, 30 - width - 1]
@@ -92,7 +92,7 @@ def test_an_outline_takes_any_colour():
     assert (outline(RGB, mask, colour=(1, 2, 3))[9, 10:20] == (1, 2, 3)).all()
 
 
-def test_pictures_stand_side_by_side_with_gaps():
+def test_images_stand_side_by_side_with_gaps():
     row = side_by_side(RGB, RGB[:, :10], RGB[:, :20], gap=3)
     assert row.shape == (40, 60 + 10 + 20 + 2 * 3, 3)
     assert np.array_equal(row[:, :60], RGB)
@@ -127,7 +127,7 @@ def test_the_colours_rise_in_lightness():
 def test_a_contour_goes_around_what_reaches_the_level():
     scores = np.zeros((20, 30), np.float32)
     scores[8:12, 10:20] = 3
-    drawn = contour(RGB, scores, 2.0)  # the map is half the picture's size
+    drawn = contour(RGB, scores, 2.0)  # the map is half the image's size
     changed = (drawn != RGB).any(axis=2)
     assert changed.any()
     assert (drawn[changed] == CONTOUR).all()
@@ -136,7 +136,7 @@ def test_a_contour_goes_around_what_reaches_the_level():
     assert np.array_equal(contour(RGB, scores, 3.5), RGB)
 
 
-def test_a_sheet_holds_every_picture_with_its_caption(tmp_path):
+def test_a_sheet_holds_every_image_with_its_caption(tmp_path):
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
     files = [
         save_png(np.full((50 + 900 * (number == 1), 60, 3), colour, np.uint8), tmp_path / f"{number}.png")
@@ -151,7 +151,7 @@ def test_a_sheet_holds_every_picture_with_its_caption(tmp_path):
     assert sheet(files[:1], [("a", "b")]).shape[1] < 2 * SHEET_CELL[0]
 
 
-def test_rows_of_a_sheet_are_as_high_as_their_pictures(tmp_path):
+def test_rows_of_a_sheet_are_as_high_as_their_images(tmp_path):
     files = [
         save_png(np.full((height, 60, 3), 90, np.uint8), tmp_path / f"{number}.png")
         for number, height in enumerate((30, 20, 10, 50))

@@ -31,12 +31,12 @@ def test_the_level_is_the_threshold_where_the_score_is_the_peak():
 
 @pytest.mark.parametrize("score", [0.5, 4.0, 4.1, 90.0, -3.0])
 @pytest.mark.parametrize("threshold", [4.0, -5.0])
-def test_the_level_is_reached_in_defective_pictures_alone(score, threshold):
+def test_the_level_is_reached_in_defective_images_alone(score, threshold):
     verdict = make_verdict(score, threshold)
     assert (contour_level(verdict) <= PEAK) == (verdict.verdict == "defective")
 
 
-def test_only_defective_pictures_have_a_contour():
+def test_only_defective_images_have_a_contour():
     drawn = {score: heat_map(Model(), GRAY, make_verdict(score, 4.0)) for score in (3.9, 4.0)}
     outside = np.ones((20, 20), bool)
     outside[5:9, 5:9] = False

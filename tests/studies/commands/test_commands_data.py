@@ -45,7 +45,7 @@ def test_check_shows_what_a_data_set_holds(tiny_mvtec: Path) -> None:
     assert ["set", "good", "dent", "all"] in words
     assert ["train", "24", "0", "24"] in words
     assert ["test", "12", "12", "24"] in words
-    assert "12 of 12 defective pictures" in ended.out
+    assert "12 of 12 defective images" in ended.out
     assert "64 x 64 (48)" in ended.out
     assert "no problems" in ended.out
 
@@ -81,18 +81,18 @@ def test_check_reads_the_data_section_of_a_study(tiny_mvtec: Path, tmp_path: Pat
     assert "gadget" in other.error
 
 
-def test_check_of_own_pictures(own_widgets: Path) -> None:
-    pictures = own_widgets / "widget" / "train"
-    (own_widgets / "widget" / "test" / "dent").rename(pictures / "dent")
-    ended = study("data", "check", "--images", pictures)
+def test_check_of_own_images(own_widgets: Path) -> None:
+    images = own_widgets / "widget" / "train"
+    (own_widgets / "widget" / "test" / "dent").rename(images / "dent")
+    ended = study("data", "check", "--images", images)
     assert ended.code == 0
     assert "folder/train" in ended.out
-    assert "none of its 12 pictures has a mask" in ended.out
+    assert "none of its 12 images has a mask" in ended.out
     assert "usable, with 1 warning" in ended.out
 
 
 def test_check_ends_with_2_after_a_report_with_errors(own_widgets: Path) -> None:
-    (own_widgets / "widget" / "train" / "good" / "003.png").write_bytes(b"not a picture")
+    (own_widgets / "widget" / "train" / "good" / "003.png").write_bytes(b"not an image")
     (own_widgets / "widget" / "ground_truth" / "dent" / "000_mask.png").unlink()
     ended = study("data", "check", "--root", own_widgets)
     assert ended.code == 2
@@ -112,7 +112,7 @@ def test_check_ends_with_2_after_a_report_with_errors(own_widgets: Path) -> None
         (["padim_scrw"], "did you mean padim_screw?"),
         (["--root", "nowhere"], "nowhere: no such folder"),
         (["--root", "empty"], "use --images"),
-        (["--images", "empty"], "no pictures"),
+        (["--images", "empty"], "no images"),
         (["--images", "empty", "--root", "empty"], "leave out the study, --root and --dataset"),
         (["padim_screw", "--images", "empty"], "leave out the study, --root and --dataset"),
         (["--dataset", "My Set"], "--dataset 'My Set' is not valid"),
@@ -142,7 +142,7 @@ def test_render_and_the_study_it_proposes(home: Path) -> None:
     assert root.is_relative_to(home)
     dataset = read_mvtec(root, settings["data.category"])
     assert (len(dataset.train), len(dataset.test), len(dataset.defect_types)) == (8, 14, 5)
-    assert "22 pictures" in ended.out
+    assert "22 images" in ended.out
     proposed = study(*shlex.split(command)[1:], "--dry-run", "--set", "data.image_size=64")
     assert proposed.code == 0, proposed.err
     assert "rendered/screw" in proposed.out
@@ -152,12 +152,12 @@ def test_render_and_the_study_it_proposes(home: Path) -> None:
 def test_render_into_a_folder_twice_draws_once(tmp_path: Path) -> None:
     out = tmp_path / "my screws"
     first = study("data", "render", *TINY, "--out", out, "--json")
-    picture = out / "screw" / "train" / "good" / "000.png"
-    drawn = picture.stat().st_mtime_ns
+    image = out / "screw" / "train" / "good" / "000.png"
+    drawn = image.stat().st_mtime_ns
     assert study("data", "render", *TINY, "--out", out, "--json").out == first.out
-    assert picture.stat().st_mtime_ns == drawn
+    assert image.stat().st_mtime_ns == drawn
     row = json.loads(first.out)
-    assert (row["root"], row["pictures"]) == (str(out), 22)
+    assert (row["root"], row["images"]) == (str(out), 22)
     assert shlex.split(row["run"])[-1] == f"data.root={out}"
 
 

@@ -436,7 +436,7 @@ def test_clean_leaves_a_running_study_alone(used: Path) -> None:
     assert all(found[kind]["in_use"] > 0 for kind in ("features", "checkpoints", "detectors", "checked"))
 
 
-def test_clean_leaves_features_and_pictures_to_a_driver_it_does_not_know(used: Path) -> None:
+def test_clean_leaves_features_and_images_to_a_driver_it_does_not_know(used: Path) -> None:
     with file_lock(driver_lock(Home(used), "about-to-be-created")):
         found = kinds(study("clean", "--all", "--json"))
     assert [found[kind]["items"] for kind in ("features", "rendered")] == [0, 0]

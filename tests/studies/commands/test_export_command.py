@@ -68,13 +68,13 @@ def test_export_tells_what_it_wrote_and_how_it_compares(here: Path, tmp_path: Pa
     told = json.loads(study(*words, "--json").out)
     assert told["file"] == str(tmp_path / "deep" / "x.onnx")
     assert told["size_mb"] == pytest.approx((tmp_path / "deep" / "x.onnx").stat().st_size / 1e6)
-    assert (told["pictures"], told["source"]) == (12, "test of tiny")
+    assert (told["images"], told["source"]) == (12, "test of tiny")
     assert 0 <= told["relative_difference"] < 1e-4
     assert set(told["latency_ms_p50"]) == {"torch", "onnx"}
     assert all(milliseconds > 0 for milliseconds in told["latency_ms_p50"].values())
     shown = study(*words, "--force")
     assert shown.code == 0
-    for part in ("largest difference", "12 pictures (test of tiny)", "CPU threads", "try it: study predict"):
+    for part in ("largest difference", "12 images (test of tiny)", "CPU threads", "try it: study predict"):
         assert part in shown.out
 
 
@@ -82,7 +82,7 @@ def test_export_tells_what_it_wrote_and_how_it_compares(here: Path, tmp_path: Pa
 def test_predict_takes_the_file_and_says_the_same(here: Path, tiny_mvtec: Path, tmp_path: Path, kind: str) -> None:
     target, images = exported(here, kind), tiny_mvtec / "widget" / "test"
     wanted = predicted("tiny", images, tmp_path / "study")
-    # A picture that is one of the held-out normals has its own score among theirs, and rounding decides which is the higher.
+    # An image that is one of the held-out normals has its own score among theirs, and rounding decides which is the higher.
     known = load_exported(target).description.normal_scores
     names = [target] if kind == "onnx" else [target, target / "model.xml"]
     for name in names:
@@ -102,7 +102,7 @@ def test_predict_takes_the_file_and_says_the_same(here: Path, tiny_mvtec: Path, 
     assert "threshold" in table.out
 
 
-def test_a_detectors_folder_is_compared_on_drawn_pictures_or_those_given(here: Path, tmp_path: Path) -> None:
+def test_a_detectors_folder_is_compared_on_drawn_images_or_those_given(here: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(detector_folder("tiny"), tmp_path / "mine")
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -112,11 +112,11 @@ def test_a_detectors_folder_is_compared_on_drawn_pictures_or_those_given(here: P
         (("--images", photographs, "--force"), str(photographs), 1),
     ):
         told = json.loads(study("export", folder, "--format", "onnx", *words, "--json").out)
-        assert (told["file"], told["source"], told["pictures"]) == ("mine.onnx", source, count)
+        assert (told["file"], told["source"], told["images"]) == ("mine.onnx", source, count)
     assert (here / "mine.onnx").is_file()
 
 
-def test_pictures_that_are_gone_do_not_hinder_an_export(here: Path, tmp_path: Path, own_widgets: Path) -> None:
+def test_images_that_are_gone_do_not_hinder_an_export(here: Path, tmp_path: Path, own_widgets: Path) -> None:
     raw = raw_config(own_widgets, name="other", fixed=SMALL, budget={"trials": 1})
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw))
     assert study("run", tmp_path / "other.yaml", "--inline", "--device", "cpu", "--offline").code == 0
@@ -150,25 +150,25 @@ def test_mistakes_are_told_in_one_line(here: Path, tmp_path: Path) -> None:
 
 
 def test_predict_tells_of_files_it_cannot_take(here: Path, tmp_path: Path) -> None:
-    target, picture = exported(here, "onnx"), tmp_path / "x.png"
-    Image.new("RGB", (64, 64)).save(picture)
+    target, image = exported(here, "onnx"), tmp_path / "x.png"
+    Image.new("RGB", (64, 64)).save(image)
     out = ("--out", tmp_path / "out")
     (tmp_path / "text.onnx").write_text("no model")
     (tmp_path / "short.onnx").write_bytes(target.read_bytes()[:5000])
-    assert_told(study("predict", tmp_path / "text.onnx", picture, *out), "text.onnx", "not an ONNX file")
-    assert_told(study("predict", tmp_path / "short.onnx", picture, *out), "short.onnx", "export the detector again")
-    assert_told(study("predict", "nothing.onnx", picture, *out), "nothing.onnx", "no such file")
-    assert_told(study("predict", target, picture, "--device", "cuda:0", *out), "runs on the CPU")
+    assert_told(study("predict", tmp_path / "text.onnx", image, *out), "text.onnx", "not an ONNX file")
+    assert_told(study("predict", tmp_path / "short.onnx", image, *out), "short.onnx", "export the detector again")
+    assert_told(study("predict", "nothing.onnx", image, *out), "nothing.onnx", "no such file")
+    assert_told(study("predict", target, image, "--device", "cuda:0", *out), "runs on the CPU")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_the_extra_both_commands_say_how_to_get_it(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, picture = exported(here, "onnx"), tmp_path / "x.png"
-    Image.new("RGB", (64, 64)).save(picture)
+    target, image = exported(here, "onnx"), tmp_path / "x.png"
+    Image.new("RGB", (64, 64)).save(image)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     hint = "pip install 'anomaly-studies[export]'"
     assert_told(study("export", "tiny", "--format", "onnx", "--out", tmp_path / "x.onnx"), hint)
-    assert_told(study("predict", target, picture), hint)
+    assert_told(study("predict", target, image), hint)
     assert not (tmp_path / "x.onnx").exists()

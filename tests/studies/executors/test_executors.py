@@ -206,15 +206,15 @@ def test_failures_in_words(plan: Plan, tmp_path: Path, error: Exception, kind: s
     assert type(error).__name__ in (job.path / LOG_FILE).read_text()
 
 
-def test_a_picture_damaged_after_planning_is_bad_input(own_widgets: Path, tmp_path: Path):
+def test_an_image_damaged_after_planning_is_bad_input(own_widgets: Path, tmp_path: Path):
     plan = build_plan(make_config(own_widgets), tmp_path / "home")
-    (own_widgets / "widget" / "train" / "good" / "004.png").write_bytes(b"no picture")
+    (own_widgets / "widget" / "train" / "good" / "004.png").write_bytes(b"no image")
     executor = InlineExecutor()
     executor.submit(build_job(plan))
     end = executor.poll(0.0)[-1]
     assert isinstance(end, Lost)
     assert end.kind == "bad_input"
-    assert "the pictures of tiny/widget changed while the study was running" in end.message
+    assert "the images of tiny/widget changed while the study was running" in end.message
 
 
 VMSTAT = "nr_free_pages 12\noom_kill {}\npgfault 3\n"
@@ -347,9 +347,9 @@ def test_a_worker_that_ends_after_its_done_is_done(local, plan, tmp_path):
 def test_what_a_job_prints_goes_to_its_log(local, own_widgets, tmp_path, capfd):
     # PIL warns of this one's EXIF block wherever it is decoded.
     path = own_widgets / "widget" / "train" / "good" / "000.png"
-    with Image.open(path) as picture:
-        picture.load()
-    picture.save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
     with pytest.warns(UserWarning, match="EXIF"):
         plan = build_plan(make_config(own_widgets), tmp_path / "home")
     capfd.readouterr()

@@ -163,7 +163,7 @@ def test_what_a_node_lacks_is_told_in_one_line(plan: Plan, orders: Orders, tmp_p
     for problem, words in zip(
         found,
         [
-            "its pictures of tiny/widget are not the driver's",
+            "its images of tiny/widget are not the driver's",
             f"its weights of {BACKBONE} are not the driver's",
             str(tmp_path / "nowhere"),
             "wide_resnet50_2",

@@ -30,7 +30,7 @@ PACKAGED = sorted(packaged_configs().glob("*.yaml"))
 
 
 def check(**changes) -> StudyConfig:
-    return validate(raw_config(Path("pictures"), **changes), source="tiny.yaml")
+    return validate(raw_config(Path("images"), **changes), source="tiny.yaml")
 
 
 def refused(**changes) -> str:
@@ -44,7 +44,7 @@ def refused(**changes) -> str:
 
 def write(folder: Path, name: str = "mine", **changes) -> Path:
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(raw_config(folder / "pictures", name=name, **changes)))
+    path.write_text(yaml.safe_dump(raw_config(folder / "images", name=name, **changes)))
     return path
 
 
@@ -402,14 +402,14 @@ def test_bounds_belong_to_a_range():
     ],
 )
 def test_override(setting, path, value):
-    found = override(raw_config(Path("pictures")), [setting])
+    found = override(raw_config(Path("images")), [setting])
     for part in path:
         found = found[part]
     assert found == value
 
 
 def test_the_last_override_wins():
-    raw = override(raw_config(Path("pictures")), ["budget.trials=7", "budget.trials=8"])
+    raw = override(raw_config(Path("images")), ["budget.trials=7", "budget.trials=8"])
     assert raw["budget"]["trials"] == 8
 
 
@@ -425,7 +425,7 @@ def test_the_last_override_wins():
 )
 def test_impossible_overrides(setting, words):
     with pytest.raises(InputError) as caught:
-        override(raw_config(Path("pictures")), [setting])
+        override(raw_config(Path("images")), [setting])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -491,7 +491,7 @@ def test_no_studies_at_all(tmp_path, monkeypatch):
 # --- demo
 
 
-def test_the_demo_is_the_search_itself_on_rendered_pictures(tmp_path):
+def test_the_demo_is_the_search_itself_on_rendered_images(tmp_path):
     path = write(
         tmp_path,
         search={"backbone": {"choices": ["resnet18", BUNDLED]}, "n_features": {"int": [4, 40]}},

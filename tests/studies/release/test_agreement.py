@@ -1,4 +1,4 @@
-"""One model, five ways to ask it, the same real pictures: the same scores."""
+"""One model, five ways to ask it, the same real images: the same scores."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_every_way_to_ask_gives_the_same_scores(real_data: Path, tmp_path: Path,
         requests_ = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in asked]
         found["MLflow pyfunc"] = [answer.score for answer in ask(model, requests_)]
     found["HTTP"] = over_http(folder, asked)
-    pictures = torch.cat([artifact.resize(read_image(path)) for path in asked])
-    export_detector(artifact, tmp_path / "model.onnx", "onnx", pictures=pictures)
+    inputs = torch.cat([artifact.resize(read_image(path)) for path in asked])
+    export_detector(artifact, tmp_path / "model.onnx", "onnx", inputs=inputs)
     runtime = load_exported(tmp_path / "model.onnx")
     found["ONNX"] = [verdict.score for verdict in judge(runtime, [read_image(path) for path in asked])]
     wanted = np.array(found.pop("in memory"))

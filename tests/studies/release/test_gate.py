@@ -1,4 +1,4 @@
-"""The gate's rules, on real small detectors and pictures."""
+"""The gate's rules, on real small detectors and images."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_defect_type_that_collapses_is_refused_though_the_mean_holds(
 
 
 def test_not_worse_beyond_chance_refuses_within_epsilon(make: Callable[..., Gate], splits: Splits) -> None:
-    """A small loss on many pictures that never is a gain."""
+    """A small loss on many images that never is a gain."""
     labels = splits.test.labels
     old = labels + np.linspace(0, 0.5, len(labels))
     new = old.copy()
@@ -177,7 +177,7 @@ def test_a_request_goes_through_the_mlflow_model(make: Callable[..., Gate], good
         assert any("the model does not answer" in reason for reason in broken.reasons)
 
 
-def test_models_of_different_sizes_each_see_the_original_pictures(
+def test_models_of_different_sizes_each_see_the_original_images(
     make: Callable[..., Gate], splits: Splits, good: Path, tmp_path: Path
 ) -> None:
     large = replace(splits.train, image_size=(96, 96))

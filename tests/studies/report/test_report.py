@@ -97,7 +97,7 @@ def page_of(*views: StudyView) -> Page:
     assert {link.removeprefix("#") for link in links} <= set(page.ids)
     drawn = [svg for svg in page.all("svg") if svg.get("class") == "chart"]
     assert len(drawn) == page.text.count("As a table")
-    assert all(picture["alt"] for picture in page.all("img"))
+    assert all(image["alt"] for image in page.all("img"))
     return page
 
 
@@ -131,8 +131,8 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
         f"Selected: PaDiM with resnet18@random (trial 0), image AUROC {figure} on test (95 % interval {low} to {high})."
         in page.text
     )
-    assert "Test is 12 pictures that the search never saw, 6 good and 6 defective." in page.text
-    assert "The test pictures were scored once in this study" in page.text
+    assert "Test is 12 images that the search never saw, 6 good and 6 defective." in page.text
+    assert "The test images were scored once in this study" in page.text
     assert "A backbone has random weights" in page.text
     for word in ("Where it fails", "The search", "All trials", "How it was measured", "study run tiny.yaml --fresh"):
         assert word in page.text
@@ -159,14 +159,14 @@ def test_the_figures_on_test_agree_with_the_study(finished: Path) -> None:
     view = open_view(finished, "tiny")
     (test,) = on_test(view, view.selected(), id="x")
     scores = read_scores(view.selected().final_folder / ARTIFACTS)
-    verdicts = [(picture.label, picture.verdict) for picture in scores.pictures]
+    verdicts = [(image.label, image.verdict) for image in scores.images]
     assert test.confusion.found == verdicts.count((1, "defective"))
     assert test.confusion.missed == verdicts.count((1, "good"))
     assert test.confusion.alarms == verdicts.count((0, "defective"))
     assert test.confusion.quiet == verdicts.count((0, "good"))
-    assert test.looser == 0.17  # one of the six good pictures of validation
+    assert test.looser == 0.17  # one of the six good images of validation
     (dent,) = test.defects
-    assert (dent.name, dent.pictures, dent.found) == ("dent", 6, test.confusion.found)
+    assert (dent.name, dent.images, dent.found) == ("dent", 6, test.confusion.found)
     assert dent.auroc == view.selected().test_metrics["test/image_auroc/dent"]
     roc, _, histogram = test.figures
     assert f"{auroc(scores.values, scores.labels):.3f}" in roc.says
@@ -212,15 +212,15 @@ def test_what_was_not_kept_is_said_with_the_way_to_it(damaged: Path) -> None:
     assert study("run", damaged / "tiny.yaml", "--inline", "--device", "cpu", "--offline").code == 0
     again = page_of(open_view(damaged, "tiny"))
     assert "Defects found against false alarms" in again.text
-    assert "The test pictures were scored twice in this study" in again.text
+    assert "The test images were scored twice in this study" in again.text
 
 
-def test_a_picture_that_is_gone_leaves_a_word(damaged: Path) -> None:
+def test_an_image_that_is_gone_leaves_a_word(damaged: Path) -> None:
     view = open_view(damaged, "tiny")
     shown = read_scores(view.selected().final_folder / ARTIFACTS).gallery
     (view.selected().final_folder / ARTIFACTS / shown[0].file).unlink()
     page = page_of(view)
-    assert page.text.count("The picture is gone from the study's folder.") == 1
+    assert page.text.count("The image is gone from the study's folder.") == 1
     assert len(page.all("img")) == len(shown) - 1
 
 
@@ -338,9 +338,9 @@ def test_no_text_becomes_markup(damaged: Path) -> None:
     view = open_view(damaged, "tiny")
     artifacts = view.selected().final_folder / ARTIFACTS
     stored = json.loads((artifacts / SCORES_FILE).read_text())
-    for picture in stored["pictures"]:
-        picture["name"] = f"{EVIL}{picture['name']}"
-        picture["defect_type"] = EVIL if picture["label"] else "good"
+    for image in stored["images"]:
+        image["name"] = f"{EVIL}{image['name']}"
+        image["defect_type"] = EVIL if image["label"] else "good"
     write_json(artifacts / SCORES_FILE, stored)
     evil = grown(view, 20)
     optuna_study = optuna.create_study(study_name=EVIL, direction="maximize")
@@ -359,7 +359,7 @@ def test_no_text_becomes_markup(damaged: Path) -> None:
     page = page_of(StudyView(optuna_study, header, view.home))
     assert page.text.count(EVIL[:25]) > 20
     assert len(page.all("script")) == 1
-    assert all(picture["src"].startswith("data:image/jpeg") for picture in page.all("img"))
+    assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
     assert "alert" not in page.inside["script"][0]
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
@@ -373,7 +373,7 @@ def test_a_gallery_does_not_lead_out_of_its_folder(damaged: Path) -> None:
     stored = json.loads(path.read_text())
     stored["gallery"][0]["file"] = "../../../../studies.db"
     write_json(path, stored)
-    assert "The score of each test picture was not kept" in page_of(view).text
+    assert "The score of each test image was not kept" in page_of(view).text
 
 
 # Several studies
@@ -383,12 +383,12 @@ def test_several_studies_are_compared_first(finished: Path) -> None:
     views = [open_view(finished, name) for name in ("tiny", "defaults")]
     page = page_of(*views)
     assert [heading for heading in page.ids if heading in ("compared", "s1", "s2")] == ["compared", "s1", "s2"]
-    assert "These studies were measured on different test pictures" in page.text
+    assert "These studies were measured on different test images" in page.text
     assert "How sure each figure is" in page.text
     assert "Side by side" in page.text
 
 
-def test_who_is_better_on_the_same_pictures_is_tested(damaged: Path, tmp_path: Path) -> None:
+def test_who_is_better_on_the_same_images_is_tested(damaged: Path, tmp_path: Path) -> None:
     first = open_view(damaged, "tiny")
     renamed = optuna.create_study(study_name="worse", direction="maximize")
     renamed.add_trials(first.study.get_trials())
@@ -396,18 +396,18 @@ def test_who_is_better_on_the_same_pictures_is_tested(damaged: Path, tmp_path: P
     final = second.final_folder(0)
     shutil.copytree(first.final_folder(0), final)
     stored = json.loads((final / ARTIFACTS / SCORES_FILE).read_text())
-    for picture in stored["pictures"]:
-        picture["score"] *= -1
+    for image in stored["images"]:
+        image["score"] *= -1
     write_json(final / ARTIFACTS / SCORES_FILE, stored)
     result = read_result(final)
     metrics = result.metrics | {"test/image_auroc": 1 - result.metrics["test/image_auroc"]}
     write_json(final / RESULT_FILE, result.model_copy(update={"metrics": metrics}).model_dump(mode="json"))
     page = page_of(first, second)
     assert "Which one to use tiny has the highest image AUROC on test" in page.text
-    assert "tiny against worse on the same pictures: +" in page.text
+    assert "tiny against worse on the same images: +" in page.text
     assert "tiny is better beyond what chance would do." in page.text
     shutil.copy(first.final_folder(0) / ARTIFACTS / SCORES_FILE, final / ARTIFACTS / SCORES_FILE)
-    assert "these 12 pictures do not tell the two apart." in page_of(first, second).text
+    assert "these 12 images do not tell the two apart." in page_of(first, second).text
 
 
 def test_a_study_without_a_result_does_not_hide_the_others(bench: Bench, finished: Path) -> None:
@@ -453,7 +453,7 @@ def test_painted_defects_are_called_so(damaged: Path) -> None:
     view = open_view(damaged, "tiny")
     config = view.header.config | {"protocol": "synthetic"}
     page = page_of(StudyView(view.study, replace(view.header, config=config, experiment="rendered/screw"), view.home))
-    assert "all figures are on defects painted into good pictures" in page.text
+    assert "all figures are on defects painted into good images" in page.text
     assert "a demonstration, not a result" in page.text
 
 

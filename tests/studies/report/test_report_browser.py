@@ -48,15 +48,15 @@ def column(browser: Chrome, name: str) -> list[str]:
 def test_the_table_is_sorted_by_a_click(chromium: Chrome, address: str) -> None:
     show(chromium, address)
     assert chromium.execute_script(FIRST_CELLS) == list(range(50))
-    click_head(chromium, "pictures per second")
-    values = column(chromium, "pictures per second")
+    click_head(chromium, "images per second")
+    values = column(chromium, "images per second")
     known = [float(value) for value in values if value]
     assert known == sorted(known)
     assert values[len(known) :] == [""] * (50 - len(known))
     head = chromium.execute_script("return document.querySelector('th[aria-sort]').textContent")
-    assert head == "pictures per second"
-    click_head(chromium, "pictures per second")
-    values = column(chromium, "pictures per second")
+    assert head == "images per second"
+    click_head(chromium, "images per second")
+    values = column(chromium, "images per second")
     assert [float(value) for value in values if value] == sorted(known, reverse=True)
     assert values[-1] == ""
     click_head(chromium, "trial")
@@ -84,7 +84,7 @@ def test_the_table_is_filtered_by_words_and_states(chromium: Chrome, address: st
     assert console(chromium) == []
 
 
-def test_the_gallery_shows_its_pictures(chromium: Chrome, address: str) -> None:
+def test_the_gallery_shows_its_images(chromium: Chrome, address: str) -> None:
     show(chromium, address)
     sizes = chromium.execute_script(
         "return [...document.querySelectorAll('.gallery img')].map(img => [img.naturalWidth, img.alt, img.complete])"

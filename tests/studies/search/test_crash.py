@@ -29,7 +29,7 @@ from tests.helpers.widgets import copy_stores
 
 @pytest.fixture(scope="module")
 def warm(tiny_mvtec: Path, empty_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that holds the features and the mark of checked pictures, which each case would only make again."""
+    """A home that holds the features and the mark of checked images, which each case would only make again."""
     folder = tmp_path_factory.mktemp("warm")
     scene = Scene.write(folder, tiny_mvtec, copy_stores(empty_stores, folder / "home"))
     ended = scene.run()

@@ -26,7 +26,7 @@ WITHOUT_4 = "visformer_tiny@random"
 
 
 def make_space(backbones=None, **changes) -> SearchSpace:
-    config = validate(raw_config(Path("pictures"), **changes), source="tiny.yaml")
+    config = validate(raw_config(Path("images"), **changes), source="tiny.yaml")
     return SearchSpace(config, backbones=config.backbones if backbones is None else backbones)
 
 
@@ -372,7 +372,7 @@ def test_describe_what_is_fixed_and_what_baselines_bring():
 def test_describe_dimension():
     config = validate(
         raw_config(
-            Path("pictures"),
+            Path("images"),
             search={"n_features": {"int": [10, 30], "step": 10}, "shrinkage": {"float": [0, 0.5]}},
             fixed={"backbone": BACKBONE},
         ),

@@ -222,7 +222,7 @@ def test_the_order_of_objectives_is_part_of_the_identity(storage, plan, tiny_mvt
     assert "objectives (was " in message
 
 
-def test_a_change_of_size_protocol_and_pictures_is_named(storage, plan, tiny_mvtec, own_widgets, tmp_path):
+def test_a_change_of_size_protocol_and_images_is_named(storage, plan, tiny_mvtec, own_widgets, tmp_path):
     create_or_resume(storage, plan, fresh=False)
     size = make_config(
         tiny_mvtec, data={"dataset": "tiny", "category": "widget", "root": str(tiny_mvtec), "image_size": 96}
@@ -230,12 +230,12 @@ def test_a_change_of_size_protocol_and_pictures_is_named(storage, plan, tiny_mvt
     assert "image_size (was [64, 64], now [96, 96])" in refusal(storage, build_plan(size, tmp_path))
     synthetic = refusal(storage, build_plan(make_config(tiny_mvtec, protocol="synthetic"), tmp_path))
     assert 'protocol (was "holdout", now "synthetic")' in synthetic
-    assert "the pictures of test, train, validation" in synthetic
-    # The same pictures at another place are the same study.
+    assert "the images of test, train, validation" in synthetic
+    # The same images at another place are the same study.
     assert not create_or_resume(storage, build_plan(make_config(own_widgets), tmp_path), fresh=False)[2]
     (own_widgets / "widget" / "train" / "good" / "003.png").unlink()
     message = refusal(storage, build_plan(make_config(own_widgets), tmp_path))
-    assert "created differently: the pictures of train." in message
+    assert "created differently: the images of train." in message
 
 
 def test_what_is_no_part_of_the_identity_may_change(storage, plan, tiny_mvtec):
@@ -356,10 +356,10 @@ def test_progress_is_told(tiny_mvtec, tmp_path):
     seen: list[tuple[str, int, int]] = []
     options = Options(device="cpu", offline=True)
     make_plan(make_config(tiny_mvtec), Home(tmp_path), options, progress=lambda *told: seen.append(told))
-    assert seen[-1] == ("checking pictures", 48, 48)
+    assert seen[-1] == ("checking images", 48, 48)
     seen.clear()
     make_plan(make_config(tiny_mvtec), Home(tmp_path), options, progress=lambda *told: seen.append(told))
-    assert seen == []  # the same pictures are not decoded again
+    assert seen == []  # the same images are not decoded again
 
 
 def test_pixel_objectives_need_masks(tiny_mvtec, own_widgets, tmp_path):
@@ -367,15 +367,13 @@ def test_pixel_objectives_need_masks(tiny_mvtec, own_widgets, tmp_path):
     assert build_plan(make_config(tiny_mvtec, objectives=objectives), tmp_path).splits.test.has_masks
     for mask in (own_widgets / "widget" / "ground_truth" / "dent").iterdir():
         mask.unlink()
-    with pytest.raises(
-        InputError, match="objective pixel_aupro needs a mask for every defective picture of validation"
-    ):
+    with pytest.raises(InputError, match="objective pixel_aupro needs a mask for every defective image of validation"):
         build_plan(make_config(own_widgets, objectives=objectives), tmp_path)
 
 
-def test_a_damaged_picture_is_told_before_anything_is_computed(own_widgets, tmp_path):
+def test_a_damaged_image_is_told_before_anything_is_computed(own_widgets, tmp_path):
     damaged = own_widgets / "widget" / "train" / "good" / "005.png"
-    damaged.write_bytes(b"no picture")
+    damaged.write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         build_plan(make_config(own_widgets), tmp_path / "home")
     message = one_line(caught)

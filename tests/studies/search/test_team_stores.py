@@ -90,7 +90,7 @@ def stores(postgres: Postgres, server: MlflowServer) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def warm(tiny_mvtec: Path, empty_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that holds the features and the mark of checked pictures, which each case would only make again."""
+    """A home that holds the features and the mark of checked images, which each case would only make again."""
     folder = tmp_path_factory.mktemp("warm")
     scene = Scene.write(folder, tiny_mvtec, copy_stores(empty_stores, folder / "home"))
     ended = scene.run()
@@ -544,8 +544,8 @@ def test_models_are_promoted_rolled_back_and_fetched_over_http(bench: TeamBench,
         champion, before = promoter.roll_back(name)
         assert (champion.version, before.version) == ("1", "2")
     model = mlflow.pyfunc.load_model(str(registry.fetch_model(registry.version(name, "champion"))))
-    picture = next(iter(bench.base.splits.test.samples)).file.read_bytes()
-    (answer,) = model.predict([{"image": base64.b64encode(picture).decode()}])
+    image = next(iter(bench.base.splits.test.samples)).file.read_bytes()
+    (answer,) = model.predict([{"image": base64.b64encode(image).decode()}])
     assert answer.model_version == "tiny/1"
     assert registry.faults(name) == []
     with server.away(OUTAGE_SECONDS):

@@ -29,7 +29,7 @@ from studies.serving.settings import Settings
 from tests.helpers.command_line import set_home
 from tests.helpers.in_process import running, started
 from tests.helpers.servers import MlflowServer
-from tests.helpers.small_models import make_run, pictures, save_detector, source
+from tests.helpers.small_models import make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
 from tracking.registry import Registry
 
@@ -225,7 +225,7 @@ def test_a_registry_that_is_away_for_a_while_costs_nothing(
     (line,) = said
     assert "going on with the present one" in line
     assert keeper.current is not None
-    assert judge(keeper.current.artifact, [pictures(1, 7)[0].permute(1, 2, 0).numpy()])[0].score > 0
+    assert judge(keeper.current.artifact, [random_images(1, 7)[0].permute(1, 2, 0).numpy()])[0].score > 0
     server.start()
     assert keeper.check() is False
     registry.promote(versions[1], details={})

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.helpers.command_line import study
-from tests.helpers.small_models import pictures, save_detector
+from tests.helpers.small_models import random_images, save_detector
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import uvicorn
@@ -49,12 +49,12 @@ def keeper(folder: Path) -> Keeper:
 
 
 def rgb(count: int, seed: int = 7) -> list[NDArray[np.uint8]]:
-    return [picture.permute(1, 2, 0).numpy() for picture in pictures(count, seed)]
+    return [image.permute(1, 2, 0).numpy() for image in random_images(count, seed)]
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
+def png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG")
+    Image.fromarray(image).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -79,10 +79,10 @@ class Gate:
         self.opened, self.begun = threading.Event(), 0
         monkeypatch.setattr(scoring, "judge", self)
 
-    def __call__(self, model: Any, pictures: list[NDArray[np.uint8]]) -> list[Verdict]:
+    def __call__(self, model: Any, random_images: list[NDArray[np.uint8]]) -> list[Verdict]:
         self.begun += 1
         assert self.opened.wait(60)
-        return judge(model, pictures)
+        return judge(model, random_images)
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def test_what_waits_for_two_models_is_judged_by_the_right_one(keeper: Keeper, tm
     )
 
 
-def test_a_picture_that_fails_costs_its_neighbours_nothing(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_fails_costs_its_neighbours_nothing(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     images = rgb(5)
     images[2] = np.zeros_like(images[2])
 
     def choosy(model: Any, given: list[NDArray[np.uint8]]) -> list[Verdict]:
-        if any(not picture.any() for picture in given):
+        if any(not image.any() for image in given):
             raise NumericalError("a score is not finite")
         return judge(model, given)
 
@@ -185,7 +185,7 @@ def test_what_nobody_waits_for_any_more_is_not_scored(keeper: Keeper, gate: Gate
 def test_there_is_room_for_so_many_and_no_more() -> None:
     scorer = Scorer(max_waiting=5, max_batch=8)
     with scorer.room(3):
-        with pytest.raises(BusyError, match="3 pictures wait already"), scorer.room(3):
+        with pytest.raises(BusyError, match="3 images wait already"), scorer.room(3):
             pass
         with scorer.room(2):
             pass
@@ -211,7 +211,7 @@ def test_the_one_too_many_is_turned_away_before_it_is_decoded(
         wait_for(lambda: len(decoded) == 2)
         refused = ask(address)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert "2 pictures wait already" in refused.json()["error"]
+        assert "2 images wait already" in refused.json()["error"]
         assert len(decoded) == 2
         gate.opened.set()
         assert [answer.result().status_code for answer in accepted] == [200, 200]
@@ -222,7 +222,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_makes_room(keeper: Keeper
     with running(keeper, Settings(max_waiting=1, request_seconds=0.2)) as address:
         answer = ask(address)
         assert answer.status_code == 504
-        assert answer.json() == {"error": "not done within 0.2 s; send fewer pictures"}
+        assert answer.json() == {"error": "not done within 0.2 s; send fewer images"}
         gate.opened.set()
         wait_for(lambda: ask(address).status_code == 200)
 
@@ -278,7 +278,7 @@ def test_all_requests_together_may_hold_only_so_much(keeper: Keeper) -> None:
         wait_for(lambda: ask(address).status_code == 200)
 
 
-def test_a_large_picture_is_kept_small(keeper: Keeper) -> None:
+def test_a_large_image_is_kept_small(keeper: Keeper) -> None:
     rng = np.random.default_rng(0)
     large = rng.integers(0, 255, (900, 1500, 3), dtype=np.uint8)
     with running(keeper) as address:

@@ -1,4 +1,4 @@
-"""The service's page in a real browser: a picture in, verdict and heat map out."""
+"""The service's page in a real browser: an image in, verdict and heat map out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.browser import DESKTOP, PHONE, console, show
-from tests.helpers.small_models import pictures, save_detector
+from tests.helpers.small_models import random_images, save_detector
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from selenium.webdriver.common.by import By
@@ -46,12 +46,12 @@ def locked_address(folder: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("locked", [False, True], ids=["open", "with a token"])
-def test_a_person_chooses_a_picture_and_sees_what_is_wrong(
+def test_a_person_chooses_an_image_and_sees_what_is_wrong(
     chromium: Chrome, request: pytest.FixtureRequest, locked: bool, size: tuple[int, int], tmp_path: Path
 ) -> None:
     address = request.getfixturevalue("locked_address" if locked else "open_address")
     path = tmp_path / "a part & <more>.png"
-    Image.fromarray(pictures(1, 3)[0].permute(1, 2, 0).numpy()).resize((640, 480)).save(path)
+    Image.fromarray(random_images(1, 3)[0].permute(1, 2, 0).numpy()).resize((640, 480)).save(path)
     show(chromium, address, size=size)
     wait = WebDriverWait(chromium, SECONDS)
     if locked:
@@ -78,7 +78,7 @@ def test_a_person_chooses_a_picture_and_sees_what_is_wrong(
 DROP = """
     const names = arguments[0], bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
     const carried = new DataTransfer();
-    for (const name of names) carried.items.add(new File([name.endsWith(".png") ? bytes : "no picture"], name));
+    for (const name of names) carried.items.add(new File([name.endsWith(".png") ? bytes : "no image"], name));
     const event = new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true});
     return document.querySelector(arguments[2]).dispatchEvent(event);
 """
@@ -88,7 +88,7 @@ DROP = """
 @pytest.mark.parametrize("place", ["#drop", "body"])
 def test_files_that_are_dropped_are_judged_each_for_itself(chromium: Chrome, open_address: str, place: str) -> None:
     file = io.BytesIO()
-    Image.fromarray(pictures(1, 3)[0].permute(1, 2, 0).numpy()).save(file, format="PNG")
+    Image.fromarray(random_images(1, 3)[0].permute(1, 2, 0).numpy()).save(file, format="PNG")
     show(chromium, open_address, dark=True)
     data = base64.b64encode(file.getvalue()).decode()
     assert chromium.execute_script(DROP, ["1.png", "notes.txt", "2.png"], data, place) is False

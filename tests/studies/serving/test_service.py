@@ -27,7 +27,7 @@ import requests
 from PIL import Image
 
 from detectors.runtime.artifact import load_artifact
-from tests.helpers.small_models import SIZE, make_run, pictures, save_detector, source
+from tests.helpers.small_models import SIZE, make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
 from tracking.registry import Registry
 
@@ -106,12 +106,12 @@ def service(start: Callable[..., Service], detector: Path) -> Service:
 
 def png(number: int, seed: int = 7) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pictures(number + 1, seed)[number].permute(1, 2, 0).numpy()).save(file, format="PNG")
+    Image.fromarray(random_images(number + 1, seed)[number].permute(1, 2, 0).numpy()).save(file, format="PNG")
     return file.getvalue()
 
 
 def expected(detector: Path, count: int, seed: int = 7) -> list[float]:
-    return load_artifact(detector).detector(pictures(count, seed)).scores.tolist()
+    return load_artifact(detector).detector(random_images(count, seed)).scores.tolist()
 
 
 # --- answers
@@ -192,15 +192,15 @@ def bomb(width: int, height: int) -> bytes:
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no picture": ({"files": {"file": b"hello"}}, 422, "not a readable image"),
+    "no image": ({"files": {"file": b"hello"}}, 422, "not a readable image"),
     "an empty file": ({"files": {"file": b""}}, 422, "not a readable image"),
-    "a truncated picture": ({"files": {"file": png(0)[:200]}}, 422, "not a readable image"),
+    "a truncated image": ({"files": {"file": png(0)[:200]}}, 422, "not a readable image"),
     "a hundred megapixels": ({"files": {"file": bomb(10_000, 10_000)}}, 422, "more than the limit of 1 megapixels"),
     "one pixel": ({"files": {"file": bomb(1, 1)}}, 422, "too small"),
     "a path for a name": ({"files": {"file": ("../../etc/passwd", b"x")}}, 422, "passwd: not a readable image"),
     "nothing": ({}, 415, "multipart/form-data"),
-    "no files in the form": ({"files": {"a": (None, "text")}}, 422, "no picture"),
-    "too many pictures": ({"files": [("f", (f"{n}.png", png(0))) for n in range(9)]}, 413, "at most 8"),
+    "no files in the form": ({"files": {"a": (None, "text")}}, 422, "no image"),
+    "too many images": ({"files": [("f", (f"{n}.png", png(0))) for n in range(9)]}, 413, "at most 8"),
     "a field as large as a body": ({"files": {"a": (None, "x" * 100_000)}}, 400, "exceeded"),
     "plain text": ({"data": "hello", "headers": {"Content-Type": "text/plain"}}, 415, "application/json"),
     "no JSON": ({"data": "{", "headers": {"Content-Type": "application/json"}}, 422, "JSON"),

@@ -62,9 +62,9 @@ def make_view(
     """A study of PaDiM with finished trials of these metrics; `final` are those of the refit of trial 0."""
     dataset, _, category = experiment.partition("/")
     raw = raw_config(
-        Path("/pictures"),
+        Path("/images"),
         name=name.partition("#")[0],
-        data={"dataset": dataset, "category": category, "root": "/pictures"},
+        data={"dataset": dataset, "category": category, "root": "/images"},
     )
     config = validate(raw | changes, source="test.yaml")
     prefix = "test" if config.protocol == "paper" else "val"
@@ -88,7 +88,7 @@ def make_view(
         backbones={setting["backbone"]: {"name": setting["backbone"], "tag": "a1_in1k", "sha256": "0" * 64}},
         dropped=[],
         experiment=experiment,
-        dataset="/pictures",
+        dataset="/images",
         counts=counts or (WHOLE_SCREW if config.protocol == "paper" else SCREW),
         splits_digest="",
     )
@@ -188,7 +188,7 @@ def test_a_row_has_the_figures_of_the_selected_trial_and_of_its_refit(tmp_path: 
     assert (row.fps, row.throughput, row.model_size_mb) == (20.0, 25.0, 87.25)
     assert row.train_seconds == 2.5
     assert row.device == "cpu test, 2 threads"
-    assert row.test_pictures == 78
+    assert row.test_images == 78
     assert row.seeds is None
     heads = [name for name, _ in comparison.row_columns(comparison.compare([view]))]
     assert "on validation" in heads
@@ -208,7 +208,7 @@ def test_several_seeds_get_a_column(tmp_path: Path) -> None:
 
 def test_every_finished_trial_of_a_paper_study_is_a_row(tmp_path: Path) -> None:
     compared = comparison.compare([paper_view(tmp_path, TEST | SPEED, {**TEST, **SPEED, "test/image_auroc": 0.75})])
-    assert [(row.trial, row.image_auroc, row.test_pictures) for row in compared.rows] == [
+    assert [(row.trial, row.image_auroc, row.test_images) for row in compared.rows] == [
         (0, 0.90625, 160),
         (1, 0.75, 160),
     ]
@@ -218,7 +218,7 @@ def test_every_finished_trial_of_a_paper_study_is_a_row(tmp_path: Path) -> None:
 
 
 def test_sizes_are_shown_where_they_differ(tmp_path: Path) -> None:
-    large = {"dataset": "mvtec", "category": "screw", "root": "/pictures", "image_size": [320, 256]}
+    large = {"dataset": "mvtec", "category": "screw", "root": "/images", "image_size": [320, 256]}
     views = [make_view(tmp_path, [VALIDATION], final=TEST), make_view(tmp_path, [VALIDATION], name="large", data=large)]
     compared = comparison.compare(views)
     values = dict(comparison.row_columns(compared))["pixels"]
@@ -239,7 +239,7 @@ def test_what_stands_against_a_comparison_is_said(tmp_path: Path) -> None:
     assert comparison.compare([ours]).remarks == []
     others = make_view(tmp_path, [VALIDATION], name="others", final=TEST, test_digest="d" * 64)
     (remark,) = comparison.compare([ours, others]).remarks
-    assert "different test pictures (padim_screw: 78 of mvtec/screw; others: 78 of mvtec/screw)" in remark
+    assert "different test images (padim_screw: 78 of mvtec/screw; others: 78 of mvtec/screw)" in remark
     unscored = make_view(tmp_path, [VALIDATION], name="unscored#2")
     compared = comparison.compare([ours, unscored])
     (remark,) = compared.remarks
@@ -269,7 +269,7 @@ def differences(view: StudyView, source: str, backbone: str) -> list[str]:
 REIMPLEMENTED = "PaDiM by xiahaifeng1995"
 
 
-def test_the_papers_setting_on_the_papers_pictures_is_comparable(tmp_path: Path) -> None:
+def test_the_papers_setting_on_the_papers_images_is_comparable(tmp_path: Path) -> None:
     view = paper_view(tmp_path, TEST | SPEED, params={"backbone": "resnet18.tv_in1k"})
     compared = comparison.compare([view])
     # Comparable ones come first.
@@ -314,11 +314,11 @@ def test_half_of_the_test_set_is_not_comparable(tmp_path: Path) -> None:
     assert "split (the whole test set of 160; here 78 of these)" in obstacle
 
 
-def test_other_pictures_under_the_same_name_are_not_comparable(tmp_path: Path) -> None:
+def test_other_images_under_the_same_name_are_not_comparable(tmp_path: Path) -> None:
     counts = {"train": {"good": 40}, "test": {"good": 10, "bent": 10}}
     view = paper_view(tmp_path, TEST | SPEED, counts=counts)
     assert differences(view, REIMPLEMENTED, "resnet18") == [
-        "pictures: the official 320 to train and 160 to test, here 40 and 20"
+        "images: the official 320 to train and 160 to test, here 40 and 20"
     ]
 
 
@@ -355,7 +355,7 @@ def test_of_a_category_without_figures_the_mean_is_told(tmp_path: Path) -> None:
         assert "category" in [one.what for one in entry.differs["padim_screw trial 0"]]
 
 
-def test_nothing_is_put_beside_pictures_of_ones_own(tmp_path: Path) -> None:
+def test_nothing_is_put_beside_images_of_ones_own(tmp_path: Path) -> None:
     compared = comparison.compare([make_view(tmp_path, [VALIDATION], final=TEST, experiment="folder/bolts")])
     assert compared.published == []
     assert "No published figures are known here of padim on folder/bolts." in comparison.explanations(compared)
@@ -410,15 +410,15 @@ def test_markdown_has_both_tables_and_the_remarks(compared: Comparison) -> None:
     assert "arXiv 2011.08785" in text
 
 
-def test_the_picture_is_drawn_where_there_is_something_to_draw(tmp_path: Path, compared: Comparison) -> None:
-    path = tmp_path / "pictures" / "comparison.png"
-    assert comparison.write_picture(compared, path)
-    with Image.open(path) as picture:
-        assert len(picture.convert("RGB").getcolors(2**24) or ()) > 10
+def test_the_image_is_drawn_where_there_is_something_to_draw(tmp_path: Path, compared: Comparison) -> None:
+    path = tmp_path / "images" / "comparison.png"
+    assert comparison.write_image(compared, path)
+    with Image.open(path) as image:
+        assert len(image.convert("RGB").getcolors(2**24) or ()) > 10
     empty = comparison.compare([make_view(tmp_path, [VALIDATION], name="unscored")])
-    assert not comparison.write_picture(empty, tmp_path / "empty.png")
+    assert not comparison.write_image(empty, tmp_path / "empty.png")
     with pytest.raises(InputError, match="nothing to draw yet"):
-        comparison.save_picture(empty, tmp_path / "empty.png")
+        comparison.save_image(empty, tmp_path / "empty.png")
     assert not (tmp_path / "empty.png").exists()
 
 
@@ -456,7 +456,7 @@ def test_the_table_is_printed_and_left_with_each_study_in_mlflow(command: Path) 
     ended = study("compare", "tiny", "defaults")
     assert ended.code == 0, ended.err
     assert ended.err == ""
-    for word in ("tiny", "defaults", "image AUROC", "95 % interval", "different test pictures", "padim on tiny/widget"):
+    for word in ("tiny", "defaults", "image AUROC", "95 % interval", "different test images", "padim on tiny/widget"):
         assert word in ended.out
     files = {"comparison.md", "comparison.csv", "comparison.json", "comparison.png"}
     assert artifacts(command, "tiny") == artifacts(command, "defaults") == files
@@ -483,7 +483,7 @@ def test_formats_and_files(command: Path, tmp_path: Path) -> None:
     assert study("compare", "tiny", "--format", "markdown", "--no-log").out.startswith("# Comparison on tiny/widget")
     printed = study("compare", "tiny", "defaults", "--format", "csv", "--no-log")
     assert [row["study"] for row in csv.DictReader(io.StringIO(printed.out))] == ["tiny", "defaults"]
-    assert printed.err.startswith("warning: these studies were measured on different test pictures")
+    assert printed.err.startswith("warning: these studies were measured on different test images")
     for suffix, beginning in (
         (".md", b"# Comparison"),
         (".csv", b"kind,study,"),

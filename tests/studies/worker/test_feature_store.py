@@ -45,7 +45,7 @@ class Counting(nn.Module):
         return pyramid
 
 
-def pictures(root: Path, *, count: int = 10, size: tuple[int, int] = SIZE) -> ImageSet:
+def random_images(root: Path, *, count: int = 10, size: tuple[int, int] = SIZE) -> ImageSet:
     return ImageSet("train", read_mvtec(root, "widget").train[:count], size)
 
 
@@ -56,7 +56,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def images(tiny_mvtec: Path) -> ImageSet:
-    return pictures(tiny_mvtec)
+    return random_images(tiny_mvtec)
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +174,12 @@ def test_every_part_of_the_key_counts():
     assert FeatureKey(**key).folder == FeatureKey(**key).folder
 
 
-def test_another_size_other_weights_and_other_pictures_have_their_own_entries(store, tiny_mvtec, images, backbone):
+def test_another_size_other_weights_and_other_images_have_their_own_entries(store, tiny_mvtec, images, backbone):
     get(store, images, backbone)
     for other_images, other_backbone in (
-        (pictures(tiny_mvtec, size=(64, 96)), backbone),
+        (random_images(tiny_mvtec, size=(64, 96)), backbone),
         (images, build_backbone(f"{NAME}:1", STRIDES)),
-        (pictures(tiny_mvtec, count=9), backbone),
+        (random_images(tiny_mvtec, count=9), backbone),
     ):
         counting = Counting(other_backbone)
         get(store, other_images, counting)
@@ -187,10 +187,10 @@ def test_another_size_other_weights_and_other_pictures_have_their_own_entries(st
     assert len(store.entries()) == 8
 
 
-def test_the_same_pictures_at_another_place_are_found(store, images, backbone, own_widgets):
+def test_the_same_images_at_another_place_are_found(store, images, backbone, own_widgets):
     get(store, images, backbone)
     counting = Counting(backbone)
-    get(store, pictures(own_widgets), counting)
+    get(store, random_images(own_widgets), counting)
     assert counting.calls == 0
 
 
@@ -302,7 +302,7 @@ def aged(store: FeatureStore) -> list[Entry]:
 
 def test_least_recently_used_goes_first(store, tiny_mvtec, backbone):
     for count in (4, 5, 6):
-        get(store, pictures(tiny_mvtec, count=count), backbone)
+        get(store, random_images(tiny_mvtec, count=count), backbone)
     entries = aged(store)
     assert [entry.folder.name for entry in entries] == sorted(entry.folder.name for entry in entries)
     total = sum(entry.size_bytes for entry in entries)
@@ -315,7 +315,7 @@ def test_least_recently_used_goes_first(store, tiny_mvtec, backbone):
 
 
 def test_use_makes_an_entry_recent(store, tiny_mvtec, backbone):
-    sets = [pictures(tiny_mvtec, count=count) for count in (4, 5)]
+    sets = [random_images(tiny_mvtec, count=count) for count in (4, 5)]
     for image_set in sets:
         get(store, image_set, backbone)
     aged(store)
@@ -327,7 +327,7 @@ def test_use_makes_an_entry_recent(store, tiny_mvtec, backbone):
 
 def test_what_is_to_be_kept_is_kept(store, tiny_mvtec, backbone):
     for count in (4, 5):
-        get(store, pictures(tiny_mvtec, count=count), backbone)
+        get(store, random_images(tiny_mvtec, count=count), backbone)
     oldest = aged(store)[0]
     store.evict(keep={oldest.folder.name}, max_bytes=0)
     assert [entry.folder for entry in store.entries()] == [oldest.folder]
@@ -335,7 +335,7 @@ def test_what_is_to_be_kept_is_kept(store, tiny_mvtec, backbone):
 
 def test_the_limit_never_takes_what_was_asked_for(tmp_path, tiny_mvtec, images, backbone, direct):
     store = FeatureStore(tmp_path / "features", max_bytes=1)
-    get(store, pictures(tiny_mvtec, count=4), backbone)
+    get(store, random_images(tiny_mvtec, count=4), backbone)
     assert len(store.entries()) == 2
     assert same(get(store, images, backbone), direct)
     assert len(store.entries()) == 2  # the former two had to go
@@ -374,17 +374,17 @@ def test_a_file_in_place_of_the_store(tmp_path, images, backbone):
         get(FeatureStore(tmp_path / "features"), images, backbone)
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_leaves_nothing(store, own_widgets, backbone):
-    images = pictures(own_widgets)
+def test_an_image_that_cannot_be_read_is_named_and_leaves_nothing(store, own_widgets, backbone):
+    images = random_images(own_widgets)
     bad = images.samples[7].file
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(InputError, match=f"{bad.name}: not a readable image"):
         get(store, images, backbone)
     assert store.entries() == store.leftovers() == []
 
 
-def test_a_missing_picture_is_named(store, own_widgets, backbone):
-    images = pictures(own_widgets)
+def test_a_missing_image_is_named(store, own_widgets, backbone):
+    images = random_images(own_widgets)
     assert images.digest
     images.samples[7].file.unlink()
     with pytest.raises(InputError, match=f"{images.samples[7].file.name}: no such file"):
@@ -406,7 +406,7 @@ def _worker(root: Path, data: Path, ready: Any, go: Any, results: Any, die_after
     feature_store.CHUNK_BYTES = 1
     torch.set_num_threads(1)
     backbone = Counting(build_backbone(NAME, STRIDES), after)
-    images = pictures(data)
+    images = random_images(data)
     ready.release()
     go.wait()
     found = get(FeatureStore(root), images, backbone)

@@ -1,4 +1,4 @@
-"""The pictures of a trial."""
+"""The images of a trial."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def labelled(tiny_mvtec: Path) -> ImageSet:
 def test_curves(tmp_path):
     write_curves(f32(1, 2, 3, 4), i8(0, 1, 0, 1), tmp_path, title="trial 3, validation")
     for name in ("roc.png", "pr.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) >= 300
-            assert len(np.unique(np.asarray(picture))) > 10
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG"
+            assert min(image.size) >= 300
+            assert len(np.unique(np.asarray(image))) > 10
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -69,7 +69,7 @@ def test_one_class_alone(label):
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 1)), min_size=1, max_size=20), st.integers(1, 8))
-def test_pictures_are_distinct_and_no_more_than_asked_for(pairs, most):
+def test_images_are_distinct_and_no_more_than_asked_for(pairs, most):
     scores, labels = f32(*(score for score, _ in pairs)), i8(*(label for _, label in pairs))
     found = worst_first(scores, labels, most)
     indices = [index for index, _ in found]

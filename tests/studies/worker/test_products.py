@@ -26,7 +26,7 @@ PRODUCTS = ["widget", "washer"]
 
 @pytest.fixture(scope="module")
 def shelves(tiny_mvtec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two products under different roots; of the second, fewer pictures."""
+    """Two products under different roots; of the second, fewer images."""
     other = tmp_path_factory.mktemp("other shelf")
     shutil.copytree(tiny_mvtec / "widget", other / "washer")
     for path in sorted((other / "washer" / "train" / "good").iterdir())[:6]:
@@ -45,23 +45,23 @@ def plan(shelves, tmp_path) -> Plan:
 
 
 def job_of(plan: Plan, **others) -> Job:
-    return build_job(plan, splits_digest=plan.pictures.digest, **others)
+    return build_job(plan, splits_digest=plan.images.digest, **others)
 
 
 def test_a_plan_names_every_set_of_every_product(plan):
     sets = [f"{product}/{name}" for product in PRODUCTS for name in ("train", "validation", "test")]
-    assert list(plan.pictures.counts) == list(plan.identity["data"]) == sets
+    assert list(plan.images.counts) == list(plan.identity["data"]) == sets
     assert plan.experiment == "tiny/widget+washer"
-    assert plan.pictures.counts["widget/train"]["good"] == plan.pictures.counts["washer/train"]["good"] + 6
-    assert len({part.splits.digest for part in plan.pictures.parts} | {plan.pictures.digest}) == 3
+    assert plan.images.counts["widget/train"]["good"] == plan.images.counts["washer/train"]["good"] + 6
+    assert len({part.splits.digest for part in plan.images.parts} | {plan.images.digest}) == 3
 
 
 def test_all_takes_every_product_under_the_root(tiny_mvtec, tmp_path):
     for name in ("b", "a"):
         shutil.copytree(tiny_mvtec / "widget", tmp_path / name)
     config = make_config(tmp_path, data={"dataset": "tiny", "category": "all", "root": str(tmp_path), "image_size": 64})
-    pictures = datasets.load(config, Home(tmp_path / "home"))
-    assert [part.category for part in pictures.parts] == ["a", "b"]
+    images = datasets.load(config, Home(tmp_path / "home"))
+    assert [part.category for part in images.parts] == ["a", "b"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no category in it"):
         datasets.products(config.data.model_copy(update={"root": tmp_path / "empty"}))
@@ -85,7 +85,7 @@ def test_a_trial_is_the_mean_over_the_products(plan):
 
 def test_a_trial_is_the_same_as_the_products_by_themselves(plan, shelves, tmp_path):
     together = run_job(job_of(plan))
-    for part in plan.pictures.parts:
+    for part in plan.images.parts:
         alone = build_plan(
             make_config(
                 Path("unused"),
@@ -106,7 +106,7 @@ def test_a_trial_that_is_told_to_stop_ends_between_two_products(plan):
     assert not [name for name in result.metrics if "washer" in name or name.startswith("val/")]
 
 
-def test_changed_pictures_are_refused(plan):
+def test_changed_images_are_refused(plan):
     with pytest.raises(InputError, match=r"tiny/widget\+washer changed"):
         run_job(build_job(plan, splits_digest="0" * 64))
 
@@ -180,7 +180,5 @@ def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench
 )
 def test_what_makes_no_sense_is_refused(data, others, words):
     with pytest.raises(InputError, match=words) as caught:
-        validate(
-            raw_config(Path("pictures"), data={"dataset": "tiny", "root": "pictures", **data}, **others), source="x"
-        )
+        validate(raw_config(Path("images"), data={"dataset": "tiny", "root": "images", **data}, **others), source="x")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is kept of a detector's scores, and which pictures are shown of it."""
+"""What is kept of a detector's scores, and which images are shown of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labelled(tiny_mvtec: Path) -> ImageSet:
 
 
 def predict(image_set: ImageSet, size: tuple[int, int] = (64, 64)) -> Prediction:
-    """Scores that rise from picture to picture, over noise as maps."""
+    """Scores that rise from image to image, over noise as maps."""
     maps = torch.rand(len(image_set), *size, generator=torch.Generator().manual_seed(0))
     return Prediction(torch.arange(len(image_set), dtype=torch.float32), maps)
 
@@ -54,7 +54,7 @@ def test_without_a_threshold_the_typical_lie_around_the_median():
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 1)), max_size=40), st.none() | st.floats(-6, 6))
-def test_no_picture_is_shown_twice(pairs, threshold):
+def test_no_image_is_shown_twice(pairs, threshold):
     scores, labels = f32(*(score for score, _ in pairs)), i8(*(label for _, label in pairs))
     chosen = choose(scores, labels, threshold=threshold)
     indices = [index for index, _ in chosen]
@@ -68,23 +68,23 @@ def test_no_picture_is_shown_twice(pairs, threshold):
 def test_what_is_written_is_read(labelled, tmp_path):
     written = write_scores(predict(labelled), labelled, tmp_path, threshold=11.5)
     assert read_scores(tmp_path) == written
-    assert [picture.verdict for picture in written.pictures] == ["good"] * 12 + ["defective"] * 12
+    assert [image.verdict for image in written.images] == ["good"] * 12 + ["defective"] * 12
     assert written.values.tolist() == list(range(24))
     assert written.labels.tolist() == labelled.labels.tolist()
-    assert write_scores(predict(labelled), labelled, tmp_path, threshold=None).pictures[0].verdict is None
+    assert write_scores(predict(labelled), labelled, tmp_path, threshold=None).images[0].verdict is None
 
 
 def test_a_score_at_the_threshold_is_an_alarm(labelled, tmp_path):
     written = write_scores(predict(labelled), labelled, tmp_path, threshold=7.0)
-    assert [picture.verdict for picture in written.pictures][6:8] == ["good", "defective"]
+    assert [image.verdict for image in written.images][6:8] == ["good", "defective"]
 
 
-def test_pictures_stand_side_by_side(labelled, tmp_path):
+def test_images_stand_side_by_side(labelled, tmp_path):
     written = write_scores(predict(labelled), labelled, tmp_path, threshold=11.5)
     assert len(written.gallery) == len(list((tmp_path / GALLERY).iterdir()))
     for shown in written.gallery:
-        has_defect = written.pictures[shown.picture].label == 1
-        assert shown.panels == (["picture", "mask", "heat map"] if has_defect else ["picture", "heat map"])
+        has_defect = written.images[shown.image].label == 1
+        assert shown.panels == (["image", "mask", "heat map"] if has_defect else ["image", "heat map"])
         with Image.open(tmp_path / shown.file) as sheet:
             assert sheet.format == "JPEG"
             assert sheet.size == (len(shown.panels) * 64 + 4 * (len(shown.panels) - 1), 64)
@@ -99,10 +99,10 @@ def test_where_a_mask_is_not_known_there_is_none(tiny_mvtec, tmp_path):
     image_set = ImageSet("test", read_folder(tiny_mvtec / "widget" / "test").test, (64, 64))
     assert image_set.labels.any()
     written = write_scores(predict(image_set), image_set, tmp_path, threshold=None)
-    assert {tuple(shown.panels) for shown in written.gallery} == {("picture", "heat map")}
+    assert {tuple(shown.panels) for shown in written.gallery} == {("image", "heat map")}
 
 
-def test_large_pictures_are_made_smaller(tiny_mvtec, tmp_path):
+def test_large_images_are_made_smaller(tiny_mvtec, tmp_path):
     size = (2 * SIDE, SIDE)
     image_set = ImageSet("test", read_mvtec(tiny_mvtec, "widget").test[:2], size)
     written = write_scores(predict(image_set, size), image_set, tmp_path, threshold=None)

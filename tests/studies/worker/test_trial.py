@@ -58,7 +58,7 @@ def plan(tiny_mvtec: Path, tmp_path: Path) -> Plan:
 
 def forget() -> None:
     """What a worker process keeps between jobs."""
-    for kept in (products._cached_pictures, trial._backbone, trial._masks):
+    for kept in (products._cached_images, trial._backbone, trial._masks):
         kept.cache_clear()
 
 
@@ -102,9 +102,9 @@ def test_what_a_trial_leaves_in_its_folder(plan):
     assert validate(resolved, source="config.yaml") == plan.config
     assert TrialResult.model_validate_json((artifacts / "metrics.json").read_bytes()) == result
     keys = {sample.key.removesuffix(".png").replace("/", "-") for sample in plan.splits.validation.samples}
-    pictures = sorted(path.stem for path in (artifacts / "heatmaps").iterdir())
-    assert len(pictures) == trial.PICTURES
-    for rank, name in enumerate(pictures, start=1):
+    images = sorted(path.stem for path in (artifacts / "heatmaps").iterdir())
+    assert len(images) == trial.IMAGES
+    for rank, name in enumerate(images, start=1):
         found_rank, _, rest = name.partition("-")
         verdict = next(word for word in ("miss", "false-alarm", "hit", "good") if rest.startswith(f"{word}-"))
         assert int(found_rank) == rank
@@ -167,7 +167,7 @@ def test_an_earlier_attempts_files_are_gone(plan):
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
-    """Every picture and mask that is decoded."""
+    """Every image and mask that is decoded."""
     seen: set[Path] = set()
     for name in ("read_image", "read_mask"):
         original = getattr(samples, name)
@@ -186,7 +186,7 @@ def files(*sets: ImageSet | None) -> set[Path]:
 
 
 @pytest.mark.parametrize("protocol", ["holdout", "synthetic"])
-def test_a_trial_never_decodes_a_test_picture(own_widgets, tmp_path, read, protocol):
+def test_a_trial_never_decodes_a_test_image(own_widgets, tmp_path, read, protocol):
     plan = build_plan(make_config(own_widgets, protocol=protocol), tmp_path / "home")
     read.clear()
     forget()
@@ -199,12 +199,12 @@ def test_a_trial_never_decodes_a_test_picture(own_widgets, tmp_path, read, proto
     assert "test/image_auroc" in final.metrics
 
 
-def test_other_test_pictures_do_not_change_a_trial(own_widgets, tmp_path):
+def test_other_test_images_do_not_change_a_trial(own_widgets, tmp_path):
     plan = build_plan(make_config(own_widgets), tmp_path / "home")
     before = run_job(build_job(plan, 0))
     test = sorted(files(plan.splits.test))
-    pictures = [path.read_bytes() for path in test if "ground_truth" not in path.parts]
-    for path, data in zip((p for p in test if "ground_truth" not in p.parts), reversed(pictures), strict=True):
+    images = [path.read_bytes() for path in test if "ground_truth" not in path.parts]
+    for path, data in zip((p for p in test if "ground_truth" not in p.parts), reversed(images), strict=True):
         path.write_bytes(data)
     forget()
     changed = build_plan(make_config(own_widgets), tmp_path / "other home")
@@ -229,7 +229,7 @@ def test_protocol_paper_scores_test_and_says_so_in_the_ledger(tiny_mvtec, tmp_pa
     assert [line.trial for line in read_ledger(plan.home.ledger(UID))] == [2, 3]
     scores = read_scores(build_job(plan, 2).path / ARTIFACTS)
     assert auroc(scores.values, scores.labels) == result.metrics["test/image_auroc"]
-    assert (scores.threshold, {picture.verdict for picture in scores.pictures}) == (None, {None})
+    assert (scores.threshold, {image.verdict for image in scores.images}) == (None, {None})
 
 
 def test_protocol_paper_has_nothing_to_choose_a_threshold_from(tiny_mvtec, tmp_path):
@@ -292,16 +292,16 @@ def test_the_threshold_of_the_best_f1(tiny_mvtec, tmp_path):
     assert result.threshold["defective"] == (plan.splits.validation.labels == 1).sum()
 
 
-def test_a_final_job_leaves_the_score_of_every_test_picture_and_a_gallery(plan):
+def test_a_final_job_leaves_the_score_of_every_test_image_and_a_gallery(plan):
     job = build_job(plan, 4, task="final")
     result = run_job(job)
     scores = read_scores(job.path / ARTIFACTS)
     test = plan.splits.test
-    assert [picture.name for picture in scores.pictures] == [sample.key for sample in test.samples]
-    assert tuple(picture.defect_type for picture in scores.pictures) == test.defect_types
+    assert [image.name for image in scores.images] == [sample.key for sample in test.samples]
+    assert tuple(image.defect_type for image in scores.images) == test.defect_types
     assert auroc(scores.values, scores.labels) == result.metrics["test/image_auroc"]
     assert scores.threshold == result.threshold["value"]
-    verdicts = np.array([picture.verdict == "defective" for picture in scores.pictures])
+    verdicts = np.array([image.verdict == "defective" for image in scores.images])
     assert verdicts[test.labels == 0].mean() == result.metrics["test/false_alarm_rate"]
     assert (~verdicts[test.labels == 1]).mean() == result.metrics["test/miss_rate"]
     assert {entry.file for entry in scores.gallery} == {
@@ -367,9 +367,9 @@ def refused(job: Job) -> str:
     return message
 
 
-def test_other_pictures_are_refused(plan):
+def test_other_images_are_refused(plan):
     message = refused(build_job(plan, splits_digest="0" * 64))
-    assert "the pictures of tiny/widget changed while the study was running" in message
+    assert "the images of tiny/widget changed while the study was running" in message
     assert "--fresh" in message
 
 
