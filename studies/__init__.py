@@ -1,7 +1,12 @@
 """Studies: search space, driver, trials, executors, feature store and the command ``study``. Knows Optuna."""
 
-import os
+from __future__ import annotations
 
-# Before torch is imported: its threads otherwise spin while they wait, and with anything else running on the machine
-# (a second job, a test suite) one image took 650 ms instead of 25. On a quiet machine it makes no difference.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("studies.version").VERSION
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

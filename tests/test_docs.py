@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import typer
@@ -18,7 +17,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from detectors.catalog import HEADS
 from studies import cli
-from studies.commands import register
 from studies.file import reference
 from studies.file.config import StudyConfig, load
 from tests.helpers.shell import make_shell
@@ -74,9 +72,7 @@ def study_lines(text: str) -> Iterator[list[str]]:
 
 @cache
 def program() -> TyperGroup:
-    with mock.patch.object(cli.app, "registered_commands", []), mock.patch.object(cli.app, "registered_groups", []):
-        register(cli.app)
-        group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(cli.app)
     assert isinstance(group, TyperGroup)
     return group
 

@@ -132,7 +132,9 @@ class LocalExecutor:
         process = self._context.Process(
             target=_work, args=(theirs, self._reuse, self._run), daemon=True, name="study-worker"
         )
-        with _environment(slot.environment):
+        # Read when torch is imported: threads that spin while they wait would starve the other workers.
+        calm = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+        with _environment({**calm, **slot.environment}):
             process.start()
         theirs.close()
         return _Worker(process, mine)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from studies.search.view import TrialView
-from studies.worker.jobs import Job, Stage
+if TYPE_CHECKING:  # `study run --help` imports this module and waits for neither torch nor Optuna
+    from studies.search.view import TrialView
+    from studies.worker.jobs import Job, Stage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -25,8 +25,10 @@ from rich.text import Text
 
 from studies.file.encoding import encode
 from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
-from studies.search.view import TrialView
-from studies.worker.jobs import Job
+
+if TYPE_CHECKING:  # `study run --help` imports this module and waits for neither torch nor Optuna
+    from studies.search.view import TrialView
+    from studies.worker.jobs import Job
 
 PLAIN_SECONDS = 5.0
 """At most one line of progress in this time where the output is not a terminal."""

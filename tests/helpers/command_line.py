@@ -38,9 +38,6 @@ def study(*words: object, typed: str = "") -> Ended:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with (
-            # `main` adds the commands, which a process does once.
-            mock.patch.object(cli.app, "registered_commands", []),
-            mock.patch.object(cli.app, "registered_groups", []),
             mock.patch.object(sys, "argv", ["study", *map(str, words)]),
             mock.patch.object(sys, "stdin", io.StringIO(typed)),
             contextlib.redirect_stdout(out),

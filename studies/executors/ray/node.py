@@ -171,8 +171,9 @@ def check(job: Job, orders: Orders) -> str | None:
 
 def work(job: Job, orders: Orders, token: str, mailbox: Any, run: Runner | None) -> Returned:
     """Do a job in a process of its own."""
-    # Before torch is imported.
+    # Before torch is imported, in a process that ends with the job.
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     post = _Post(mailbox, token)
     post.tell(Begun(os.getpid()))
     job = orders.prepare(job)
