@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from detectors.backbones import weights
 from detectors.backbones.pyramid import (
     Backbone,
     WeightsIdentity,
@@ -22,7 +23,6 @@ from detectors.backbones.pyramid import (
     channels_by_stride,
     check_strides,
     empty_backbone,
-    weights,
     weights_identity,
 )
 from detectors.backbones.weights import (

@@ -20,22 +20,20 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.register_assert_rewrite("executor_contract")
-
-from detectors.errors import InputError, NumericalError  # noqa: E402
-from studies.executors import failure  # noqa: E402
-from studies.executors.base import Executor  # noqa: E402
-from studies.executors.failure import describe, kind_of, lost  # noqa: E402
-from studies.executors.inline import InlineExecutor  # noqa: E402
-from studies.executors.local import LocalExecutor  # noqa: E402
-from studies.executors.slots import plan_slots  # noqa: E402
-from studies.search.plan import Plan  # noqa: E402
-from studies.worker.jobs import LOG_FILE, Done, Event, Job, Lost, Stage, TrialResult, read_result  # noqa: E402
-from studies.worker.trial import run_job  # noqa: E402
-from tests.helpers import executor_contract as contract  # noqa: E402
-from tests.helpers import scripted_jobs  # noqa: E402
-from tests.helpers.builders import build_job, build_plan, make_config, repeatable  # noqa: E402
-from tests.helpers.executor_contract import Record, seen, worker_pids  # noqa: E402
+from detectors.errors import InputError, NumericalError
+from studies.executors import failure
+from studies.executors.base import Executor
+from studies.executors.failure import describe, kind_of, lost
+from studies.executors.inline import InlineExecutor
+from studies.executors.local import LocalExecutor
+from studies.executors.slots import plan_slots
+from studies.search.plan import Plan
+from studies.worker.jobs import LOG_FILE, Done, Event, Job, Lost, Stage, TrialResult, read_result
+from studies.worker.trial import run_job
+from tests.helpers import executor_contract as contract
+from tests.helpers import scripted_jobs
+from tests.helpers.builders import build_job, build_plan, make_config, repeatable
+from tests.helpers.executor_contract import Record, seen, worker_pids
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {
     "inline": InlineExecutor,

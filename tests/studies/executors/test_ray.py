@@ -18,24 +18,23 @@ import psutil
 import pytest
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytest.register_assert_rewrite("executor_contract")
 
-import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+import ray
+from ray.cluster_utils import Cluster
 
-from detectors.errors import InputError  # noqa: E402
-from studies.executors.ray.executor import RayExecutor  # noqa: E402
-from studies.executors.ray.executor import executor as ray_module  # noqa: E402
-from studies.search.notices import Notice, Progressed, Retried  # noqa: E402
-from studies.search.plan import Plan  # noqa: E402
-from studies.worker.jobs import DETECTOR, LOG_FILE, Done, Event, Lost, Stage, TrialResult, read_result  # noqa: E402
-from studies.worker.trial import run_job  # noqa: E402
-from tests.helpers import ROOT, scripted_jobs  # noqa: E402
-from tests.helpers import executor_contract as contract  # noqa: E402
-from tests.helpers.bench import Bench  # noqa: E402
-from tests.helpers.builders import build_job, build_plan, make_config  # noqa: E402
-from tests.helpers.executor_contract import Record, all_gone, seen  # noqa: E402
-from tests.helpers.servers import free_port  # noqa: E402
+from detectors.errors import InputError
+from studies.executors.ray import executor as ray_module
+from studies.executors.ray.executor import RayExecutor
+from studies.search.notices import Notice, Progressed, Retried
+from studies.search.plan import Plan
+from studies.worker.jobs import DETECTOR, LOG_FILE, Done, Event, Lost, Stage, TrialResult, read_result
+from studies.worker.trial import run_job
+from tests.helpers import ROOT, scripted_jobs
+from tests.helpers import executor_contract as contract
+from tests.helpers.bench import Bench
+from tests.helpers.builders import build_job, build_plan, make_config
+from tests.helpers.executor_contract import Record, all_gone, seen
+from tests.helpers.servers import free_port
 
 STORE_BYTES = 80 * 2**20
 # A node that is gone is noticed in seconds instead of twenty.
@@ -401,9 +400,9 @@ def test_a_driver_outside_the_cluster_goes_through_rays_client(cluster: Cluster,
     jobs = [build_job(plan, number, folder=tmp_path / str(number), params={"act": "report"}) for number in range(2)]
     script = f"""
 import json, sys, time
-import scripted_jobs
-from studies.executors import node, ray as ray_module
+from studies.executors.ray import executor as ray_module, node
 from studies.worker.jobs import Done, Job, Lost, Report
+from tests.helpers import scripted_jobs
 node.check = scripted_jobs.sound
 executor = ray_module.RayExecutor(
     address="ray://127.0.0.1:{CLIENT_PORT}", device="cpu", cpus_per_trial=1, run=scripted_jobs.act
@@ -489,10 +488,10 @@ def test_a_head_that_could_not_start_a_clients_server_is_asked_again(monkeypatch
 DRIVER = """
 import json, signal, sys, time
 import psutil
-import scripted_jobs
-from studies.executors import node
+from studies.executors.ray import node
 from studies.executors.ray.executor import RayExecutor
 from studies.worker.jobs import Job, Stage
+from tests.helpers import scripted_jobs
 
 node.check = scripted_jobs.sound
 
