@@ -265,8 +265,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     for name in arguments.detectors:
-        if name not in catalog.HEADS:
-            print(f"{name}: not among this version's detectors ({', '.join(catalog.HEADS)}); left out", file=sys.stderr)
+        if name not in catalog.built_in_names():
+            print(
+                f"{name}: not among this version's detectors ({', '.join(catalog.built_in_names())}); left out",
+                file=sys.stderr,
+            )
             continue
         case = CASES[name]
         task = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectors.catalog import HEADS, head_class
+from detectors.catalog import built_in_names, head_class
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (
@@ -35,7 +35,7 @@ def main() -> None:
 def rows(data: str) -> Iterator[str]:
     """A line for each detector with a stored result of this data set, the best on test first."""
     found = []
-    for name in HEADS:
+    for name in built_in_names():
         # PaDiM's second run went on from the first.
         file = next(
             (f for f in (RESULTS / f"{name}_{data}_40.json", RESULTS / f"{name}_{data}.json") if f.is_file()), None

@@ -1,6 +1,7 @@
-"""The detectors that exist, by name: those of this package, and those that installed packages add.
+"""The detectors that exist, by name. A detector's module is imported when it is asked for, not before.
 
-A package adds one by an entry point of the group `GROUP`, whose name is the detector's and which leads to its `Head`.
+Every detector is an entry point of the group `GROUP`, whose name is the detector's and which leads to its `Head`: those of this
+project are listed in its pyproject.toml, other packages add theirs in the same way.
 """
 
 from __future__ import annotations
@@ -8,38 +9,44 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
+from detectors import entry_points
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
+from detectors.entry_points import DISTRIBUTION, distribution_of, offered, only_one
 from detectors.errors import InputError
-from detectors.heads.autoencoder.head import Autoencoder
-from detectors.heads.cflow.head import Cflow
-from detectors.heads.cutpaste.head import Cutpaste
-from detectors.heads.fastflow.head import Fastflow
-from detectors.heads.ganomaly.head import Ganomaly
-from detectors.heads.padim.head import Padim
-from detectors.heads.patchcore.head import Patchcore
-from detectors.heads.spade.head import Spade
-from detectors.heads.vae.head import Vae
 
-HEADS: dict[str, type[Head]] = {
-    head.name: head for head in (Padim, Patchcore, Cflow, Spade, Cutpaste, Fastflow, Autoencoder, Vae, Ganomaly)
-}
 GROUP = "anomaly_studies.detectors"
+HOW_TO_ADD = (
+    "a detector of your own comes as FILE.py:CLASS or from a package with an entry point of the group "
+    f"{GROUP} (docs/adding-a-detector.md)"
+)
+
+
+def names() -> list[str]:
+    """All detectors: this project's own in alphabetical order, then those that other packages add. Imports none of them."""
+    return list(offered(GROUP))
+
+
+def built_in_names() -> list[str]:
+    """This project's own detectors, in alphabetical order. Imports none of them."""
+    return [name for name, points in offered(GROUP).items() if distribution_of(points[0]) == DISTRIBUTION]
 
 
 def head_class(name: str) -> type[Head]:
-    """The head of a detector. Raises `InputError` that lists the known ones, or says what is wrong with an added one."""
-    if name in HEADS:
-        return HEADS[name]
-    added = _added()
-    if name in added:
-        return _load(added[name])
-    known = [*HEADS, *added]
-    near = difflib.get_close_matches(name, known, n=1)
+    """The head of a detector.
+
+    Raises:
+        InputError: there is no such detector (the message lists the known ones and says how to add one), two packages offer
+            it, or the package that adds it is broken.
+    """
+    known_names = names()
+    if name in known_names:
+        return _load(only_one(offered(GROUP)[name], "detector"))
+    near = difflib.get_close_matches(name, known_names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"unknown detector {name!r}; {hint}known: {', '.join(sorted(known))}")
+    raise InputError(f"unknown detector {name!r}; {hint}known: {', '.join(sorted(known_names))}; {HOW_TO_ADD}")
 
 
 def parameters(name: str) -> dict[str, Parameter]:
@@ -58,17 +65,8 @@ def networks(name: str, setting: Mapping[str, Any]) -> list[str]:
 
 
 @cache
-def _added() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def _load(point: EntryPoint) -> type[Head]:
-    try:
-        head = point.load()
-    except Exception as error:
-        raise InputError(
-            f"detector {point.name!r} ({point.value}) cannot be loaded: {error}; mend or uninstall it"
-        ) from error
+    head = entry_points.load(point, "detector")
     if not (isinstance(head, type) and issubclass(head, Head) and head.name == point.name):
         raise InputError(
             f"detector {point.name!r} ({point.value}) is no `detectors.base.Head` of this name; mend or uninstall it"

@@ -15,12 +15,11 @@ import typer
 import yaml
 from typer.core import TyperCommand, TyperGroup
 
-from detectors.catalog import HEADS
 from studies import cli
 from studies.file import reference
 from studies.file.config import StudyConfig, load
 from tests.helpers.shell import make_shell
-from tests.helpers.worked_example import EXAMPLE, load_example
+from tests.helpers.worked_example import EXAMPLE, offer_example
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -138,7 +137,7 @@ def test_study_files_are_valid(block: Block, tmp_path: Path, monkeypatch: pytest
         whole = {"name": "x", "detector": "padim", "fixed": {"backbone": "resnet18"}, "baselines": [{"n_features": 9}]}
         raw = whole | raw
     if raw["detector"] == "diagonal":
-        monkeypatch.setitem(HEADS, "diagonal", load_example())
+        offer_example(monkeypatch)
     path = tmp_path / f"{raw['name']}.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert isinstance(load(str(path)), StudyConfig)

@@ -54,7 +54,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and end.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (every GPU) or cuda:N.")] = "auto",
     executor: Annotated[
-        str, typer.Option(metavar="local|ray", help="Processes of this machine, or the nodes of a Ray cluster.")
+        str,
+        typer.Option(
+            metavar="local|ray|NAME", help="Processes of this machine, the nodes of a Ray cluster, or a plug-in."
+        ),
     ] = "local",
     ray_address: Annotated[
         str | None,
@@ -80,6 +83,7 @@ def run(
         # Read by the hub's client when it is imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
     from detectors.errors import InputError
+    from studies.executors.catalog import executor_plugin
     from studies.home import Home
     from studies.search.plan import Options
     from studies.show import tables
@@ -90,15 +94,22 @@ def run(
         raise InputError(
             "--json-lines goes with neither --json, --quiet nor --dry-run: it prints what happens, line by line"
         )
+    if inline and (executor != "local" or jobs not in (None, "1", "auto")):
+        raise InputError("--inline runs one trial at a time in this process; leave out --jobs and --executor")
+    executor = "inline" if inline else executor
+    plugin = executor_plugin(executor)
+    if ray_address is not None and not plugin.takes_address:
+        raise InputError(f"--ray-address goes with --executor ray, not with {executor}")
+    remote = plugin.remote
     console = tables.console(stderr=json_output)
     config = _load_config(name, settings, images=images, study_name=study_name, demo=demo)
     home = Home.from_environment().prepare()
     options = Options(
         device=device,
-        jobs=_jobs(jobs, executor),
+        jobs=_jobs(jobs, remote=remote),
         offline=offline or demo,
         weights_dir=weights_dir,
-        remote=executor == "ray",
+        remote=remote,
         ideas=_ideas(enqueue, config),
     )
     with EventLines(typer.echo) if json_lines else Live(console, quiet=quiet) as live:
@@ -109,7 +120,7 @@ def run(
             return
         for line in _remarks(plan):
             live.say(line)
-        make_executor = partial(_executor, inline=inline, kind=executor, ray_address=ray_address, say=live.say)
+        make_executor = partial(_executor, name=executor, address=ray_address, say=live.say)
         outcome = _drive(plan, live, fresh=fresh, make_executor=make_executor)
     if json_lines:
         typer.echo(json.dumps({"event": "outcome", **json.loads(tables.outcome_json(outcome))}))
@@ -171,11 +182,11 @@ def _drive(plan: Plan, live: Live | EventLines, *, fresh: bool, make_executor: C
     return Driver(plan, executor, storage=storage, projection=projection, listener=live).run(fresh=fresh)
 
 
-def _jobs(text: str | None, executor: str) -> int | Literal["auto"]:
+def _jobs(text: str | None, *, remote: bool) -> int | Literal["auto"]:
     from detectors.errors import InputError
 
     if text is None:
-        return "auto" if executor == "ray" else 1
+        return "auto" if remote else 1
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
@@ -183,43 +194,22 @@ def _jobs(text: str | None, executor: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def _executor(plan: Plan, *, inline: bool, kind: str, ray_address: str | None, say: Callable[[str], None]) -> Executor:
-    from detectors.errors import InputError
-    from studies.executors.inline import InlineExecutor
-    from studies.executors.local import LocalExecutor
-    from studies.executors.slots import available_cores, plan_slots, visible_gpus
+def _executor(plan: Plan, *, name: str, address: str | None, say: Callable[[str], None]) -> Executor:
+    from studies.executors.base import ExecutorOptions
+    from studies.executors.catalog import make_executor
 
     execution, options = plan.config.execution, plan.options
-    if kind not in ("local", "ray"):
-        raise InputError(f"--executor {kind}: give local or ray")
-    if ray_address is not None and kind != "ray":
-        raise InputError("--ray-address goes with --executor ray")
-    if inline:
-        if kind == "ray" or options.jobs not in (1, "auto"):
-            raise InputError("--inline runs one trial at a time in this process; leave out --jobs and --executor")
-        return InlineExecutor()
-    if kind == "ray":
-        from studies.executors.ray.executor import RayExecutor
-
-        return RayExecutor(
-            address=ray_address,
+    return make_executor(
+        name,
+        ExecutorOptions(
             jobs=options.jobs,
             device=options.device,
             gpus_per_trial=execution.gpus_per_trial,
             trial_timeout=execution.trial_timeout,
+            address=address,
             say=say,
-        )
-    import torch
-
-    slots = plan_slots(
-        options.jobs,
-        device=options.device,
-        gpus_per_trial=execution.gpus_per_trial,
-        cores=available_cores(),
-        gpu_ids=visible_gpus(torch.cuda.device_count()),
+        ),
     )
-    # A fresh process gives all of a GPU's memory back; on a CPU there is nothing to give back.
-    return LocalExecutor(slots=slots, reuse=plan.device.type == "cpu", trial_timeout=execution.trial_timeout)
 
 
 def _remarks(plan: Plan) -> list[str]:

@@ -49,8 +49,8 @@ def text() -> str:
     schema = StudyConfig.model_json_schema()
     sections = [*_sections(schema, schema["$defs"])]
     detectors = [
-        f"### {name}\n\n{_table(map(_parameter_row, catalog.HEADS[name].searchable), 'parameter')}"
-        for name in catalog.HEADS
+        f"### {name}\n\n{_table(map(_parameter_row, catalog.head_class(name).searchable), 'parameter')}"
+        for name in catalog.built_in_names()
     ]
     page = "\n".join(
         [

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from detectors import catalog, working_memory
+from detectors import working_memory
 from detectors.backbones.pyramid import Backbone, build_backbone, channels_by_stride
 from detectors.base import SMOOTHING_SIGMA, Detector, FitContext, Head, Parameter, Prediction
-from detectors.catalog import HEADS, head_class, parameters
+from detectors.catalog import built_in_names, head_class, parameters
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.scoring.metrics import auroc
 from tests.helpers.widgets import draw_widget
-from tests.helpers.worked_example import EXAMPLE, load_example
+from tests.helpers.worked_example import EXAMPLE, offer, offer_example
 
 BACKBONE, STRIDES = "test_resnet@random", (8, 16)
 QUICK: dict[str, dict[str, Any]] = {
@@ -45,10 +44,10 @@ DEVICES = [
 Make = Callable[..., Detector]
 
 
-@pytest.fixture(params=[*sorted(HEADS), "diagonal"])
+@pytest.fixture(params=[*built_in_names(), "diagonal"])
 def name(request, monkeypatch) -> str:
-    if request.param not in HEADS:
-        monkeypatch.setitem(HEADS, request.param, load_example())
+    if request.param == "diagonal":
+        offer_example(monkeypatch)
     return request.param
 
 
@@ -62,7 +61,7 @@ def make(name, backbone) -> Make:
     """Make an unfitted detector with the head under test."""
 
     def make_one(size: tuple[int, int] = (64, 64), **settings: Any) -> Detector:
-        head = HEADS[name](**QUICK.get(name, {}) | settings)
+        head = head_class(name)(**QUICK.get(name, {}) | settings)
         return Detector(backbone, head, image_size=size, smoothing_sigma=2.0)
 
     return make_one
@@ -99,14 +98,14 @@ def test_short_memory_changes_nothing_but_rounding(make, device):
 
 
 def test_a_head_goes_by_its_name_in_the_catalog(name):
-    assert HEADS[name].name == name
-    assert head_class(name) is HEADS[name]
-    assert issubclass(HEADS[name], Head)
+    assert head_class(name).name == name
+    assert head_class(name) is head_class(name)
+    assert issubclass(head_class(name), Head)
 
 
 def test_searchable_parameters_have_valid_defaults(name):
-    head = HEADS[name]()
-    listed = HEADS[name].searchable
+    head = head_class(name)()
+    listed = head_class(name).searchable
     assert len({parameter.name for parameter in listed}) == len(listed)
     for parameter in listed:
         assert parameter.check(parameter.default) == parameter.default
@@ -120,7 +119,7 @@ def test_searchable_parameters_have_valid_defaults(name):
 
 
 def test_settings_make_the_same_head_again_after_a_trip_through_json(name):
-    head_type = HEADS[name]
+    head_type = head_class(name)
     changed = {parameter.name: other_value(parameter) for parameter in head_type.searchable}
     for given in ({}, changed):
         head = head_type(**given)
@@ -140,7 +139,7 @@ def other_value(parameter: Parameter) -> Any:
 
 
 def test_values_out_of_range_are_refused_by_name(name):
-    for parameter in HEADS[name].searchable:
+    for parameter in head_class(name).searchable:
         bad: list[Any] = [parameter.low - 1, float("nan"), float("inf"), "much", None, True]
         if parameter.kind == "choice":
             bad = ["much", None, 17, float("nan"), *([] if True in parameter.choices else [True])]
@@ -148,18 +147,18 @@ def test_values_out_of_range_are_refused_by_name(name):
             bad.append(parameter.high + 1)
         for value in bad:
             with pytest.raises(InputError, match=parameter.name):
-                HEADS[name](**{parameter.name: value})
+                head_class(name)(**{parameter.name: value})
 
 
 def test_unknown_settings_are_refused(name):
     with pytest.raises(TypeError):
-        HEADS[name](no_such_setting=1)
+        head_class(name)(no_such_setting=1)
 
 
 def test_upper_bounds_name_searchable_whole_numbers_and_hold(name, make):
     channels = {stride: channels_by_stride(BACKBONE)[stride] for stride in STRIDES}
-    bounds = HEADS[name].upper_bounds(channels)
-    listed = {parameter.name: parameter for parameter in HEADS[name].searchable}
+    bounds = head_class(name).upper_bounds(channels)
+    listed = {parameter.name: parameter for parameter in head_class(name).searchable}
     for key, bound in bounds.items():
         assert listed[key].kind == "int"
         assert listed[key].low <= bound <= listed[key].high
@@ -170,7 +169,7 @@ def test_upper_bounds_name_searchable_whole_numbers_and_hold(name, make):
 def test_parameters_include_those_that_all_detectors_share(name):
     listed = parameters(name)
     assert listed["smoothing_sigma"] is SMOOTHING_SIGMA
-    assert {parameter.name for parameter in HEADS[name].searchable} < set(listed)
+    assert {parameter.name for parameter in head_class(name).searchable} < set(listed)
     assert all(isinstance(parameter, Parameter) for parameter in listed.values())
 
 
@@ -180,18 +179,12 @@ def test_an_unknown_detector_is_refused_with_the_known_ones(wrong, hint):
         with pytest.raises(InputError) as caught:
             call(wrong)
         assert hint in str(caught.value)
-        assert all(known in str(caught.value) for known in HEADS)
-
-
-def added(monkeypatch, name: str, value: str) -> None:
-    """Install nothing, but let the catalog see an entry point."""
-    points = {name: EntryPoint(name, value, catalog.GROUP)}
-    monkeypatch.setattr(catalog, "_added", lambda: points)
+        assert all(known in str(caught.value) for known in built_in_names())
 
 
 def test_an_installed_package_adds_a_detector(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    added(monkeypatch, "diagonal", "diagonal:Diagonal")
+    offer(monkeypatch, "diagonal", "diagonal:Diagonal")
     assert head_class("diagonal").name == "diagonal"
     assert "regularization" in parameters("diagonal")
     with pytest.raises(InputError, match="did you mean diagonal"):
@@ -203,7 +196,7 @@ def test_an_installed_package_adds_a_detector(monkeypatch):
     ["no_such_module:Head", "json:loads", "detectors.heads.padim.head:Padim", "detectors.heads.padim.head:None"],
 )
 def test_a_broken_addition_is_told(monkeypatch, value):
-    added(monkeypatch, "mine", value)
+    offer(monkeypatch, "mine", value)
     with pytest.raises(InputError, match=rf"detector 'mine' \({value}\) .*uninstall it"):
         head_class("mine")
 
@@ -314,7 +307,7 @@ def test_dents_in_widgets_score_higher_than_none(name):
     size = 96
     drawn = [draw_widget(seed, dent=seed >= 40, size=size)[0] for seed in range(60)]
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
-    head = HEADS[name](**QUICK.get(name, {}))
+    head = head_class(name)(**QUICK.get(name, {}))
     detector = Detector(build_backbone("tf_efficientnet_lite0", [8, 16]), head, image_size=(size, size))
     detector.fit(images[:30])
     labels = np.repeat([0, 1], [10, 20])

@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from detectors import training, working_memory
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector, FitContext
-from detectors.catalog import HEADS
+from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
 from detectors.errors import NumericalError
@@ -156,7 +156,7 @@ def test_channels_are_standardised_and_constant_ones_not_blown_up():
 
 
 def test_the_l2_map_is_the_mean_squared_difference():
-    head = HEADS["autoencoder"](**SMALL, loss="l2").fit(make_features(), FitContext())
+    head = head_class("autoencoder")(**SMALL, loss="l2").fit(make_features(), FitContext())
     features = make_features(3, seed=5)
     with torch.no_grad():
         values = head.network.scale(features.joined())
@@ -178,7 +178,7 @@ def test_the_divergence_is_the_closed_form():
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 @pytest.mark.parametrize("grid", [(1, 1), (13, 6)])
 def test_any_grid_trains_and_scores(name, settings, grid):
-    head = HEADS[name](**SMALL | {"epochs": 1}, **settings).fit(make_features(grid=grid), FitContext())
+    head = head_class(name)(**SMALL | {"epochs": 1}, **settings).fit(make_features(grid=grid), FitContext())
     maps, scores = head.score(make_features(3, grid=grid, seed=4))
     assert maps.shape == (3, *grid)
     assert bool(torch.isfinite(maps).all())
@@ -188,7 +188,9 @@ def test_any_grid_trains_and_scores(name, settings, grid):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_lowers_the_residual_of_normals_it_never_saw(name):
     def residual(epochs: int) -> float:
-        head = HEADS[name](**SMALL | {"epochs": epochs, "learning_rate": 5e-3}).fit(make_features(16), FitContext())
+        head = head_class(name)(**SMALL | {"epochs": epochs, "learning_rate": 5e-3}).fit(
+            make_features(16), FitContext()
+        )
         return float(head.score(make_features(6, seed=3))[0].mean())
 
     assert residual(15) < 0.7 * residual(1)
@@ -196,7 +198,7 @@ def test_training_lowers_the_residual_of_normals_it_never_saw(name):
 
 def test_a_larger_beta_pulls_the_codes_to_the_prior():
     def mean_divergence(beta: float) -> float:
-        head = HEADS["vae"](**SMALL | {"epochs": 20, "learning_rate": 5e-3}, beta=beta).fit(
+        head = head_class("vae")(**SMALL | {"epochs": 20, "learning_rate": 5e-3}, beta=beta).fit(
             make_features(16), FitContext()
         )
         with torch.no_grad():
@@ -207,13 +209,13 @@ def test_a_larger_beta_pulls_the_codes_to_the_prior():
 
 def test_noise_is_drawn_in_training_only():
     features = make_features(4)
-    head = HEADS["vae"](**SMALL).fit(features, FitContext())
+    head = head_class("vae")(**SMALL).fit(features, FitContext())
     head.train()
     torch.testing.assert_close(head.score(features)[0], head.score(features)[0], rtol=0, atol=0)
 
 
 def test_the_latent_score_is_the_distance_of_the_codes():
-    head = HEADS["ganomaly"](**SMALL, score="latent").fit(make_features(), FitContext())
+    head = head_class("ganomaly")(**SMALL, score="latent").fit(make_features(), FitContext())
     network, features = head.network, make_features(3, seed=5)
     with torch.no_grad():
         values = network.scale(features.joined())
@@ -225,20 +227,20 @@ def test_the_latent_score_is_the_distance_of_the_codes():
 @pytest.mark.parametrize("name", NAMES)
 def test_short_memory_trains_alike(name):
     settings = SMALL | {"epochs": 1}
-    plain = HEADS[name](**settings).fit(make_features(), FitContext())
+    plain = head_class(name)(**settings).fit(make_features(), FitContext())
     with working_memory.halved(8):
-        cut = HEADS[name](**settings).fit(make_features(), FitContext())
+        cut = head_class(name)(**settings).fit(make_features(), FitContext())
     torch.testing.assert_close(weights_of(cut), weights_of(plain), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_global_generator_does_not_matter(name):
     torch.manual_seed(5)
-    first = HEADS[name](**SMALL).fit(make_features(), FitContext(seed=1))
+    first = head_class(name)(**SMALL).fit(make_features(), FitContext(seed=1))
     torch.manual_seed(6)
-    second = HEADS[name](**SMALL).fit(make_features(), FitContext(seed=1))
+    second = head_class(name)(**SMALL).fit(make_features(), FitContext(seed=1))
     assert same(weights_of(first), weights_of(second))
-    assert not same(weights_of(first), weights_of(HEADS[name](**SMALL).fit(make_features(), FitContext(seed=2))))
+    assert not same(weights_of(first), weights_of(head_class(name)(**SMALL).fit(make_features(), FitContext(seed=2))))
 
 
 def test_discriminator_and_generator_both_learn(monkeypatch):
@@ -251,7 +253,7 @@ def test_discriminator_and_generator_both_learn(monkeypatch):
         begin(module)
 
     monkeypatch.setattr(reconstruction_training._Adversarial, "begin_epoch", keep)
-    HEADS["ganomaly"](**SMALL).fit(make_features(), FitContext())
+    head_class("ganomaly")(**SMALL).fit(make_features(), FitContext())
     after = seen["model"].state_dict()
     for part in ("network.encoder", "network.decoder", "network.second_encoder", "discriminator"):
         own = [name for name in after if name.startswith(part) and name.endswith("weight")]
@@ -274,12 +276,12 @@ def test_a_resumed_training_equals_one_without_interruption(name, at, tmp_path):
         return FitContext(validate=lambda: values[next(epochs)], report=report, **more)
 
     settings = SMALL | {"epochs": 4}
-    whole = HEADS[name](**settings).fit(make_features(), context(1))
+    whole = head_class(name)(**settings).fit(make_features(), context(1))
     with pytest.raises(KeyboardInterrupt):
-        HEADS[name](**settings).fit(make_features(), context(1, stop_at=at, checkpoint_dir=tmp_path))
+        head_class(name)(**settings).fit(make_features(), context(1, stop_at=at, checkpoint_dir=tmp_path))
     assert (tmp_path / CHECKPOINT).is_file()
     torch.manual_seed(99)
-    head = HEADS[name](**settings).fit(make_features(), context(at, checkpoint_dir=tmp_path))
+    head = head_class(name)(**settings).fit(make_features(), context(at, checkpoint_dir=tmp_path))
     assert same(weights_of(head), weights_of(whole))
     assert head.diagnostics == whole.diagnostics
     assert head.diagnostics["best_epoch"] == 2
@@ -288,7 +290,7 @@ def test_a_resumed_training_equals_one_without_interruption(name, at, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_that_is_not_finite_is_told(name, monkeypatch):
     features = make_features()
-    head = HEADS[name](**SMALL)
+    head = head_class(name)(**SMALL)
     monkeypatch.setattr(Scale, "forward", lambda scale, values: values * float("nan"))
     with pytest.raises(NumericalError, match=f"{name}: the training loss is not finite"):
         head.fit(features, FitContext())
@@ -296,11 +298,11 @@ def test_a_loss_that_is_not_finite_is_told(name, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_that_do_not_fit_are_refused(name):
-    tensors = weights_of(HEADS[name](**SMALL).fit(make_features(), FitContext()))
+    tensors = weights_of(head_class(name)(**SMALL).fit(make_features(), FitContext()))
     with pytest.raises(ValueError, match="do not fit the settings"):
-        HEADS[name](**SMALL | {"width": 16}).import_tensors(tensors)
+        head_class(name)(**SMALL | {"width": 16}).import_tensors(tensors)
     with pytest.raises(ValueError, match="shape"):
-        HEADS[name](**SMALL).import_tensors(tensors | {"shape": torch.tensor([3, 0, 4])})
+        head_class(name)(**SMALL).import_tensors(tensors | {"shape": torch.tensor([3, 0, 4])})
 
 
 # --- on images
@@ -310,7 +312,7 @@ def test_tensors_that_do_not_fit_are_refused(name):
     ("name", "settings"), [("autoencoder", {"loss": "ssim"}), ("vae", {}), ("ganomaly", {"score": "residual"})]
 )
 def test_on_pixels_a_dent_is_found_and_all_is_saved_and_exported(name, settings, tmp_path):
-    head = HEADS[name](**SMALL | {"width": 16, "epochs": 10, "learning_rate": 5e-3}, **settings)
+    head = head_class(name)(**SMALL | {"width": 16, "epochs": 10, "learning_rate": 5e-3}, **settings)
     detector = Detector(build_backbone("pixels", [4]), head, image_size=(64, 64), smoothing_sigma=2.0)
     detector.fit(random_images(24))
     good, dents = random_images(6, seed=100), random_images(6, dent=True, seed=200)
@@ -330,7 +332,7 @@ def test_on_pixels_a_dent_is_found_and_all_is_saved_and_exported(name, settings,
 
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])
 def test_a_planted_defect_stands_out_where_it_is(name):
-    head = HEADS[name](**SMALL | {"epochs": 12, "learning_rate": 5e-3}).fit(make_features(16), FitContext())
+    head = head_class(name)(**SMALL | {"epochs": 12, "learning_rate": 5e-3}).fit(make_features(16), FitContext())
     features = make_features(1, seed=6)
     grid = features.grids[4]
     features.maps[4].unflatten(0, grid)[3:6, 4:7] += 6.0
@@ -342,7 +344,9 @@ def test_a_planted_defect_stands_out_where_it_is(name):
 @pytest.mark.real_images
 def test_screws_with_a_planted_patch_have_it_in_the_map(real_data):
     splits = make_splits(read_mvtec(real_data / "MVTecAD", "screw"), protocol="holdout", image_size=(64, 64))
-    head = HEADS["autoencoder"](**SMALL | {"width": 16, "latent": 32, "epochs": 6, "learning_rate": 5e-3}, loss="l2")
+    head = head_class("autoencoder")(
+        **SMALL | {"width": 16, "latent": 32, "epochs": 6, "learning_rate": 5e-3}, loss="l2"
+    )
     detector = Detector(build_backbone("pixels", [2]), head, image_size=(64, 64), smoothing_sigma=2.0)
     detector.fit(splits.train.images(range(0, 320, 4)))
     images = splits.train.images(range(1, 320, 40)).clone()

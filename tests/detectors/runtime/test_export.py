@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from detectors import graphs
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector, Head, Prediction
-from detectors.catalog import HEADS
+from detectors.catalog import built_in_names, head_class
 from detectors.data.images import RESIZE_RULE
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
@@ -59,7 +59,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 
 def fitted(name: str, size: tuple[int, int] = SIZE, **settings: Any) -> Detector:
-    head = HEADS[name](**QUICK.get(name, {}) | settings)
+    head = head_class(name)(**QUICK.get(name, {}) | settings)
     backbone = build_backbone(BACKBONE, STRIDES)
     detector = Detector(backbone, head, image_size=size, smoothing_sigma=2.0).fit(random_images(8, size))
     scores = detector(random_images(4, size, seed=2)).scores
@@ -83,7 +83,7 @@ def only_line(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [(name, settings) for name in sorted(HEADS) for settings in VARIANTS.get(name, [{}])]
+    ("name", "settings"), [(name, settings) for name in built_in_names() for settings in VARIANTS.get(name, [{}])]
 )
 @pytest.mark.parametrize("size", [SIZE, (100, 76)])
 def test_the_graph_scores_as_the_detector_does(name, settings, size):
@@ -151,7 +151,7 @@ def make_export(tmp_path_factory) -> Callable[[str, exported.Format], Made]:
     return make
 
 
-@pytest.fixture(params=[(name, format) for name in sorted(HEADS) for format in FORMATS], ids="-".join)
+@pytest.fixture(params=[(name, format) for name in built_in_names() for format in FORMATS], ids="-".join)
 def made(request, make_export) -> Made:
     return make_export(*request.param)
 

@@ -131,7 +131,7 @@ def test_the_published_figures_are_sound() -> None:
     assert {entry.source for entry in known.figures} == set(known.sources)
     for entry in known.figures:
         assert set(entry.figures) <= {MEAN, *known.datasets[entry.dataset]}
-        if entry.detector in catalog.HEADS:
+        if entry.detector in catalog.built_in_names():
             # A name that no trial has could never agree.
             assert set(entry.params) <= {*catalog.parameters(entry.detector), *SHARED_PARAMETERS, "image_size"}
     for detector in ("padim", "patchcore", "cflow"):

@@ -1,0 +1,112 @@
+"""The catalog: detectors as entry points, with and without installed metadata, none imported before it is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, distribution
+from pathlib import Path
+
+import pytest
+
+from detectors import catalog, entry_points
+from detectors.entry_points import offered
+from detectors.errors import InputError
+from tests.helpers import ROOT
+
+BUILT_IN = ["autoencoder", "cflow", "cutpaste", "fastflow", "ganomaly", "padim", "patchcore", "spade", "vae"]
+
+
+@pytest.fixture
+def fresh_caches() -> Iterator[None]:
+    """Entry points are looked for again, now and after the test."""
+    entry_points.offered.cache_clear()
+    yield
+    entry_points.offered.cache_clear()
+
+
+def install(folder: Path, package: str, name: str, value: str, *, group: str = catalog.GROUP) -> None:
+    """The metadata of a package with one entry point."""
+    metadata = folder / f"{package}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+
+
+def test_names_are_listed_without_importing_a_head() -> None:
+    code = (
+        "import sys; from detectors import catalog; print(*catalog.names());"
+        "print(*[name for name in sys.modules if name.startswith(('detectors.heads', 'detectors.flows'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed, imported = done.stdout.splitlines()
+    assert listed.split() == BUILT_IN
+    assert imported == ""
+
+
+def test_the_project_file_lists_every_head() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][catalog.GROUP]
+    folders = {path.parent.name for path in (ROOT / "detectors" / "heads").glob("*/head.py")}
+    assert set(listed) == folders - {"reconstruction"}  # the base of three
+    for name in listed:
+        assert catalog.head_class(name).name == name
+
+
+@pytest.mark.usefixtures("fresh_caches")
+def test_a_checkout_without_metadata_knows_its_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: [])
+    assert catalog.names() == catalog.built_in_names() == BUILT_IN
+    assert catalog.head_class("padim").name == "padim"
+
+
+@pytest.mark.usefixtures("fresh_caches")
+def test_neither_metadata_nor_a_checkout_leaves_no_detector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: [])
+    for text in (None, "[project]\nname = 'something else'\n", "no toml ["):
+        if text is not None:
+            (tmp_path / "pyproject.toml").write_text(text)
+        monkeypatch.setattr(entry_points, "PROJECT_FILE", tmp_path / "pyproject.toml")
+        entry_points.offered.cache_clear()
+        entry_points._of_checkout.cache_clear()
+        assert catalog.names() == []
+    entry_points._of_checkout.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_caches")
+def test_an_installed_distribution_knows_its_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(tmp_path, "anomaly_studies", "padim", "detectors.heads.padim.head:Padim")
+    install(tmp_path, "wood_defects", "knots", "no_such_module:Knots")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert catalog.built_in_names() == ["padim"]
+    assert catalog.names() == ["padim", "knots"]
+    assert catalog.head_class("padim").name == "padim"
+
+
+@pytest.mark.usefixtures("fresh_caches")
+def test_two_packages_with_one_name_are_both_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(tmp_path, "wood_defects", "padim", "wood:Padim")
+    install(tmp_path, "steel_defects", "scratches", "steel:Scratches")
+    install(tmp_path, "more_steel", "scratches", "more:Scratches")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert catalog.names().count("scratches") == 1
+    with pytest.raises(InputError, match=r"detector 'padim' is offered by anomaly-studies and wood-defects; uninstall"):
+        catalog.head_class("padim")
+    with pytest.raises(InputError, match=r"detector 'scratches' is offered by .*(steel-defects|more-steel)") as caught:
+        catalog.head_class("scratches")
+    assert "steel-defects" in str(caught.value)
+    assert "more-steel" in str(caught.value)
+    assert catalog.head_class("patchcore").name == "patchcore"
+
+
+def test_an_unknown_detector_says_how_to_bring_one() -> None:
+    with pytest.raises(InputError, match=r"did you mean padim\? .*FILE\.py:CLASS.*entry point.*adding-a-detector\.md"):
+        catalog.head_class("padmi")
+
+
+def test_an_entry_point_knows_its_package() -> None:
+    own = offered(catalog.GROUP)["padim"][0]
+    assert entry_points.distribution_of(own) == "anomaly-studies"
+    assert entry_points.distribution_of(EntryPoint("x", "y:z", catalog.GROUP)) == ""
+    assert distribution("anomaly-studies").name == "anomaly-studies"
