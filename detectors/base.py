@@ -6,6 +6,7 @@ Notation: B images, h x w positions of the finest stride, H x W pixels.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -134,9 +135,16 @@ class Prediction:
 class Head(nn.Module, ABC):
     """A model of normal features.
 
-    A subclass has a `name` and its `searchable` parameters, which it takes as keyword arguments. After `fit`, its tensors are
-    buffers or parameters, so that ``state_dict`` holds all that was learned. An image's score never depends on the other
-    images of its batch.
+    A subclass has a `name` and its `searchable` parameters, which its constructor takes as keyword arguments. It may do without a
+    constructor and read `settings`; where it has one, this names each parameter with the default of `searchable`:
+
+        def __init__(self, *, regularization: float = 0.01) -> None:
+            super().__init__()
+            self.regularization = float(regularization)
+
+    Both are compared when the class is defined, and every value is checked before the constructor runs. After `fit`, the tensors
+    of a head are buffers or parameters, so that ``state_dict`` holds all that was learned. An image's score never depends on the
+    other images of its batch.
     """
 
     name: ClassVar[str]
@@ -144,20 +152,38 @@ class Head(nn.Module, ABC):
     """The name as its authors write it; that of the study file where it is empty."""
     searchable: ClassVar[tuple[Parameter, ...]]
 
-    def __init__(self, **given: Any) -> None:
-        """Args: the `searchable` parameters by name; those that are not given have their defaults.
+    _settings: dict[str, ParameterValue]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Compare the constructor with `searchable`. Raises `TypeError` where they disagree."""
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "searchable"):
+            _check_constructor(cls)
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Check the settings, before any constructor sees them.
 
         Raises:
-            InputError: a value is out of range.
-            TypeError: an unknown name.
+            InputError: a value is of the wrong type or out of range.
+            TypeError: a name is unknown.
+        """
+        head = super().__new__(cls)
+        if unknown := settings.keys() - {parameter.name for parameter in cls.searchable}:
+            raise TypeError(f"{cls.name} has no setting {', '.join(sorted(unknown))}")
+        head._settings = {
+            parameter.name: parameter.check(settings.get(parameter.name, parameter.default))
+            for parameter in cls.searchable
+        }
+        return head
+
+    def __init__(self, **settings: ParameterValue) -> None:
+        """Args: the `searchable` parameters by name; those that are left out have their defaults.
+
+        Raises:
+            InputError: a value is of the wrong type or out of range.
+            TypeError: a name is unknown.
         """
         super().__init__()
-        if unknown := given.keys() - {parameter.name for parameter in self.searchable}:
-            raise TypeError(f"{self.name} has no setting {', '.join(sorted(unknown))}")
-        self._settings: dict[str, ParameterValue] = {
-            parameter.name: parameter.check(given.get(parameter.name, parameter.default))
-            for parameter in self.searchable
-        }
         self._figures: dict[str, float] = {}
 
     @classmethod
@@ -167,7 +193,7 @@ class Head(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, ParameterValue]:
-        """The constructor's keyword arguments, JSON-able."""
+        """The constructor's keyword arguments, all of them, each in its own type; JSON-able."""
         return dict(self._settings)
 
     @property
@@ -316,6 +342,28 @@ def check_images(images: Tensor, image_size: Size) -> None:
             f"images must be uint8 [B, 3, {image_size[0]}, {image_size[1]}], "
             f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; resize them first"
         )
+
+
+def _check_constructor(head: type[Head]) -> None:
+    """Raise `TypeError` unless a head's constructor takes its `searchable` parameters by name, with the same defaults."""
+    parameters = {parameter.name: parameter for parameter in head.searchable}
+    if len(parameters) < len(head.searchable):
+        raise TypeError(f"{head.__name__}: two of the searchable parameters have the same name")
+    _, *arguments = inspect.signature(head.__init__).parameters.values()
+    named = {one.name: one for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in arguments)
+    if missing := [] if takes_all else [name for name in parameters if name not in named]:
+        raise TypeError(f"{head.__name__}.__init__ does not take the searchable {', '.join(missing)}")
+    for name, argument in named.items():
+        if name not in parameters:
+            raise TypeError(f"{head.__name__}.__init__ takes {name}, which is not among the searchable parameters")
+        if argument.kind is not argument.KEYWORD_ONLY:
+            raise TypeError(f"{head.__name__}.__init__ takes {name} by position; put it behind a *")
+        default = parameters[name].default
+        if argument.default != default or type(argument.default) is not type(default):
+            raise TypeError(
+                f"{head.__name__}.__init__ has {name}={argument.default!r} where searchable has the default {default!r}"
+            )
 
 
 def check_scores(scores: Tensor) -> None:

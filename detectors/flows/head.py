@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
-from detectors.base import Head, with_prefix
+from detectors.base import Head, ParameterValue, with_prefix
 from detectors.errors import InputError
 
 FlowT = TypeVar("FlowT", bound=nn.Module)
@@ -16,8 +16,8 @@ FlowT = TypeVar("FlowT", bound=nn.Module)
 class FlowHead(Head, Generic[FlowT]):
     """After `fit`: `flows`, {stride: flow}, and the same as one module, `flow_modules`, which training goes through."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **settings: ParameterValue) -> None:
+        super().__init__(**settings)
         self.flow_modules = nn.ModuleDict()
 
     @property

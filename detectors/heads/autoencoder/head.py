@@ -48,5 +48,30 @@ class Autoencoder(Reconstruction):
         *common(),
     )
 
+    def __init__(
+        self,
+        *,
+        loss: str = "l2",
+        latent: int = 100,
+        bottleneck: str = "picture",
+        width: int = 16,
+        depth: int = 6,
+        learning_rate: float = 1e-3,
+        batch_size: int = 16,
+        epochs: int = 30,
+        patience: int = 0,
+    ) -> None:
+        super().__init__(
+            latent=latent,
+            bottleneck=bottleneck,
+            width=width,
+            depth=depth,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            patience=patience,
+        )
+        self.residual = cast(Residual, loss)
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> AutoencoderNetwork:
-        return AutoencoderNetwork(plan, residual=cast(Residual, self._settings["loss"]), generator=generator)
+        return AutoencoderNetwork(plan, residual=self.residual, generator=generator)

@@ -23,7 +23,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -65,11 +65,23 @@ class Cflow(FlowHead["Flow"]):
 
     peaks: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.learning_rate = float(self._settings["learning_rate"])
-        self.fibre_batch = int(self._settings["fibre_batch"])
-        self.epochs, self.patience = int(self._settings["epochs"]), int(self._settings["patience"])
+    def __init__(
+        self,
+        *,
+        coupling_blocks: int = 8,
+        condition_dimension: int = 128,
+        hidden_ratio: float = 2.0,
+        clamp: float = 1.9,
+        learning_rate: float = 1e-2,
+        fibre_batch: int = 2048,
+        epochs: int = 10,
+        patience: int = 0,
+    ) -> None:
+        super().__init__()
+        self.coupling_blocks, self.condition_dimension = int(coupling_blocks), int(condition_dimension)
+        self.hidden_ratio, self.clamp = float(hidden_ratio), float(clamp)
+        self.learning_rate, self.fibre_batch = float(learning_rate), int(fibre_batch)
+        self.epochs, self.patience = int(epochs), int(patience)
         self._passes: dict[int, FlowPass] = {}
         self._workspaces: list[Workspace] = []
 
@@ -151,10 +163,10 @@ class Cflow(FlowHead["Flow"]):
             return Flow(
                 channels,
                 grids[stride],
-                coupling_blocks=int(self._settings["coupling_blocks"]),
-                condition_dimension=int(self._settings["condition_dimension"]),
-                hidden_ratio=float(self._settings["hidden_ratio"]),
-                clamp=float(self._settings["clamp"]),
+                coupling_blocks=self.coupling_blocks,
+                condition_dimension=self.condition_dimension,
+                hidden_ratio=self.hidden_ratio,
+                clamp=self.clamp,
                 generator=generator,
             )
 

@@ -114,12 +114,24 @@ class Cutpaste(Head):
 
     shape: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.variant, self.largest_area = str(self._settings["variant"]), float(self._settings["largest_area"])
-        self.learning_rate, self.batch = float(self._settings["learning_rate"]), int(self._settings["batch"])
-        self.steps, self.epochs = int(self._settings["steps"]), int(self._settings["epochs"])
-        self.patience = int(self._settings["patience"])
+    def __init__(
+        self,
+        *,
+        network: str = TAIL,
+        variant: str = "3way",
+        largest_area: float = 0.15,
+        second_stage: str = "gaussian",
+        learning_rate: float = 0.03,
+        batch: int = 16,
+        steps: int = 16,
+        epochs: int = 10,
+        patience: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network_name, self.second_stage_kind = network, second_stage
+        self.variant, self.largest_area = variant, float(largest_area)
+        self.learning_rate, self.batch = float(learning_rate), int(batch)
+        self.steps, self.epochs, self.patience = int(steps), int(epochs), int(patience)
         self.network: Network | None = None
         self.second_stage: Gaussian | SupportVectors | None = None
 
@@ -145,7 +157,7 @@ class Cutpaste(Head):
         channels = sum(values.shape[1] for values in features.maps.values())
         self._make_network((height, width, stride), channels, seed=context.seed)
         if self._pretrained:
-            self._whole.start_from(str(self._settings["network"]), weights_dir=context.weights_dir)
+            self._whole.start_from(self.network_name, weights_dir=context.weights_dir)
         else:
             self._whole.standardise_to(features)
         self.to(context.device)
@@ -160,7 +172,7 @@ class Cutpaste(Head):
             raise NumericalError(
                 f"cutpaste: embeddings are not finite at learning_rate={self.learning_rate:g}; lower it"
             )
-        kind = Gaussian if self._settings["second_stage"] == "gaussian" else SupportVectors
+        kind = Gaussian if self.second_stage_kind == "gaussian" else SupportVectors
         self.second_stage = kind.fitted_to(embeddings).to(self.shape.device)
 
     @torch.inference_mode()
@@ -185,7 +197,7 @@ class Cutpaste(Head):
             self._whole.load_state_dict(network)
         except RuntimeError as error:
             raise ValueError(f"CutPaste tensors do not fit the settings: {error}") from error
-        gaussian = self._settings["second_stage"] == "gaussian"
+        gaussian = self.second_stage_kind == "gaussian"
         try:
             self.second_stage = Gaussian(**stage) if gaussian else SupportVectors(**stage)
         except TypeError as error:
@@ -201,7 +213,7 @@ class Cutpaste(Head):
 
     @property
     def _pretrained(self) -> bool:
-        return self._settings["network"] in NETWORKS
+        return self.network_name in NETWORKS
 
     @property
     def _whole(self) -> Network:
@@ -218,7 +230,7 @@ class Cutpaste(Head):
 
     def _make_network(self, shape: tuple[int, int, int], channels: int, *, seed: int) -> None:
         """A fresh network, with weights drawn from the seed."""
-        name, stride = str(self._settings["network"]), shape[2]
+        name, stride = self.network_name, shape[2]
         self.second_stage = None
         self.register_buffer("shape", torch.tensor(shape))
         with drawing(seeded(self.name, seed, "weights")):

@@ -29,7 +29,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -92,11 +92,26 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
 
     size: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.learning_rate = float(self._settings["learning_rate"])
-        self.batch_size = int(self._settings["batch_size"])
-        self.epochs, self.patience = int(self._settings["epochs"]), int(self._settings["patience"])
+    def __init__(
+        self,
+        *,
+        flow_steps: int = 8,
+        hidden_ratio: float = 1.0,
+        subnets: str = "alternating",
+        normalization: str = "channel",
+        clamp: float = 2.0,
+        score: str = "likelihood",
+        learning_rate: float = 5e-3,
+        batch_size: int = 16,
+        epochs: int = 30,
+        patience: int = 0,
+    ) -> None:
+        super().__init__()
+        self.flow_steps, self.subnets, self.normalization = int(flow_steps), subnets, normalization
+        self.hidden_ratio, self.clamp = float(hidden_ratio), float(clamp)
+        self.by_likelihood = score == "likelihood"
+        self.learning_rate, self.batch_size = float(learning_rate), int(batch_size)
+        self.epochs, self.patience = int(epochs), int(patience)
 
     @property
     def grid(self) -> Size:
@@ -128,7 +143,7 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
         levels = []
         for stride, flow in self.flows.items():
             parts = self._portions(features, stride)
-            level = torch.cat([flow.surprise(part, likelihood=self._by_likelihood) for part in parts])
+            level = torch.cat([flow.surprise(part, likelihood=self.by_likelihood) for part in parts])
             if level.shape[1:] != size and len(level):
                 level = functional.interpolate(level[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
             levels.append(level.reshape(-1, *size))
@@ -150,27 +165,23 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
 
     def export_module(self, grids: Mapping[int, Size]) -> FastflowGraph:
         self.check_fitted()
-        return FastflowGraph(self.flows, grids, likelihood=self._by_likelihood)
-
-    @property
-    def _by_likelihood(self) -> bool:
-        return self._settings["score"] == "likelihood"
+        return FastflowGraph(self.flows, grids, likelihood=self.by_likelihood)
 
     def _make_flows(self, channels: Mapping[int, int], grid: Size, *, seed: int) -> None:
         """Fresh flows, with weights and permutations drawn from the seed."""
         from detectors.flows.convolutional import ConvolutionalFlow  # FrEIA takes a second to import
 
-        odd, even = KERNELS[str(self._settings["subnets"])]
-        kernels = [even if step % 2 else odd for step in range(int(self._settings["flow_steps"]))]
+        odd, even = KERNELS[self.subnets]
+        kernels = [even if step % 2 else odd for step in range(self.flow_steps)]
 
         def make(stride: int, channels: int) -> ConvolutionalFlow:
             return ConvolutionalFlow(
                 channels,
                 kernels=kernels,
-                hidden_ratio=float(self._settings["hidden_ratio"]),
-                clamp=float(self._settings["clamp"]),
+                hidden_ratio=self.hidden_ratio,
+                clamp=self.clamp,
                 generator=seeded(self.name, seed, f"weights {stride}"),
-                layer_norm=self._settings["normalization"] == "layer",
+                layer_norm=self.normalization == "layer",
             )
 
         self.make_flows(channels, make)

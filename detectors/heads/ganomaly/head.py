@@ -91,5 +91,30 @@ class Ganomaly(Reconstruction):
         *common(learning_rate=2e-4),
     )
 
+    def __init__(
+        self,
+        *,
+        score: str = "residual",
+        latent: int = 100,
+        bottleneck: str = "picture",
+        width: int = 16,
+        depth: int = 6,
+        learning_rate: float = 2e-4,
+        batch_size: int = 16,
+        epochs: int = 30,
+        patience: int = 0,
+    ) -> None:
+        super().__init__(
+            latent=latent,
+            bottleneck=bottleneck,
+            width=width,
+            depth=depth,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            patience=patience,
+        )
+        self.by_latent = score == "latent"
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> GanomalyNetwork:
-        return GanomalyNetwork(plan, own_scores=self._settings["score"] == "latent", generator=generator)
+        return GanomalyNetwork(plan, own_scores=self.by_latent, generator=generator)

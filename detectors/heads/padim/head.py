@@ -22,7 +22,7 @@ product over all positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -64,11 +64,17 @@ class Padim(Head):
     mean_: Tensor
     whitening_: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.n_features, self.neighbourhood = int(self._settings["n_features"]), int(self._settings["neighbourhood"])
-        self.regularization = float(self._settings["regularization"])
-        self.shrinkage = float(self._settings["shrinkage"])
+    def __init__(
+        self,
+        *,
+        n_features: int = 100,
+        regularization: float = 0.01,
+        shrinkage: float = 0.0,
+        neighbourhood: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_features, self.neighbourhood = int(n_features), int(neighbourhood)
+        self.regularization, self.shrinkage = float(regularization), float(shrinkage)
         self._grid: Size | None = None
         self._embedding: Embedding | None = None
 

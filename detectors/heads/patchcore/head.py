@@ -106,13 +106,21 @@ class Patchcore(Head):
     centre_: Tensor
     whitener_: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.coreset_ratio, self.index = float(self._settings["coreset_ratio"]), str(self._settings["index"])
-        self.whitening = float(self._settings["whitening"])
-        self.n_neighbors, self.projection, self.neighbourhood, self.reweighting = (
-            int(self._settings[name]) for name in ("n_neighbors", "projection", "neighbourhood", "reweighting")
-        )
+    def __init__(
+        self,
+        *,
+        coreset_ratio: float = 0.01,
+        n_neighbors: int = 1,
+        projection: int = 128,
+        neighbourhood: int = 1,
+        reweighting: int = 0,
+        index: str = "flat",
+        whitening: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.coreset_ratio, self.whitening, self.index = float(coreset_ratio), float(whitening), index
+        self.n_neighbors, self.projection = int(n_neighbors), int(projection)
+        self.neighbourhood, self.reweighting = int(neighbourhood), int(reweighting)
         self._grid: Size | None = None
         self._search: _Search | None = None
         self._lists: _Lists | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,23 @@ class Reconstruction(Head):
 
     shape: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(
+        self,
+        *,
+        latent: int,
+        bottleneck: str,
+        width: int,
+        depth: int,
+        learning_rate: float,
+        batch_size: int,
+        epochs: int,
+        patience: int,
+    ) -> None:
+        """Args: as `common` describes them; a subclass has their defaults."""
+        super().__init__()
+        self.latent, self.bottleneck, self.width, self.depth = int(latent), bottleneck, int(width), int(depth)
+        self.learning_rate, self.batch_size = float(learning_rate), int(batch_size)
+        self.epochs, self.patience = int(epochs), int(patience)
         self.network: Network | None = None
 
     @property
@@ -134,10 +149,10 @@ class Reconstruction(Head):
         plan = Plan(
             channels=channels,
             grid=grid,
-            width=int(self._settings["width"]),
-            depth=int(self._settings["depth"]),
-            code=int(self._settings["latent"]),
-            whole=self._settings["bottleneck"] == "picture",
+            width=self.width,
+            depth=self.depth,
+            code=self.latent,
+            whole=self.bottleneck == "picture",
         )
         self.network = self.make_network(plan, seeded(self.name, seed, "weights")).eval()
         return self.network
@@ -146,7 +161,7 @@ class Reconstruction(Head):
         """All images in portions, [B, C, h, w] each, where the network lies."""
         channels, height, width = self.shape.tolist()
         # The first convolution has a quarter of the positions, SSIM a few maps of every channel.
-        values = height * width * max(channels, int(self._settings["width"]))
+        values = height * width * max(channels, self.width)
         step = max(1, portion(SCORED_AT_ONCE) // values)
         for first in range(0, len(features), step):
             yield features.joined(slice(first, first + step)).to(self.shape.device)

@@ -33,16 +33,15 @@ class _Training(ImageTraining):
         self, head: Reconstruction, network: Network, trained: nn.Module, features: Features, context: FitContext
     ) -> None:
         """Args: `trained` is the network, or that and what it is trained with."""
-        settings = head.settings
         super().__init__(
             head,
             trained,
             features,
             context,
-            batch_size=int(settings["batch_size"]),
-            epochs=int(settings["epochs"]),
-            learning_rate=float(settings["learning_rate"]),
-            patience=int(settings["patience"]),
+            batch_size=head.batch_size,
+            epochs=head.epochs,
+            learning_rate=head.learning_rate,
+            patience=head.patience,
         )
         self.scale = network.scale
 

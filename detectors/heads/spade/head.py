@@ -68,8 +68,17 @@ class Spade(Head):
 
     pooled_: Tensor
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(
+        self,
+        *,
+        n_neighbors: int = 5,
+        n_correspondences: int = 1,
+        pooled: str = "deepest",
+        image_score: str = "map",
+    ) -> None:
+        super().__init__()
+        self.n_neighbors, self.n_correspondences = int(n_neighbors), int(n_correspondences)
+        self.pooled, self.image_score = pooled, image_score
         self._index: Any = None
 
     @property
@@ -108,7 +117,7 @@ class Spade(Head):
             scores = [self._correspond(own, bank[found]) for own, found in zip(images, nearest, strict=True)]
             grid = torch.stack(scores) if scores else images.new_zeros(0, images.shape[1])
             maps.append(self._at_finest(grid.unflatten(1, self._grid(stride))))
-        image_scores = distances.mean(dim=1) if self._settings["image_score"] == "retrieval" else None
+        image_scores = distances.mean(dim=1) if self.image_score == "retrieval" else None
         return torch.stack(maps).mean(dim=0), image_scores
 
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -130,21 +139,21 @@ class Spade(Head):
             {stride: self.get_buffer(f"bank{stride}") for stride in self.strides},
             grids,
             n_neighbors=self._neighbours,
-            n_correspondences=int(self._settings["n_correspondences"]),
+            n_correspondences=self.n_correspondences,
             pooled_strides=self._pooled_strides(self.strides),
-            scores_by_retrieval=self._settings["image_score"] == "retrieval",
+            scores_by_retrieval=self.image_score == "retrieval",
         )
 
     @property
     def _neighbours(self) -> int:
-        return min(int(self._settings["n_neighbors"]), len(self.pooled_))
+        return min(self.n_neighbors, len(self.pooled_))
 
     def _grid(self, stride: int) -> Size:
         height, width = self.get_buffer(f"grid{stride}").tolist()
         return height, width
 
     def _pooled_strides(self, strides: tuple[int, ...]) -> tuple[int, ...]:
-        return strides if self._settings["pooled"] == "all" else strides[-1:]
+        return strides if self.pooled == "all" else strides[-1:]
 
     def _pool(self, features: Features) -> Tensor:
         """The mean over all positions, [B, D]."""
@@ -170,7 +179,7 @@ class Spade(Head):
         """Mean distance of positions [P, C] to their nearest among those of the images retrieved, [K, P, C]; [P]."""
         candidates, own = retrieved.flatten(0, 1), own.contiguous()
         squares = candidates.square().sum(dim=1)
-        count = min(int(self._settings["n_correspondences"]), len(candidates))
+        count = min(self.n_correspondences, len(candidates))
         found = []
         with full_precision(own.device):
             for block in own.split(portion(max(1, PRODUCT_BYTES // (4 * len(candidates))))):

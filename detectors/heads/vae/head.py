@@ -66,5 +66,31 @@ class Vae(Reconstruction):
         *common(),
     )
 
+    def __init__(
+        self,
+        *,
+        beta: float = 1.0,
+        map: str = "l2",
+        latent: int = 100,
+        bottleneck: str = "picture",
+        width: int = 16,
+        depth: int = 6,
+        learning_rate: float = 1e-3,
+        batch_size: int = 16,
+        epochs: int = 30,
+        patience: int = 0,
+    ) -> None:
+        super().__init__(
+            latent=latent,
+            bottleneck=bottleneck,
+            width=width,
+            depth=depth,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            patience=patience,
+        )
+        self.beta, self.residual = float(beta), cast(Residual, map)
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> VaeNetwork:
-        return VaeNetwork(plan, residual=cast(Residual, self._settings["map"]), generator=generator)
+        return VaeNetwork(plan, residual=self.residual, generator=generator)
