@@ -17,7 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from studies import cli
 from studies.file import reference
-from studies.file.config import StudyConfig, load
+from studies.file.config import StudyConfig
+from studies.file.library import load
 from tests.helpers.shell import make_shell
 from tests.helpers.worked_example import EXAMPLE, offer_example
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from detectors.data.check import CheckReport
     from detectors.data.fetch import Source
     from detectors.data.samples import Dataset
-    from studies.file.config import DataConfig
+    from studies.file.sections import DataConfig
 
 PLAIN_SECONDS = 10.0
 """At most one line of a step's progress in this time where the output is not a terminal."""
@@ -173,17 +173,18 @@ def _data_section(
     from pydantic import ValidationError
 
     from detectors.errors import InputError
-    from studies.file import config as study_config
+    from studies.file import library
+    from studies.file.sections import DataConfig
 
     if images is not None and (name or root or dataset):
         raise InputError("--images names a folder of images by itself; leave out the study, --root and --dataset")
-    section: dict[str, Any] = study_config.load(name).data.model_dump(exclude_none=True) if name else {}
+    section: dict[str, Any] = library.load(name).data.model_dump(exclude_none=True) if name else {}
     if images is not None:
         section = {"dataset": "folder", "root": images}
     given = {"root": root, "category": category, "dataset": dataset}
     section |= {key: value for key, value in given.items() if value is not None}
     try:
-        return study_config.DataConfig.model_validate(section)
+        return DataConfig.model_validate(section)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])

@@ -271,8 +271,8 @@ def _weights(home: Home) -> Iterator[Check]:
 
 def _mvtec(home: Home) -> Iterator[Check]:
     from detectors.data.mvtec import categories
-    from studies.file.config import DataConfig
     from studies.file.datasets import data_root
+    from studies.file.sections import DataConfig
 
     root = data_root(DataConfig())
     known = categories(root) if root.is_dir() else []
@@ -284,7 +284,7 @@ def _mvtec(home: Home) -> Iterator[Check]:
 
 
 def _features(home: Home) -> Iterator[Check]:
-    from studies.file.config import ExecutionConfig
+    from studies.file.sections import ExecutionConfig
     from studies.worker.feature_store import FeatureStore
 
     entries = FeatureStore(home.features).entries()

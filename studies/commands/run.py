@@ -134,7 +134,7 @@ def _load_config(
     name: str, settings: list[str], *, images: Path | None, study_name: str | None, demo: bool
 ) -> StudyConfig:
     from detectors.errors import InputError
-    from studies.file import config as study_config
+    from studies.file import library
 
     if images is None and study_name is not None:
         raise InputError("--name goes with --images; a study file has its own name")
@@ -144,17 +144,17 @@ def _load_config(
         folder = images.expanduser().absolute()
         own = study_name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(name).stem}_{folder.name}")[:64]
         given = [f"data.root={_quoted(str(folder))}", "data.dataset=folder", f"name={_quoted(own)}"]
-        return study_config.load(name, [*given, *settings])
+        return library.load(name, [*given, *settings])
     if demo:
         # The file's own search, cut to the bundled backbone and to minutes.
         from studies.file.demo import load_demo
 
         return load_demo(name, settings)
-    return study_config.load(name, settings)
+    return library.load(name, settings)
 
 
 def _ideas(texts: list[str] | None, config: StudyConfig) -> tuple[dict[str, Any], ...]:
-    from studies.file.config import parse_idea
+    from studies.file.overrides import parse_idea
 
     return tuple(parse_idea(text, config) for text in texts or [])
 

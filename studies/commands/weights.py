@@ -115,8 +115,8 @@ def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
 def _named_in_configs() -> list[str]:
     """Pretrained backbones that the study files name, in alphabetical order."""
     from detectors.backbones.weights import PIXELS, BackboneSpec
-    from studies.file import config as study_config
+    from studies.file import library
 
-    files = sorted(study_config.packaged_configs().glob("*.yaml"))
-    named = {name for file in files for name in study_config.load(str(file)).backbones}
+    files = sorted(library.packaged_configs().glob("*.yaml"))
+    named = {name for file in files for name in library.load(str(file)).backbones}
     return sorted(name for name in named - {PIXELS} if BackboneSpec.parse(name).random_seed is None)

@@ -17,7 +17,8 @@ from detectors.data.samples import Dataset, ImageSet
 from detectors.data.splits import Protocol, Splits, make_splits
 from detectors.errors import InputError
 from detectors.files import write_json
-from studies.file.config import DataConfig, StudyConfig
+from studies.file.config import StudyConfig
+from studies.file.sections import DataConfig
 from studies.home import Home
 
 DEFAULT_ROOT = Path("datasets") / "MVTecAD"

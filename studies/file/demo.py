@@ -8,7 +8,10 @@ from typing import Any
 from detectors import catalog
 from detectors.backbones.weights import BUNDLED, PIXELS
 from studies.file import yaml_file
-from studies.file.config import StudyConfig, find, override, validate
+from studies.file.config import StudyConfig, validate
+from studies.file.keys import ParameterKey
+from studies.file.library import find
+from studies.file.overrides import override
 
 DEMO_TRIALS = 8
 
@@ -19,7 +22,7 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the real one.
 
     Raises:
-        InputError: as `studies.file.config.load` does.
+        InputError: as `studies.file.library.load` does.
     """
     path = find(name)
     raw = yaml_file.read(path)
@@ -56,17 +59,17 @@ def _with_bundled_weights(
         fetched: {parameter: its values that are networks with other weights}.
     """
     made: dict[str, Any] = {}
-    for name, value in section.items():
-        own = name.rpartition(".")[2]
-        if own == "backbone":
-            made[name] = _bundled_choice(value, searched=searched)
-        elif own in fetched:
-            choices = [one for one in _choices(value) if one not in fetched[own]] or [BUNDLED]
-            made[name] = {"choices": choices} if searched else choices[0]
+    for key, value in section.items():
+        name = ParameterKey.parse(key).name
+        if name == "backbone":
+            made[key] = _bundled_choice(value, searched=searched)
+        elif name in fetched:
+            choices = [choice for choice in _choices(value) if choice not in fetched[name]] or [BUNDLED]
+            made[key] = {"choices": choices} if searched else choices[0]
         elif isinstance(value, dict):
-            made[name] = _with_bundled_weights(value, fetched, searched=searched)
+            made[key] = _with_bundled_weights(value, fetched, searched=searched)
         else:
-            made[name] = value
+            made[key] = value
     return made
 
 

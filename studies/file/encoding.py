@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+Setting = dict[str, Any]
+"""The full setting of one trial by the parameters' plain names: ``backbone``, ``layers`` (a list of strides), every parameter
+of the detector, and in a study over several detectors ``detector``. Its values can be written as JSON."""
+
 
 def encode(choice: Any) -> Any:
     """A choice as Optuna stores it: lists of strides become ``8+16``."""

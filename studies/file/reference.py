@@ -9,7 +9,8 @@ from typing import Any
 from detectors import catalog
 from detectors.base import SMOOTHING_SIGMA, Parameter
 from detectors.scoring.evaluation import METRICS
-from studies.file.config import COST_METRICS, StudyConfig
+from studies.file.config import StudyConfig
+from studies.file.sections import COST_METRICS
 
 HEAD = """# The study file
 

@@ -28,7 +28,7 @@ from detectors.runtime.latency import DeviceLock, Latency, measure_latency
 from detectors.runtime.verdicts import judge
 from detectors.scoring.evaluation import Evaluation, evaluate
 from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
-from studies.file.config import GateConfig
+from studies.file.sections import GateConfig
 from tracking.model import ask
 
 Verdict = Literal["passed", "refused", "not applicable"]

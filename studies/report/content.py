@@ -11,8 +11,8 @@ import yaml
 
 from detectors.data.samples import GOOD
 from detectors.scoring.evaluation import METRICS
-from studies.file.config import COST_METRICS
 from studies.file.encoding import encode
+from studies.file.sections import COST_METRICS
 from studies.report import wording as words
 from studies.report.charts import Figure, Table, shortened
 from studies.report.detector import OnTest, on_test
@@ -360,8 +360,9 @@ def _products(tests: Sequence[OnTest]) -> Table | None:
 
 def _setting(search: Search, selected: TrialView) -> Table:
     rows = []
+    searched = search.config.for_detector(selected.detector_name).search
     for name, value in selected.params.items():
-        dimension = search.config.search.get(f"{selected.detector_name}.{name}") or search.config.search.get(name)
+        dimension = searched.get(name)
         rows.append((name, value, describe_dimension(dimension) if dimension is not None else "fixed"))
     return Table(("parameter", "selected", "searched"), tuple(rows))
 

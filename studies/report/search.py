@@ -10,8 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from detectors.scoring.evaluation import METRICS
-from studies.file.config import COST_METRICS, StudyConfig, metric_of
+from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import encode
+from studies.file.keys import ParameterKey
+from studies.file.sections import COST_METRICS
 from studies.report import wording as words
 from studies.report.charts import (
     BOTTOM,
@@ -329,7 +331,7 @@ def importances(search: Search) -> Figure | None:
 
 def effects(search: Search) -> Figure | None:
     """Mean and best value of the trials with each choice, the most important parameters ahead."""
-    order = list(dict.fromkeys(name.rpartition(".")[2].partition("@")[0] for name in search.importances))
+    order = list(dict.fromkeys(ParameterKey.parse(key).name for key in search.importances))
     found = [effect for effect in insight.effects(search.view) if effect.parameter in order]
     if not found:
         return None
@@ -389,7 +391,7 @@ def parallel(search: Search) -> Figure | None:
     names = [name for name in search.varied if len({str(trial.params.get(name)) for trial in trials}) > 1]
     if len(trials) < MIN_LINES or not names:
         return None
-    shares = {name.rpartition(".")[2].partition("@")[0]: share for name, share in reversed(search.importances.items())}
+    shares = {ParameterKey.parse(key).name: share for key, share in reversed(search.importances.items())}
     kept = set(sorted(names, key=lambda name: -shares.get(name, 0.0))[:MOST_AXES])
     drawn = [name for name in names if name in kept]
     columns: dict[str, list[Any]] = {name: [trial.params.get(name) for trial in trials] for name in drawn}
@@ -454,7 +456,7 @@ def parallel(search: Search) -> Figure | None:
 def _is_log(search: Search, name: str) -> bool:
     """Whether the study file draws this parameter by its logarithm."""
     dimensions = search.config.search
-    return any(dimensions[key].log for key in dimensions if key.rpartition(".")[2] == name)
+    return any(dimensions[key].log for key in dimensions if ParameterKey.parse(key).name == name)
 
 
 def _coordinate(name: str, values: Sequence[Any], log: bool, pixels: tuple[float, float]) -> _Coordinate:

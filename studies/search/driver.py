@@ -32,8 +32,9 @@ from detectors.files import file_lock
 from studies.executors.base import Executor
 from studies.executors.inline import InlineExecutor
 from studies.executors.slots import available_cores
-from studies.file.config import DETECTOR_KEY, StudyConfig, metric_of
+from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import canonical
+from studies.file.keys import DETECTOR_KEY
 from studies.home import Home
 from studies.search import storage as studies_storage
 from studies.search import summary

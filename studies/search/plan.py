@@ -18,8 +18,10 @@ from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
 from studies.file import datasets
-from studies.file.config import DETECTOR_KEY, MIN_WILCOXON, StudyConfig
+from studies.file.checks import MIN_WILCOXON
+from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
+from studies.file.keys import DETECTOR_KEY
 from studies.home import Home
 from studies.search.space import SearchSpace
 

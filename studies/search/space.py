@@ -12,11 +12,14 @@ import optuna
 from detectors import catalog
 from detectors.backbones.pyramid import channels_by_stride
 from detectors.errors import InputError
-from studies.file.config import DEFAULT_LAYERS, DETECTOR_KEY, Dimension, StudyConfig
-from studies.file.encoding import decode_layers, encode
+from studies.file.config import StudyConfig
+from studies.file.encoding import Setting, decode_layers, encode
+from studies.file.keys import DETECTOR_KEY, ParameterKey
+from studies.file.parts import DetectorPart
+from studies.file.sections import Dimension
 
-Params = dict[str, Any]
-"""The full setting of one trial: backbone, layers (strides) and every parameter of the detector. JSON-able."""
+DEFAULT_LAYERS = [8, 16]
+"""Strides of a study that says nothing of layers."""
 
 
 class SearchSpace:
@@ -35,14 +38,14 @@ class SearchSpace:
         """
         self.config, self.backbones = config, tuple(backbones)
         self._several = len(config.detectors) > 1
-        self._parts = {name: _DetectorSpace(config, name, backbones) for name in config.detectors}
+        self._parts = {name: _DetectorSpace(part, backbones) for name, part in config.parts.items()}
 
     @property
     def draws_detector(self) -> bool:
         """Whether the detector is one of Optuna's parameters."""
         return self._several and bool(self.config.search)
 
-    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Setting:
         """Draw a full setting; what `trial` already holds stays.
 
         Args:
@@ -86,21 +89,22 @@ class SearchSpace:
         """Rows (parameter, values) for a person."""
         if not self._several:
             return self._parts[self.config.detectors[0]].describe()
-        rows = [(f"{name}.{own}", values) for name, part in self._parts.items() for own, values in part.describe()]
-        return [(DETECTOR_KEY, ", ".join(self.config.detectors)), *rows]
+        rows = [
+            (str(ParameterKey(name, detector=detector)), values)
+            for detector, part in self._parts.items()
+            for name, values in part.describe()
+        ]
+        return [(DETECTOR_KEY, self.config.detector_label), *rows]
 
 
 class _DetectorSpace:
     """The search over the settings of one detector."""
 
-    def __init__(self, config: StudyConfig, detector: str, backbones: Sequence[str]) -> None:
-        self.config, self.detector = config.for_detector(detector), detector
-        self._own = {
-            name for name in self.config.search if config.detector != detector and config.belongs_to(detector, name)
-        }
-        self._head = catalog.head_class(detector)
-        self._channels = {name: channels_by_stride(name) for name in backbones if name in self.config.backbones}
-        searched = self.config.search.get("backbone")
+    def __init__(self, part: DetectorPart, backbones: Sequence[str]) -> None:
+        self.part = part
+        self._head = catalog.head_class(part.detector)
+        self._channels = {name: channels_by_stride(name) for name in backbones if name in self.part.backbones}
+        searched = self.part.search.get("backbone")
         if searched is not None and not self._available(searched):
             raise InputError(
                 "no backbone of search.backbone has weights on this machine; `study weights list` shows them"
@@ -109,23 +113,23 @@ class _DetectorSpace:
             if not self._layer_choices(name):
                 offered = sorted(self._channels[name])
                 raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
-        fixed = self.config.fixed.get("backbone")
+        fixed = self.part.fixed.get("backbone")
         if fixed is not None and fixed not in self._channels:
             raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
-        for baseline in self.config.baselines:
+        for baseline in self.part.baselines:
             if baseline.get("backbone", fixed) in (None, *self._channels):
                 self.optuna_params({name: value for name, value in baseline.items() if name != DETECTOR_KEY})
 
-    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Params:
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Setting:
         """As `SearchSpace.suggest`."""
-        given = {**self._defaults(), **self.config.fixed, **(overrides or {})}
-        params: Params = {}
-        search = self.config.search
+        given = {**self._defaults(), **self.part.fixed, **(overrides or {})}
+        params: Setting = {}
+        search = self.part.search
         params["backbone"] = self._suggest_choice(trial, "backbone", given, self._available(search.get("backbone")))
         params["layers"] = self._suggest_layers(trial, params["backbone"], given)
         channels = {stride: self._channels[params["backbone"]][stride] for stride in params["layers"]}
         bounds = self._head.upper_bounds(channels)
-        for name, parameter in catalog.parameters(self.detector).items():
+        for name, parameter in catalog.parameters(self.part.detector).items():
             dimension = search.get(name)
             if dimension is None:
                 value = parameter.check(given[name])
@@ -137,13 +141,13 @@ class _DetectorSpace:
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """As `SearchSpace.grid`."""
-        names = list(self.config.search)
-        for values in itertools.product(*(dimension_values(self.config.search[name]) for name in names)):
+        names = list(self.part.search)
+        for values in itertools.product(*(dimension_values(self.part.search[name]) for name in names)):
             setting = dict(zip(names, values, strict=True))
-            backbone = setting.get("backbone", self.config.fixed.get("backbone"))
+            backbone = setting.get("backbone", self.part.fixed.get("backbone"))
             if backbone not in self._channels:
                 continue
-            layers = setting.get("layers", self.config.fixed.get("layers", DEFAULT_LAYERS))
+            layers = setting.get("layers", self.part.fixed.get("layers", DEFAULT_LAYERS))
             if layers not in self._layer_choices(str(backbone)):
                 continue
             bounds = self._head.upper_bounds({stride: self._channels[str(backbone)][stride] for stride in layers})
@@ -154,7 +158,7 @@ class _DetectorSpace:
         """As `SearchSpace.strides`."""
         if backbone not in self._channels:
             return []
-        baselines = [layers for base in self.config.baselines if isinstance(layers := base.get("layers"), list)]
+        baselines = [layers for base in self.part.baselines if isinstance(layers := base.get("layers"), list)]
         asked = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
         return sorted(asked & set(self._channels[backbone]))
 
@@ -164,12 +168,12 @@ class _DetectorSpace:
         searched: dict[str, Any] = {}
         overrides: dict[str, Any] = {}
         for name, value in baseline.items():
-            dimension = self.config.search.get(name)
+            dimension = self.part.search.get(name)
             if dimension is None:
                 overrides[name] = value
             elif name == "layers":
                 # Whatever backbone is drawn, if the baseline names none.
-                named = baseline.get("backbone", self.config.fixed.get("backbone"))
+                named = baseline.get("backbone", self.part.fixed.get("backbone"))
                 for backbone in [str(named)] if named else self._channels:
                     if value in self._layer_choices(backbone):
                         searched[self._layers_name(backbone)] = encode(value)
@@ -179,9 +183,9 @@ class _DetectorSpace:
 
     def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
         """Raise `InputError` for layers or values that the baseline's backbone does not offer."""
-        backbone = baseline.get("backbone", self.config.fixed.get("backbone"))
-        given = {**self._defaults(), **self.config.fixed, **baseline}
-        layers = None if "layers" in self.config.search and "layers" not in baseline else given["layers"]
+        backbone = baseline.get("backbone", self.part.fixed.get("backbone"))
+        given = {**self._defaults(), **self.part.fixed, **baseline}
+        layers = None if "layers" in self.part.search and "layers" not in baseline else given["layers"]
         if backbone is None or layers is None:
             return
         offered = self._channels[str(backbone)]
@@ -195,17 +199,19 @@ class _DetectorSpace:
 
     def describe(self) -> list[tuple[str, str]]:
         """As `SearchSpace.describe`."""
-        return [(name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.detector))]
+        return [
+            (name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.part.detector))
+        ]
 
     def _describe(self, name: str) -> str:
-        dimension = self.config.search.get(name)
+        dimension = self.part.search.get(name)
         if dimension is None:
-            fixed = {**self._defaults(), **self.config.fixed}.get(name)
+            fixed = {**self._defaults(), **self.part.fixed}.get(name)
             return f"{encode(fixed)} (fixed)" if fixed is not None else "by baseline"
         return ", ".join(self._available(dimension)) if name == "backbone" else describe_dimension(dimension)
 
     def _defaults(self) -> dict[str, Any]:
-        known = catalog.parameters(self.detector).values()
+        known = catalog.parameters(self.part.detector).values()
         return {"layers": DEFAULT_LAYERS, **{parameter.name: parameter.default for parameter in known}}
 
     def _available(self, dimension: Dimension | None) -> list[str]:
@@ -215,27 +221,25 @@ class _DetectorSpace:
         return str(trial.suggest_categorical(self._name(name), choices)) if choices else str(given[name])
 
     def _suggest_layers(self, trial: optuna.Trial, backbone: str, given: Mapping[str, Any]) -> list[int]:
-        if "layers" not in self.config.search:
+        if "layers" not in self.part.search:
             return list(given["layers"])
         choices = [encode(choice) for choice in self._layer_choices(backbone)]
         return decode_layers(str(trial.suggest_categorical(self._layers_name(backbone), choices)))
 
     def _layer_choices(self, backbone: str) -> list[list[int]]:
-        dimension = self.config.search.get("layers")
-        every: Sequence[Any] = (
-            dimension.choices or [] if dimension else [self.config.fixed.get("layers", DEFAULT_LAYERS)]
-        )
+        dimension = self.part.search.get("layers")
+        every: Sequence[Any] = dimension.choices or [] if dimension else [self.part.fixed.get("layers", DEFAULT_LAYERS)]
         return [list(choice) for choice in every if set(choice) <= set(self._channels[backbone])]
 
     def _layers_name(self, backbone: str) -> str:
-        """Optuna wants the same choices under one name: a backbone that offers fewer layers gets a name of its own."""
-        dimension = self.config.search["layers"]
-        name = self._name("layers")
-        return name if len(self._layer_choices(backbone)) == len(dimension.choices or []) else f"{name}@{backbone}"
+        """Optuna's name of the layers. Optuna wants the same choices under one name: a backbone that offers fewer has its own."""
+        choices = self.part.search["layers"].choices or []
+        return self._name("layers", backbone=backbone if len(self._layer_choices(backbone)) < len(choices) else None)
 
-    def _name(self, parameter: str) -> str:
+    def _name(self, parameter: str, *, backbone: str | None = None) -> str:
         """Optuna's name of a parameter: detectors that search it each in their own range must not share it."""
-        return f"{self.detector}.{parameter}" if parameter in self._own else parameter
+        detector = self.part.detector if parameter in self.part.own else None
+        return str(ParameterKey(parameter, detector=detector, backbone=backbone))
 
 
 def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper_bound: int | None = None) -> Any:

@@ -13,8 +13,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from detectors.scoring.evaluation import METRICS
-from studies.file.config import DETECTOR_KEY, StudyConfig, metric_of
+from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import encode
+from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 from studies.home import Home
 from studies.search.storage import Header
 from studies.worker.jobs import ARTIFACTS, DETECTOR, LOG_FILE, PRODUCTS, TrialResult, read_result
@@ -252,7 +253,7 @@ class StudyView:
         config = self.config
         asked = [metric_of(config, name) for name in (*config.objectives, *config.constraints)]
         metrics = dict.fromkeys([*asked, *(f"{name}/image_auroc" for name in ("val", "test")), "fps"])
-        params = dict.fromkeys(name.rpartition(".")[2] for name in ("backbone", "layers", *config.search))
+        params = dict.fromkeys([*SHARED_PARAMETERS, *(ParameterKey.parse(key).name for key in config.search)])
         several = ["tags.trial.detector"] if len(config.detectors) > 1 else []
         return (
             *(f"metrics.{name}" for name in metrics),

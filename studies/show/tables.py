@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.file.encoding import encode
+from studies.file.keys import ParameterKey
 from tracking.addresses import without_password
 
 if TYPE_CHECKING:  # every command prints tables; only some wait seconds for torch and scikit-learn
@@ -259,14 +260,13 @@ def insight_parts(view: StudyView) -> Iterator[RenderableType]:
         return
     rows = [(name, share, "█" * round(20 * share)) for name, share in shares.items()]
     yield table(("parameter", "importance", ""), rows, title=f"what matters for {next(iter(view.config.objectives))}")
-    found = [effect for effect in insight.effects(view) if effect.parameter.rpartition(".")[2] in _plain(shares)]
-    effects = [(effect.parameter, effect.value, effect.trials, effect.mean, effect.best) for effect in found]
+    known = {ParameterKey.parse(key).name for key in shares}
+    effects = [
+        (effect.parameter, effect.value, effect.trials, effect.mean, effect.best)
+        for effect in insight.effects(view)
+        if effect.parameter in known
+    ]
     yield table(("parameter", "value", "trials", "mean", "best"), effects, title="what each choice did")
-
-
-def _plain(names: Iterable[str]) -> set[str]:
-    """Parameters without the detector or backbone that their Optuna name may carry."""
-    return {name.rpartition(".")[2].partition("@")[0] for name in names}
 
 
 def selected_parts(view: StudyView) -> Iterator[RenderableType]:

@@ -12,8 +12,9 @@ from statistics import fmean
 from detectors.errors import InputError
 from detectors.files import told_plainly, write_json
 from studies.file import datasets
-from studies.file.config import COST_METRICS, PrunerConfig, StudyConfig, metric_of
+from studies.file.config import StudyConfig, metric_of
 from studies.file.datasets import StudyImages
+from studies.file.sections import COST_METRICS, PrunerConfig
 from studies.home import Home
 from studies.worker.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 

@@ -9,21 +9,13 @@ import yaml
 
 from detectors.backbones.weights import BUNDLED, PIXELS
 from detectors.errors import InputError
-from studies.file import config as study_config
-from studies.file.config import (
-    COST_METRICS,
-    METRICS,
-    Dimension,
-    StudyConfig,
-    config_names,
-    find,
-    load,
-    override,
-    packaged_configs,
-    parse_duration,
-    validate,
-)
+from detectors.scoring.evaluation import METRICS
+from studies.file import library
+from studies.file.config import StudyConfig, validate
 from studies.file.demo import DEMO_TRIALS, load_demo
+from studies.file.library import config_names, find, load, packaged_configs
+from studies.file.overrides import override
+from studies.file.sections import COST_METRICS, Dimension, parse_duration
 from tests.helpers.builders import BACKBONE, raw_config
 
 PACKAGED = sorted(packaged_configs().glob("*.yaml"))
@@ -483,7 +475,7 @@ def test_no_such_name(tmp_path, monkeypatch):
 
 def test_no_studies_at_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_config, "packaged_configs", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(library, "packaged_configs", lambda: tmp_path / "nothing")
     with pytest.raises(InputError, match="known: none"):
         find("padim_screw")
 

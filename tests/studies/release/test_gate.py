@@ -20,7 +20,7 @@ from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.latency import DeviceLock
 from detectors.scoring.evaluation import Evaluation
-from studies.file.config import GateConfig
+from studies.file.sections import GateConfig
 from studies.release import gate as gate_module
 from studies.release.gate import Contender, Gate, Measured
 from tests.helpers.small_models import LATENCY

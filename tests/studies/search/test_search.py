@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from detectors.errors import InputError
-from studies.file.config import parse_idea, validate
+from studies.file.config import validate
+from studies.file.overrides import parse_idea
 from studies.search.driver import make_sampler
 from studies.search.space import dimension_values
 from studies.search.view import ORIGIN

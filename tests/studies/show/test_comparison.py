@@ -21,7 +21,8 @@ from PIL import Image
 from detectors import catalog
 from detectors.errors import InputError
 from detectors.files import write_json
-from studies.file.config import SHARED_PARAMETERS, validate
+from studies.file.config import validate
+from studies.file.keys import SHARED_PARAMETERS
 from studies.home import Home
 from studies.search.storage import Header
 from studies.search.view import JOB, OUTCOME, StudyView

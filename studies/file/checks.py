@@ -1,0 +1,177 @@
+"""Checks of a study file across its sections, and against the parameters of its detectors.
+
+Each function returns nothing and raises `ValueError` (`InputError` is one), whose message names the key, the value and what
+would be valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectors import catalog
+from detectors.backbones.weights import BackboneSpec
+from detectors.errors import InputError
+from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
+from studies.file.messages import check_name, located
+from studies.file.parts import DetectorPart
+from studies.file.sections import Baseline, DataConfig, Dimension, ParameterValue, PrunerConfig
+
+STRIDES = ({4, 8, 16, 32}, {1, 2, 4})
+"""Of pretrained networks, and of pixels."""
+MIN_WILCOXON = 5
+"""Products from which on a Wilcoxon test can tell two settings apart: with fewer its p-value cannot get small."""
+
+
+def check_pruner(pruner: PrunerConfig, data: DataConfig, *, objectives: int) -> None:
+    """A pruner needs a single objective, and each compares what it is made for: epochs or products."""
+    if pruner.name != "none" and objectives > 1:
+        raise ValueError(
+            f"pruner {pruner.name} needs a single objective, for it compares one value per epoch; "
+            "make the others constraints, or set pruner.name: none"
+        )
+    if pruner.name == "hyperband" and data.is_several:
+        raise ValueError(
+            "pruner hyperband compares epochs, but in a study over several products a step is a product; "
+            "take wilcoxon, median or none"
+        )
+    if pruner.name == "wilcoxon":
+        listed = len(data.category) if isinstance(data.category, list) else None
+        if not data.is_several or (listed is not None and listed < MIN_WILCOXON):
+            raise ValueError(
+                f"pruner wilcoxon needs a study over at least {MIN_WILCOXON} products (data.category); "
+                "take median or none"
+            )
+
+
+def check_ownership(
+    detectors: Sequence[str], search: Sequence[str], fixed: Sequence[str], baselines: Sequence[Baseline]
+) -> None:
+    """In a study over several detectors: every parameter is known to all of them, or stands under the name of one.
+
+    Args:
+        search: names under ``search``, such as ``layers`` or ``padim.n_features``.
+        fixed: names under ``fixed``.
+    """
+    if not search and not baselines:
+        raise ValueError("nothing to try: give a search, or baselines")
+    first, *others = (catalog.parameters(detector) for detector in detectors)
+    common = [*SHARED_PARAMETERS, *(name for name in first if all(name in other for other in others))]
+    for section, names in (("search", search), ("fixed", fixed)):
+        for name in names:
+            with located(f"{section}.{name}"):
+                _check_owner(ParameterKey.parse(name), detectors, common, section)
+    for index, baseline in enumerate(baselines):
+        if baseline.get(DETECTOR_KEY) not in detectors:
+            raise ValueError(f"baselines.{index}: say which detector: one of {', '.join(detectors)}")
+
+
+def _check_owner(key: ParameterKey, detectors: Sequence[str], common: Sequence[str], section: str) -> None:
+    if key.backbone is not None:
+        raise ValueError(f"a parameter is given for all backbones; leave out @{key.backbone}")
+    if key.detector is None and key.name not in common:
+        raise ValueError(
+            f"not a parameter of every detector; give it under a detector's name "
+            f"({section}.{ParameterKey(key.name, detector=detectors[0])}). For all of them: {', '.join(common)}"
+        )
+    if key.detector is not None and key.detector not in detectors:
+        raise ValueError(f"this study is over {', '.join(detectors)}")
+
+
+def check_part(part: DetectorPart, *, grid: bool) -> None:
+    """Everything that the study says about one detector.
+
+    Args:
+        grid: whether the sampler tries every setting once, so that the search must be finite.
+    """
+    if both := set(part.search) & set(part.fixed):
+        raise ValueError(f"{sorted(both)[0]} is both searched and fixed; keep one")
+    for name, dimension in part.search.items():
+        _check_dimension(part.detector, name, dimension)
+    for name, value in part.fixed.items():
+        with located(f"fixed.{name}"):
+            check_value(part.detector, name, value)
+    in_each_trial = not part.search and all("backbone" in baseline for baseline in part.baselines)
+    if "backbone" not in {*part.search, *part.fixed} and not in_each_trial:
+        raise ValueError("no backbone: give search.backbone or fixed.backbone")
+    if not part.search and not part.baselines:
+        raise ValueError("nothing to try: give a search, or baselines")
+    for index, baseline in enumerate(part.baselines):
+        for name, value in baseline.items():
+            with located(f"baselines.{index}"):
+                _check_baseline(part, name, value)
+    if grid:
+        _check_finite(part)
+
+
+def _check_finite(part: DetectorPart) -> None:
+    for name, dimension in part.search.items():
+        if dimension.float is not None and dimension.step is None:
+            raise ValueError(f"search.{name}: sampler grid needs choices, an int range or a float range with a step")
+
+
+def _check_baseline(part: DetectorPart, name: str, value: ParameterValue) -> None:
+    """One value of a baseline: valid for the detector, and within the search where the parameter is searched."""
+    if name == DETECTOR_KEY:
+        if value != part.detector:
+            raise ValueError(f"detector: this study is of {part.detector}, not of {value!r}")
+        return
+    check_value(part.detector, name, value)
+    dimension = part.search.get(name)
+    if dimension is None:
+        return
+    if dimension.choices is not None:
+        if value not in dimension.choices:
+            raise ValueError(f"{name}: {value!r} is not among the choices {dimension.choices}")
+        return
+    low, high = dimension.bounds
+    if not (isinstance(value, int | float) and low <= value <= high):
+        raise ValueError(f"{name}: {value!r} is outside the range {list(dimension.bounds)}")
+
+
+def _check_dimension(detector: str, name: str, dimension: Dimension) -> None:
+    """A searched parameter: known to the detector, and searched over values that it can take."""
+    parameters = catalog.parameters(detector)
+    with located(f"search.{name}"):
+        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {detector}")
+    if dimension.choices is not None:
+        with located(f"search.{name}.choices"):
+            for choice in dimension.choices:
+                check_value(detector, name, choice)
+        return
+    with located(f"search.{name}"):
+        if name in SHARED_PARAMETERS:
+            raise ValueError("give choices; a range makes no sense here")
+        if parameters[name].kind == "choice":
+            raise ValueError(f"{name} is no number; give choices")
+        if parameters[name].kind == "int" and dimension.int is None:
+            raise ValueError(f"{name} is a whole number; give int: [low, high]")
+        for bound in dimension.bounds:
+            check_value(detector, name, bound)
+
+
+def check_value(detector: str, name: str, value: Any) -> None:
+    """A parameter's value is one that the detector takes.
+
+    Raises:
+        InputError: the message names the parameter, the value and what would be valid.
+    """
+    if name == "backbone":
+        if not isinstance(value, str):
+            raise InputError(f"backbone: {value!r} is not a name")
+        BackboneSpec.parse(value)
+    elif name == "layers":
+        _check_layers(value)
+    else:
+        parameters = catalog.parameters(detector)
+        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {detector}")
+        parameters[name].check(value)
+
+
+def _check_layers(value: Any) -> None:
+    """Raise `InputError` for anything but strides that one backbone can offer, in ascending order."""
+    numbers = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
+    if not numbers or not value:
+        raise InputError(f"layers: {value!r} is not a list of strides, e.g. [8, 16]")
+    if value != sorted(set(value)) or not any(set(value) <= strides for strides in STRIDES):
+        raise InputError(f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32 (of pixels 1, 2, 4)")

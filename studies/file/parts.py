@@ -1,0 +1,77 @@
+"""What a study file says about one of its detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from detectors import catalog
+from studies.file.keys import DETECTOR_KEY, ParameterKey
+from studies.file.sections import Baseline, Dimension, ParameterValue
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class DetectorPart:
+    """The search, the fixed values and the baselines of one detector, under the parameters' plain names."""
+
+    detector: str
+    search: Mapping[str, Dimension]
+    fixed: Mapping[str, ParameterValue]
+    baselines: Sequence[Baseline]
+    own: frozenset[str] = field(default=frozenset())
+    """The parameters that the file gives for this detector alone, under its name."""
+
+    @property
+    def backbones(self) -> list[str]:
+        """Every backbone that the detector may use, in the order of the file."""
+        dimension = self.search.get("backbone")
+        searched = (dimension.choices or []) if dimension else []
+        settings = [setting for setting in (self.fixed, *self.baselines) if "backbone" in setting]
+        return list(dict.fromkeys(map(str, [*searched, *(setting["backbone"] for setting in settings)])))
+
+    def networks(self, settings: Iterable[Mapping[str, Any]] = ()) -> list[str]:
+        """Every network whose pretrained weights a trial of the search may start from, or one of these settings."""
+        names: list[str] = []
+        for parameter in catalog.parameters(self.detector).values():
+            dimension = self.search.get(parameter.name)
+            values = dimension.choices if dimension else [self.fixed.get(parameter.name, parameter.default)]
+            extra = [setting[parameter.name] for setting in settings if parameter.name in setting]
+            names += [str(value) for value in (*(values or []), *extra) if value in parameter.networks]
+        return list(dict.fromkeys(names))
+
+
+def divide(
+    detectors: Sequence[str],
+    search: Mapping[str, Dimension],
+    fixed: Mapping[str, ParameterValue],
+    baselines: Sequence[Baseline],
+) -> dict[str, DetectorPart]:
+    """The parts of a study by detector.
+
+    In a study over several detectors, what stands under a detector's name wins over what is for all of them, and a baseline
+    belongs to the detector that it names. A study over one detector has one part, with everything.
+    """
+    if len(detectors) == 1:
+        return {detectors[0]: DetectorPart(detectors[0], search, fixed, baselines)}
+    searched = {ParameterKey.parse(text): dimension for text, dimension in search.items()}
+    constant = {ParameterKey.parse(text): value for text, value in fixed.items()}
+    parts = {}
+    for detector in detectors:
+        own = frozenset(key.name for key in (*searched, *constant) if key.detector == detector)
+        parts[detector] = DetectorPart(
+            detector,
+            _part_of(searched, detector, own),
+            _part_of(constant, detector, own),
+            [baseline for baseline in baselines if baseline[DETECTOR_KEY] == detector],
+            own,
+        )
+    return parts
+
+
+def _part_of(section: Mapping[ParameterKey, Value], detector: str, own: frozenset[str]) -> dict[str, Value]:
+    """One detector's entries of a section by plain name: those for all detectors, then those under its own name."""
+    shared = {key.name: value for key, value in section.items() if key.detector is None and key.name not in own}
+    return shared | {key.name: value for key, value in section.items() if key.detector == detector}

@@ -1,0 +1,254 @@
+"""The sections of the study file, each with its defaults and the checks of its own values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from detectors.data.images import Size
+from detectors.scoring.evaluation import METRICS
+from studies.file.messages import check_name
+
+ParameterValue = bool | int | float | str | list[int]
+"""What a parameter may be set to; the layers are lists of strides."""
+Baseline = dict[str, ParameterValue]
+"""A setting that a person gives: some parameters by their plain names, in a study over several detectors also ``detector``."""
+ALL = "all"
+"""As a category: every product under the root."""
+COST_METRICS = (
+    "fps",
+    "latency_ms_p50",
+    "latency_ms_p95",
+    "throughput",
+    "peak_memory_mb",
+    "model_size_mb",
+    "train_seconds",
+)
+"""What a detector costs, measured in each trial; METRICS of `detectors.scoring` say how good it is."""
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds of ``90``, ``90s``, ``30m``, ``2h`` or ``1h30m``. A number is returned as it is, to be validated further.
+
+    Raises:
+        ValueError: a text that is no duration.
+    """
+    pattern = r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?"
+    if isinstance(value, str) and value and (match := re.fullmatch(pattern, value.strip())):
+        hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if isinstance(value, str | bool):
+        raise ValueError(f"{value!r} is not a duration; give one such as 90s, 30m or 2h")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, json_schema_extra={"format": "duration"})]
+
+
+class Section(BaseModel):
+    """A part of the study file: unknown keys are refused."""
+
+    # What stands below a key is its description in `studies.file.reference`.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    dataset: str = Field("mvtec", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """``mvtec``, ``rendered``, ``folder``, or your own name for a data set of MVTec's layout under `root`."""
+    category: str | list[str] | None = None
+    """Folder of the product under `root`; a plain folder needs none. With a list, or ``all`` that lie under `root`, every
+    trial is fitted to each product by itself, and the objective is the mean over them."""
+    root: Path | dict[str, Path] | None = None
+    """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Of several products, one for each."""
+    image_size: int | tuple[int, int] = 256
+    """Pixels that images are resized to: one side, or [height, width]."""
+
+    @field_validator("image_size")
+    @classmethod
+    def _size(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        for side in (value,) if isinstance(value, int) else value:
+            if not 32 <= side <= 2048:
+                raise ValueError(f"a side of {side} pixels is out of range; give 32 to 2048")
+        return value
+
+    @model_validator(mode="after")
+    def _products(self) -> DataConfig:
+        if isinstance(self.category, list):
+            if not self.category or len(set(self.category)) < len(self.category):
+                raise ValueError("category: give each product once, and at least one")
+            if self.dataset == "folder":
+                raise ValueError(
+                    "category: a plain folder is one product; for several give a data set of MVTec's layout"
+                )
+        if isinstance(self.root, dict):
+            listed = self.category if isinstance(self.category, list) else []
+            if set(self.root) != set(listed):
+                raise ValueError("root: with a folder for each product, name the same products under category")
+        return self
+
+    @property
+    def is_several(self) -> bool:
+        """Whether the study is over several products."""
+        return isinstance(self.category, list) or self.category == ALL
+
+    def of(self, category: str) -> DataConfig:
+        """The section for one of several products."""
+        root = self.root[category] if isinstance(self.root, dict) else self.root
+        return self.model_copy(update={"category": category, "root": root})
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+IntRange = tuple[int, int]
+FloatRange = tuple[float, float]
+Step = Annotated[float, Field(gt=0)]
+# Named here, because within the next class `int` and `float` are its keys.
+
+
+class Dimension(Section):
+    """The values that one parameter may take: ``choices``, an ``int`` range or a ``float`` range."""
+
+    choices: list[ParameterValue] | None = Field(None, min_length=1)
+    int: IntRange | None = None
+    float: FloatRange | None = None
+    log: bool = False
+    """Draw from the range by its logarithm."""
+    step: Step | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        kinds = [kind for kind in ("choices", "int", "float") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give exactly one of choices, int, float")
+        if self.choices is not None:
+            if self.log or self.step:
+                raise ValueError("log and step belong to a range, not to choices")
+            if len({str(choice) for choice in self.choices}) < len(self.choices):
+                raise ValueError("the same choice is given twice")
+            return self
+        low, high = self.bounds
+        if not low <= high:
+            raise ValueError(f"the range [{low:g}, {high:g}] is empty; give the lower bound first")
+        if self.log and (low <= 0 or self.step):
+            raise ValueError("log needs a lower bound above 0 and no step")
+        if self.int is not None and self.step is not None and not self.step.is_integer():
+            raise ValueError(f"step {self.step:g} is not a whole number, which an int range needs")
+        return self
+
+    @property
+    def bounds(self) -> FloatRange:
+        """Lowest and highest value of a range. Raises `ValueError` for choices."""
+        bounds = self.int or self.float
+        if bounds is None:
+            raise ValueError("choices have no bounds")
+        return bounds
+
+
+class SamplerConfig(Section):
+    """How the next configuration is chosen."""
+
+    name: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    """``tpe`` suits most; ``nsga2`` several objectives; ``gp`` is a Gaussian process, for few and dear trials; ``grid`` tries
+    every setting of a finite search once, in the order of the file."""
+    seed: int = Field(0, ge=0)
+    """The same seed proposes the same trials, and splits and samples alike."""
+    startup: int = Field(5, ge=1)
+    """Trials before TPE or GP model anything; drawn at random, baselines included."""
+    population: int = Field(20, ge=2)
+    """Trials of one generation of NSGA-II."""
+
+
+class PrunerConfig(Section):
+    """Which trainings end early because others did better by the same epoch; only detectors that train are affected."""
+
+    name: Literal["none", "median", "hyperband", "wilcoxon"] = "none"
+    """``wilcoxon`` is for studies over several products, from five on: a setting that is worse than the best on the first
+    products is not tried on the others."""
+    min_epochs: int = Field(1, ge=1)
+    """Epochs, or products, that every trial gets."""
+    reduction_factor: int = Field(3, ge=2, le=10)
+    """Hyperband: of so many trainings, one goes on at each rung."""
+    startup: int = Field(5, ge=1)
+    """Median: finished trials before anything is pruned."""
+    p_value: float = Field(0.1, gt=0, lt=0.5)
+    """Wilcoxon: below it a trial counts as worse than the best one."""
+
+
+class BudgetConfig(Section):
+    """When the search ends; the first limit reached counts."""
+
+    trials: int = Field(40, ge=1)
+    """Finished trials in all, over every resumption."""
+    each: int = Field(0, ge=0)
+    """Trials that each detector of a study over several gets, in turns, before the sampler chooses among them."""
+    timeout: Duration | None = None
+    """Of one `study run`, e.g. ``2h``."""
+    stagnation: int | None = Field(None, ge=1)
+    """Stop after so many finished trials without a better first objective."""
+    goal: float | None = None
+    """Stop at the first trial that meets the constraints and whose first objective is as good as this."""
+
+
+class ExecutionConfig(Section):
+    """How trials are run; not part of the study's identity."""
+
+    trial_timeout: Duration = 3600
+    """A trial that takes longer is stopped and counts as failed."""
+    attempts: int = Field(2, ge=1, le=10)
+    """Tries for a trial whose worker crashed or ran out of memory; an exception is never tried again."""
+    failures_in_a_row: int = Field(5, ge=1)
+    """The study stops after so many failed trials in a row."""
+    gpus_per_trial: float = Field(1.0, gt=0)
+    """0.5 puts two trials on a GPU, 2 gives each trial two."""
+    feature_store_gb: float = Field(20, gt=0)
+    """Least recently used features go when the store outgrows this."""
+
+
+class ThresholdConfig(Section):
+    """From which score on an image counts as defective."""
+
+    rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
+    """``f1_max`` takes the threshold with the best F1 on the labelled validation images."""
+    rate: float = Field(0.01, ge=0, lt=1)
+    """Share of held-out normals that may raise an alarm."""
+
+
+class GateConfig(Section):
+    """What a model must meet to become the champion; not part of the study's identity."""
+
+    epsilon: float = Field(0.005, ge=0, le=1)
+    """The image AUROC may be at most so much below the champion's."""
+    floor: dict[str, float] = {"test/image_auroc": 0.7}
+    """Metrics on test, and the least that each must reach."""
+    latency_ms_p95: float | None = Field(None, gt=0)
+    """Milliseconds that 95 % of single images may take at most."""
+    model_size_mb: float | None = Field(None, gt=0)
+    """MB (10^6 bytes) of all tensors at most."""
+    per_defect_drop: float = Field(0.1, ge=0, le=1)
+    """The AUROC of any type of defect may fall at most so much below the champion's."""
+
+    @field_validator("floor")
+    @classmethod
+    def _known_floors(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, floor in value.items():
+            check_name(name.removeprefix("test/"), tuple(METRICS), "metric")
+            if not 0 <= floor <= 1:
+                raise ValueError(f"{name}: {floor:g} is no value that it can have; give one from 0 to 1")
+        return {f"test/{name.removeprefix('test/')}": floor for name, floor in value.items()}
+
+
+def _check_condition(value: str) -> str:
+    if not re.fullmatch(r"\s*(>=|<=)\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", value):
+        raise ValueError(f"{value!r} is not a condition; give one such as '>= 10' or '<= 50'")
+    return value
+
+
+Condition = Annotated[str, BeforeValidator(lambda value: _check_condition(str(value)))]
