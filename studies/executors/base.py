@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,8 +23,12 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Start a job. The caller never has more than `slots` jobs under way."""
 
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """What has happened since; waits up to `timeout` seconds for the first event."""
+    def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
+        """Hand every event since the last call to `handle`, and wait up to `timeout` seconds for the first one.
+
+        An executor that works within `poll` hands events on while the job still runs, so that `handle` may `stop` it. What
+        `handle` raises ends the call.
+        """
 
     def stop(self, number: int) -> None:
         """Ask a running trial to end early; it still ends with an event. Unknown numbers are ignored."""

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from studies.executors.failure import lost
-from studies.worker.jobs import Done, Event, Job
+from studies.worker.jobs import Done, Event, Job, Lost
 from studies.worker.trial import run_job
 
 
 class InlineExecutor:
-    """Runs a job within `poll`.
-
-    What happens during a job would reach the caller only after its end: `deliver`, where it is set, hears of it at once,
-    so that a job can be stopped, and `poll` returns the rest.
-    """
+    """Runs a job within `poll`."""
 
     slots = 1
 
     def __init__(self) -> None:
-        self.deliver: Callable[[Event], None] | None = None
         self._waiting: deque[Job] = deque()
         self._stopped: set[int] = set()
 
@@ -28,19 +23,32 @@ class InlineExecutor:
         """Keep a job for the next `poll`."""
         self._waiting.append(job)
 
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """Run the oldest job to its end."""
+    def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
+        """Run the oldest job to its end, and hand its events on as they happen."""
         if not self._waiting:
-            return []
+            return
         job = self._waiting.popleft()
         self._stopped.discard(job.number)
-        events: list[Event] = []
+        handle(self._run(job, handle))
+
+    def _run(self, job: Job, emit: Callable[[Event], None]) -> Done | Lost:
+        refused: list[Exception] = []
+
+        def emit_unless_refused(event: Event) -> None:
+            try:
+                emit(event)
+            except Exception as error:
+                refused.append(error)
+                raise
+
         try:
-            result = run_job(job, self.deliver or events.append, lambda: job.number in self._stopped)
-            events.append(Done(job.number, job.attempt, result))
+            result = run_job(job, emit_unless_refused, lambda: job.number in self._stopped)
         except Exception as error:
-            events.append(lost(job, error))
-        return events
+            # What the listener raises is no fault of the job.
+            if error in refused:
+                raise
+            return lost(job, error)
+        return Done(job.number, job.attempt, result)
 
     def stop(self, number: int) -> None:
         """The job sees it at its next step."""

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -90,8 +90,12 @@ class LocalExecutor:
             # The worker died at this moment; poll reports the job as crashed and it is tried again.
             worker.process.join(GRACE_SECONDS)
 
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """Events of all workers, losses by crash and by time limit included."""
+    def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
+        """As `studies.executors.base.Executor.poll`; losses by crash and by time limit are events, too."""
+        for event in self._wait(timeout):
+            handle(event)
+
+    def _wait(self, timeout: float) -> Sequence[Event]:
         busy = [place for place in self._places if place.job is not None]
         workers = [place.worker for place in busy if place.worker is not None]
         if not workers:

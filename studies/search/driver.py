@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,6 @@ from detectors import catalog
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies.executors.base import Executor
-from studies.executors.inline import InlineExecutor
 from studies.executors.slots import available_cores
 from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import canonical
@@ -127,8 +126,6 @@ class Driver:
         """Whether this driver took the lease."""
         self._pruned: set[int] = set()
         """Trials that were told to stop: they are pruned, even where their training ended before it heard of it."""
-        if isinstance(executor, InlineExecutor):
-            executor.deliver = self._handle
 
     def run(self, *, fresh: bool = False) -> Outcome:
         """Open or create the study, settle what was left, search, refit and score the selected trial.
@@ -178,8 +175,7 @@ class Driver:
                 reason = reason or self._reason_to_end(begin)
                 if reason is not None:
                     break
-            for event in self._poll():
-                self._handle(event)
+            self.executor.poll(POLL_SECONDS, self._handle)
         # A limit may end the search while a trial waits for another attempt.
         self._put_back()
         selected = self._finish_selected()
@@ -427,13 +423,9 @@ class Driver:
 
     # Telling
 
-    def _poll(self) -> Sequence[Event]:
-        """What the executor has to tell. Another driver may have taken over meanwhile: nothing may be stored then."""
-        events = self.executor.poll(POLL_SECONDS)
-        self._check_lease()
-        return events
-
     def _handle(self, event: Event) -> None:
+        # Another driver may have taken over meanwhile: nothing may be stored then.
+        self._check_lease()
         job = self._running.get(event.number)
         if job is None or event.attempt != job.attempt or job.task != "trial":
             return
@@ -670,12 +662,18 @@ class Driver:
 
     def _wait_for_end(self) -> Done | Lost:
         """Of the only job under way."""
-        while True:
-            for event in self._poll():
-                if isinstance(event, Stage):
-                    self._notify(Progressed(event))
-                elif isinstance(event, Done | Lost):
-                    return event
+        ends: list[Done | Lost] = []
+
+        def handle(event: Event) -> None:
+            self._check_lease()
+            if isinstance(event, Stage):
+                self._notify(Progressed(event))
+            elif isinstance(event, Done | Lost):
+                ends.append(event)
+
+        while not ends:
+            self.executor.poll(POLL_SECONDS, handle)
+        return ends[0]
 
     def _close_parent(self, state: StudyState, reason: str) -> None:
         if not self.projection.parent_run_id:

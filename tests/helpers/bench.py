@@ -77,7 +77,11 @@ class ScriptedExecutor:
         self.jobs.append(job)
         self.waiting.append(job)
 
-    def poll(self, timeout: float) -> Sequence[Event]:
+    def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
+        for event in self.events(timeout):
+            handle(event)
+
+    def events(self, timeout: float) -> Sequence[Event]:
         if not self.waiting:
             return []
         job = self.waiting[0]
@@ -220,9 +224,9 @@ class Training(ScriptedExecutor):
     stopped: list[int] = field(default_factory=list)
     done: dict[int, int] = field(default_factory=dict)
 
-    def poll(self, timeout: float) -> Sequence[Event]:
+    def events(self, timeout: float) -> Sequence[Event]:
         if not self.waiting or self.waiting[0].task != "trial":
-            return super().poll(timeout)
+            return super().events(timeout)
         job = self.waiting[0]
         if job.number in self.stopped and not self.deaf:
             self.waiting.popleft()

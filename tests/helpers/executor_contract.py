@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 
 from studies.executors.base import Executor
-from studies.executors.inline import InlineExecutor
 from studies.search.plan import Plan
 from studies.worker.jobs import (
     ARTIFACTS,
@@ -118,8 +117,6 @@ def run(executor: Executor, jobs: dict[str, Job], reference: TrialResult | None 
             record.jobs[name] = replace(jobs[name], attempt=2)
             waiting.insert(0, (name, record.jobs[name]))
 
-    if isinstance(executor, InlineExecutor):
-        executor.deliver = note
     while waiting or under_way:
         record.slots = max(record.slots, executor.slots)
         while waiting and len(under_way) < executor.slots:
@@ -130,12 +127,18 @@ def run(executor: Executor, jobs: dict[str, Job], reference: TrialResult | None 
             executor.stop(UNKNOWN_NUMBER)
         if "trial" in record.pids:
             executor.stop(jobs["trial"].number)  # nothing in this job looks for it, so it still has to end
-        for event in executor.poll(1.0):
-            note(event)
+        executor.poll(1.0, note)
         assert time.monotonic() < deadline, f"jobs that never end: {under_way}"
-    record.events.extend(executor.poll(0.0))
+    executor.poll(0.0, record.events.append)
     executor.close()
     return record
+
+
+def poll(executor: Executor, timeout: float) -> list[Event]:
+    """The events of one call of `Executor.poll`."""
+    events: list[Event] = []
+    executor.poll(timeout, events.append)
+    return events
 
 
 def worker_pids() -> set[int]:
@@ -403,11 +406,11 @@ def closing_ends_everything(executor: Executor, plan: Plan, folder: Path) -> Non
         executor.submit(job)
     deadline = time.monotonic() + GIVE_UP_SECONDS
     while not all((job.path / scripted_jobs.SEEN_FILE).exists() for job in jobs) or "child" not in seen(jobs[0]):
-        executor.poll(0.1)
+        poll(executor, 0.1)
         assert time.monotonic() < deadline
     executor.close()
     assert all_gone(_pids(jobs))
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
     executor.stop(jobs[0].number)
     executor.close()
     assert not any(read_result(job.path) for job in jobs)
@@ -422,7 +425,7 @@ def closing_leaves_nothing(executor: Executor, job: Job) -> None:
     executor.submit(job)
     executor.close()
     assert worker_pids() == set()
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
     executor.stop(job.number)
     executor.close()
     assert read_result(job.path) is None

@@ -88,7 +88,7 @@ POINTS = {
     "before the start was synced": Point(f"{MLFLOW}.set_tag", 3, "before"),
     "in training": Point("studies.worker.trial:_Worker._fit", 2, "before"),
     "before the result": Point("studies.worker.trial:_Worker._finish", 2, "before"),
-    "after the result, before it is told": Point("studies.executors.inline:InlineExecutor.poll", 2, "after"),
+    "after the result, before it is told": Point("studies.executors.inline:InlineExecutor._run", 2, "after"),
     "between outcome and tell": Point(f"{OPTUNA}.tell", 2, "before"),
     "after tell, before the projection": Point(f"{OPTUNA}.tell", 2, "after"),
     "before the batch": Point(f"{MLFLOW}.log_batch", 5, "before"),

@@ -153,12 +153,13 @@ class RayExecutor:
         self._queue.append(_Task(_absolute(job)))
         self._losses += self._place()
 
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """What has happened since; looks for nodes that came or went.
+    def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
+        """As `studies.executors.base.Executor.poll`; raises `InputError` where there has been no node for `ABSENT_SECONDS`."""
+        for event in self._wait(timeout):
+            handle(event)
 
-        Raises:
-            InputError: there has been no node for `ABSENT_SECONDS`.
-        """
+    def _wait(self, timeout: float) -> Sequence[Event]:
+        """What has happened since; looks for nodes that came or went."""
         end = time.monotonic() + timeout
         while not self._closed:
             events, self._losses = self._losses + self._place(), []

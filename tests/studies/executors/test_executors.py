@@ -33,7 +33,7 @@ from studies.worker.trial import run_job
 from tests.helpers import executor_contract as contract
 from tests.helpers import scripted_jobs
 from tests.helpers.builders import build_job, build_plan, make_config, repeatable
-from tests.helpers.executor_contract import Record, seen, worker_pids
+from tests.helpers.executor_contract import Record, poll, seen, worker_pids
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {
     "inline": InlineExecutor,
@@ -133,13 +133,13 @@ def test_workers_are_kept_or_not(record: Record, request: pytest.FixtureRequest)
 def test_inline_runs_within_poll_and_in_order(plan: Plan, tmp_path: Path):
     executor = InlineExecutor()
     assert executor.slots == 1
-    assert executor.poll(0.0) == []
+    assert poll(executor, 0.0) == []
     jobs = [build_job(plan, number, task="final", folder=tmp_path / str(number)) for number in (2, 1)]
     for job in jobs:
         executor.submit(job)
     assert not any(read_result(job.path) for job in jobs)
-    assert [executor.poll(0.0)[-1].number for _ in jobs] == [2, 1]
-    assert executor.poll(0.0) == []
+    assert [poll(executor, 0.0)[-1].number for _ in jobs] == [2, 1]
+    assert poll(executor, 0.0) == []
 
 
 def test_inline_lets_ctrl_c_through(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -150,7 +150,7 @@ def test_inline_lets_ctrl_c_through(plan: Plan, tmp_path: Path, monkeypatch: pyt
     executor = InlineExecutor()
     executor.submit(build_job(plan, folder=tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        executor.poll(0.0)
+        poll(executor, 0.0)
 
 
 # --- failures in words
@@ -209,7 +209,7 @@ def test_an_image_damaged_after_planning_is_bad_input(own_widgets: Path, tmp_pat
     (own_widgets / "widget" / "train" / "good" / "004.png").write_bytes(b"no image")
     executor = InlineExecutor()
     executor.submit(build_job(plan))
-    end = executor.poll(0.0)[-1]
+    end = poll(executor, 0.0)[-1]
     assert isinstance(end, Lost)
     assert end.kind == "bad_input"
     assert "the images of tiny/widget changed while the study was running" in end.message
@@ -262,7 +262,7 @@ def until(executor: Executor, wanted: Callable[[Event], bool]) -> Event:
     """Poll until an event of the wanted kind comes."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        for event in executor.poll(1.0):
+        for event in poll(executor, 1.0):
             if wanted(event):
                 return event
     raise AssertionError("the event never came")
@@ -301,7 +301,7 @@ def test_a_killed_worker_is_a_lost_job_and_the_next_job_has_a_new_worker(local, 
     assert isinstance(end, Lost)
     assert (end.number, end.attempt, end.kind) == (1, 2, "crashed")
     assert "worker ended by SIGKILL" in end.message
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
 
     executor.submit(build_job(plan, 5, folder=tmp_path / "5"))
     done = until(executor, ended)
@@ -327,7 +327,7 @@ def test_a_job_that_takes_too_long_is_lost_and_its_process_gone(local, plan, tmp
     assert (end.number, end.kind) == (4, "timeout")
     assert end.message == "took longer than 0.5 s"
     assert not psutil.pid_exists(pid)
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
 
 
 def test_a_worker_that_ends_after_its_done_is_done(local, plan, tmp_path):
@@ -336,10 +336,10 @@ def test_a_worker_that_ends_after_its_done_is_done(local, plan, tmp_path):
     executor.submit(job)
     (pid,) = worker_pids()
     assert gone(pid)  # and nobody has polled: all events lie in the pipe
-    events = list(executor.poll(5.0))
+    events = poll(executor, 5.0)
     assert isinstance(events[-1], Done)
     assert [ended(event) for event in events].count(True) == 1
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
 
 
 def test_what_a_job_prints_goes_to_its_log(local, own_widgets, tmp_path, capfd):
@@ -426,13 +426,16 @@ if __name__ == "__main__":
     fields = json.loads(sys.stdin.read())
     executor = LocalExecutor()
     executor.submit(Job(**fields | {"strides": tuple(fields["strides"])}))
+
+    def handle(event):
+        if isinstance(event, Done | Lost):
+            sys.exit(f"the job ended too early: {event}")
+        # Seconds in which a worker says nothing, so that it cannot notice by a broken pipe.
+        if isinstance(event, Stage) and event.name == "speed":
+            print(json.dumps([child.pid for child in psutil.Process().children()]), flush=True)
+
     while True:
-        for event in executor.poll(1.0):
-            if isinstance(event, Done | Lost):
-                sys.exit(f"the job ended too early: {event}")
-            # Seconds in which a worker says nothing, so that it cannot notice by a broken pipe.
-            if isinstance(event, Stage) and event.name == "speed":
-                print(json.dumps([child.pid for child in psutil.Process().children()]), flush=True)
+        executor.poll(1.0, handle)
 """
 
 

@@ -33,7 +33,7 @@ from tests.helpers import ROOT, scripted_jobs
 from tests.helpers import executor_contract as contract
 from tests.helpers.bench import Bench
 from tests.helpers.builders import build_job, build_plan, make_config
-from tests.helpers.executor_contract import Record, all_gone, seen
+from tests.helpers.executor_contract import Record, all_gone, poll, seen
 from tests.helpers.servers import free_port
 
 STORE_BYTES = 80 * 2**20
@@ -117,7 +117,7 @@ def until_all(executor: RayExecutor, wanted: Callable[[Event], bool], count: int
     found: list[Event] = []
     deadline = time.monotonic() + SECONDS
     while len(found) < count:
-        found += [event for event in executor.poll(1.0) if wanted(event)]
+        found += [event for event in poll(executor, 1.0) if wanted(event)]
         assert time.monotonic() < deadline, f"events that never came; only {found}"
     return found
 
@@ -223,7 +223,7 @@ def test_a_removed_node_costs_only_its_own_jobs_an_attempt(make, cluster: Cluste
     others = until_all(executor, ended, 4)
     assert {other.number for other in others} == set(jobs) - hit
     assert all(isinstance(other, Done) for other in others)
-    assert list(executor.poll(0.0)) == []
+    assert poll(executor, 0.0) == []
     again = jobs[min(hit)]
     executor.submit(replace(again, attempt=2))
     done = until(executor, ended)
@@ -312,12 +312,12 @@ def test_a_cluster_without_nodes_is_waited_for_and_then_given_up(make, monkeypat
     executor = make(cpus_per_trial=64)
     assert executor.slots == 0
     begin = time.monotonic()
-    assert list(executor.poll(1.5)) == []
+    assert poll(executor, 1.5) == []
     assert time.monotonic() - begin >= 1.5  # a driver that asks again and again does not spin
     monkeypatch.setattr(ray_module, "ABSENT_SECONDS", 0.0)
     time.sleep(ray_module.NODES_SECONDS)
     with pytest.raises(InputError, match="no node for a trial on cpu"):
-        executor.poll(0.5)
+        poll(executor, 0.5)
 
 
 # --- nodes with a home of their own
@@ -388,8 +388,8 @@ def test_waiting_for_others_on_the_cluster_is_told_once(make, plan: Plan, tmp_pa
     mine.submit(build_job(plan, 7, folder=tmp_path / "mine"))
     deadline = time.monotonic() + SECONDS
     while not said and time.monotonic() < deadline:
-        assert list(mine.poll(0.5)) == []
-    mine.poll(1.0)
+        assert poll(mine, 0.5) == []
+    poll(mine, 1.0)
     assert said == ["trial 7 waits for room on its node; somebody else uses the cluster"]
     others.close()
     assert isinstance(until(mine, ended), Done)
@@ -411,7 +411,7 @@ for fields in {[asdict(job) for job in jobs]!r}:
     executor.submit(Job(**fields))
 told, deadline = [], time.monotonic() + {SECONDS}
 while sum(isinstance(event, Done | Lost) for event in told) < 2 and time.monotonic() < deadline:
-    told += executor.poll(1.0)
+    executor.poll(1.0, told.append)
 executor.close()
 print(json.dumps([[type(event).__name__, event.number, getattr(event, "step", 0)] for event in told]))
 """
@@ -506,8 +506,9 @@ if __name__ == "__main__":
         executor = RayExecutor(device="cpu", run=scripted_jobs.act)
         assert signal.getsignal(signal.SIGTERM) is interrupt
         executor.submit(job)
-        while not any(isinstance(event, Stage) for event in executor.poll(1.0)):
-            pass
+        events = []
+        while not any(isinstance(event, Stage) for event in events):
+            executor.poll(1.0, events.append)
         family = [child.pid for child in psutil.Process().children(recursive=True)]
         if not last:
             executor.close()

@@ -277,8 +277,8 @@ def test_an_undefined_objective_fails_the_trial(bench: Bench, value: dict[str, f
 
 def test_intermediate_values_arrive_once_even_over_two_attempts(bench: Bench) -> None:
     class Reporting(ScriptedExecutor):
-        def poll(self, timeout: float) -> Sequence[Event]:
-            events = list(super().poll(timeout))
+        def events(self, timeout: float) -> Sequence[Event]:
+            events = list(super().events(timeout))
             if events and isinstance(events[0], Stage) and self.waiting[0].task == "trial":
                 job = self.waiting[0]
                 events += [Report(job.number, job.attempt, step, 0.1 * step) for step in range(3)]
@@ -295,8 +295,8 @@ def test_intermediate_values_arrive_once_even_over_two_attempts(bench: Bench) ->
 
 def test_reports_of_a_study_with_two_objectives_are_passed_over(bench: Bench) -> None:
     class Reporting(ScriptedExecutor):
-        def poll(self, timeout: float) -> Sequence[Event]:
-            events = list(super().poll(timeout))
+        def events(self, timeout: float) -> Sequence[Event]:
+            events = list(super().events(timeout))
             return [*events, Report(events[0].number, events[0].attempt, 0, 0.5)] if events else events
 
     outcome = bench.run(Reporting(), objectives={"image_auroc": "maximize", "fps": "maximize"}, budget={"trials": 2})
@@ -336,13 +336,13 @@ def test_hyperband_prunes_by_epochs_and_a_resumed_study_goes_on_pruning(bench: B
 
 def test_a_pruned_training_whose_worker_crashes_is_judged_again(bench: Bench) -> None:
     class Crashing(Training):
-        def poll(self, timeout: float) -> Sequence[Event]:
+        def events(self, timeout: float) -> Sequence[Event]:
             if self.waiting and self.waiting[0].number in self.stopped and self.waiting[0].attempt == 1:
                 job = self.waiting.popleft()
                 self.stopped.remove(job.number)
                 self.done[job.number] = 0
                 return [Lost(job.number, job.attempt, "crashed", "as the script says")]
-            return super().poll(timeout)
+            return super().events(timeout)
 
     bench.run(Crashing(curve=lambda number: 0.9 - 0.1 * number), pruner=MEDIAN, budget={"trials": 3})
     assert bench.states() == ["COMPLETE", "COMPLETE", "PRUNED"]
@@ -351,8 +351,8 @@ def test_a_pruned_training_whose_worker_crashes_is_judged_again(bench: Bench) ->
 
 def test_a_pruned_result_left_behind_is_told_as_pruned(bench: Bench) -> None:
     class Dying(Training):
-        def poll(self, timeout: float) -> Sequence[Event]:
-            events = super().poll(timeout)
+        def events(self, timeout: float) -> Sequence[Event]:
+            events = super().events(timeout)
             if events and isinstance(events[0], Done) and events[0].result.pruned:
                 raise Killed
             return events
@@ -389,8 +389,8 @@ def test_each_detector_gets_its_share_before_the_sampler_chooses(bench: Bench) -
 
 def test_the_selected_setting_is_scored_with_several_seeds(bench: Bench) -> None:
     class Seeded(ScriptedExecutor):
-        def poll(self, timeout: float) -> Sequence[Event]:
-            events = super().poll(timeout)
+        def events(self, timeout: float) -> Sequence[Event]:
+            events = super().events(timeout)
             if events and isinstance(events[0], Done) and events[0].result.task != "trial":
                 job = next(job for job in reversed(self.jobs) if job.task == events[0].result.task)
                 return [Done(job.number, 1, self._result(job, {"test/image_auroc": 0.7 + 0.1 * (len(self.jobs) - 3)}))]
@@ -515,11 +515,11 @@ def test_a_refit_that_crashes_is_tried_again_and_one_that_fails_ends_the_study(b
     class Refit(ScriptedExecutor):
         losses: deque[LostKind]
 
-        def poll(self, timeout: float) -> Sequence[Event]:
+        def events(self, timeout: float) -> Sequence[Event]:
             if self.waiting and self.waiting[0].task == "final" and self.losses:
                 job = self.waiting.popleft()
                 return [Lost(job.number, job.attempt, self.losses.popleft(), "in the refit")]
-            return super().poll(timeout)
+            return super().events(timeout)
 
     first = Refit()
     first.losses = deque(["exception"])

@@ -154,7 +154,7 @@ def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench
                 self.done[job.number] = True
                 base = 0.9 if job.number == 0 else 0.5
                 return [Report(job.number, 1, step, base + 0.001 * step) for step in range(8)]
-            return super().poll(timeout)
+            return super().events(timeout)
 
         def stop(self, number: int) -> None:
             self.stopped.append(number)
