@@ -70,7 +70,7 @@ class StudyConfig(Section):
         if not isinstance(raw, dict) or not isinstance(raw.get("detector"), list):
             return raw
         return raw | {
-            section: _flat(raw[section], raw["detector"])
+            section: _flat(section, raw[section], raw["detector"])
             for section in ("search", "fixed")
             if isinstance(raw.get(section), dict)
         }
@@ -176,12 +176,13 @@ def metric_of(config: StudyConfig, objective: str) -> str:
     return f"{'test' if config.protocol == 'paper' else 'val'}/{objective}"
 
 
-def _flat(section: Mapping[Any, Any], detectors: Sequence[Any]) -> dict[Any, Any]:
-    """A section without the mappings that stand under a detector's name."""
+def _flat(section: str, entries: Mapping[Any, Any], detectors: Sequence[Any]) -> dict[Any, Any]:
+    """A section's entries, without the mappings that stand under a detector's name."""
     flat: dict[Any, Any] = {}
-    for name, value in section.items():
+    for name, value in entries.items():
         if name in detectors and isinstance(value, dict):
-            flat |= {str(ParameterKey(str(parameter), detector=name)): inner for parameter, inner in value.items()}
+            with located(f"{section}.{name}"):
+                flat |= {str(ParameterKey(str(parameter), detector=name)): inner for parameter, inner in value.items()}
         else:
             flat[name] = value
     return flat

@@ -12,11 +12,17 @@ from detectors.errors import InputError
 from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 
 NAMES = sorted(
-    {DETECTOR_KEY, *SHARED_PARAMETERS, *(name for detector in catalog.HEADS for name in catalog.parameters(detector))}
+    {
+        DETECTOR_KEY,
+        *SHARED_PARAMETERS,
+        *(name for detector in catalog.built_in_names() for name in catalog.parameters(detector)),
+    }
 )
 DETECTORS = st.one_of(
     st.none(),
-    st.sampled_from([*catalog.HEADS, "my_head.py:MyHead", "heads/v1.2/my_head.py:MyHead", "company.heads:Better"]),
+    st.sampled_from(
+        [*catalog.built_in_names(), "my_head.py:MyHead", "heads/v1.2/my_head.py:MyHead", "company.heads:Better"]
+    ),
     st.from_regex(r"[A-Za-z][\w.:/-]{0,30}", fullmatch=True),
 )
 BACKBONES = st.one_of(
