@@ -378,7 +378,7 @@ def test_a_finished_study_is_not_run_again(done: Shell) -> None:
     ended = done("run", "tiny.yaml", "--inline", "--offline")
     assert ended.code == 0
     assert "going on after 3 trials" in ended.out
-    assert "scorings on test so far: 1" in ended.out
+    assert "times the test images were scored so far: 1" in ended.out
 
 
 def test_show_list_and_compare(done: Shell) -> None:

@@ -20,16 +20,14 @@ def compare(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
-    log: Annotated[
-        bool, typer.Option("--log/--no-log", help="Leave the comparison in MLflow, with each of the studies.")
-    ] = True,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Store the comparison in MLflow with each study.")] = True,
 ) -> None:
     """Accuracy, training time, speed and size of several studies, and the papers' figures, in one table."""
     from studies.release.locate import open_home
     from studies.search.storage import load_study
     from studies.search.view import StudyView
-    from studies.show import comparison, tables
-    from studies.show.mlflow_files import leave_in_mlflow
+    from studies.show import comparison, comparison_files, tables
+    from studies.show.mlflow_artifacts import log_artifacts
 
     wanted = _wanted(shape, json_output=json_output, out=out)
     home, storage = open_home()
@@ -39,24 +37,24 @@ def compare(
     compared = comparison.compare(views)
     if wanted == "table":
         console = tables.console()
-        for part in comparison.terminal_parts(compared):
+        for part in comparison_files.terminal_parts(compared):
             console.print(part)
     else:
         if wanted == "png":
-            comparison.save_image(compared, Path(out or ""))
+            comparison_files.save_plot(compared, Path(out or ""))
         else:
-            _write(comparison.WRITERS[wanted](compared), out)
+            _write(comparison_files.WRITERS[wanted](compared), out)
         if wanted in ("csv", "png") or out is not None:
             for line in compared.remarks:
                 typer.echo(f"warning: {line}", err=True)
     if log:
-        leave_in_mlflow(views, partial(comparison.write_files, compared), what="the comparison")
+        log_artifacts(views, partial(comparison_files.write_files, compared), what="the comparison")
 
 
 def _wanted(shape: Shape | None, *, json_output: bool, out: Path | None) -> Shape | Literal["png"]:
     """What is to be written. Raises `InputError` where the options contradict each other."""
     from detectors.errors import InputError
-    from studies.show.comparison import SUFFIXES
+    from studies.show.comparison_files import SUFFIXES
 
     if json_output:
         if shape not in (None, "json"):

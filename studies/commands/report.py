@@ -16,7 +16,7 @@ def report(
     names: Annotated[list[str], typer.Argument(help="Studies; with several, a comparison comes first.")],
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the web browser.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file; default STUDY_HOME/reports/NAME.html.")] = None,
-    log: Annotated[bool, typer.Option("--log/--no-log", help="Leave the report in MLflow, with each study.")] = True,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Store the report in MLflow with each study.")] = True,
 ) -> None:
     """What was found, how sure it is, where it fails and what it costs: one HTML file that needs no network."""
     from detectors.files import write_text
@@ -24,7 +24,7 @@ def report(
     from studies.report.page import render
     from studies.search.storage import load_study
     from studies.search.view import StudyView
-    from studies.show.mlflow_files import leave_in_mlflow
+    from studies.show.mlflow_artifacts import log_artifacts
 
     home, storage = open_home()
     views = [StudyView(*load_study(storage, name), home) for name in dict.fromkeys(names)]
@@ -36,6 +36,6 @@ def report(
     write_text(path, page)
     typer.echo(str(path))
     if log:
-        leave_in_mlflow(views, lambda folder: write_text(folder / "report" / "report.html", page), what="the report")
+        log_artifacts(views, lambda folder: write_text(folder / "report" / "report.html", page), what="the report")
     if open_it and not webbrowser.open(path.as_uri()):
         typer.echo("warning: no web browser could be started here; open the file yourself", err=True)

@@ -86,7 +86,7 @@ def run(
     from studies.executors.catalog import executor_plugin
     from studies.home import Home
     from studies.search.plan import Options
-    from studies.show import tables
+    from studies.show import study_json, tables
     from studies.show.event_lines import EventLines
     from studies.show.live import Live
 
@@ -123,9 +123,9 @@ def run(
         make_executor = partial(_executor, name=executor, address=ray_address, say=live.say)
         outcome = _drive(plan, live, fresh=fresh, make_executor=make_executor)
     if json_lines:
-        typer.echo(json.dumps({"event": "outcome", **json.loads(tables.outcome_json(outcome))}))
+        typer.echo(json.dumps({"event": "outcome", **json.loads(study_json.outcome_json(outcome))}))
     elif json_output:
-        typer.echo(tables.outcome_json(outcome))
+        typer.echo(study_json.outcome_json(outcome))
     else:
         _print_outcome(outcome, console)
 
@@ -220,16 +220,16 @@ def _remarks(plan: Plan) -> list[str]:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from studies.show import tables
+    from studies.show import study_tables
 
     for line in _remarks(plan):
         console.print(line, style="yellow", markup=False)
-    for table in tables.plan_tables(plan):
+    for table in study_tables.plan_tables(plan):
         console.print(table)
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
-    from studies.show import tables
+    from studies.show import study_tables
 
-    for part in tables.outcome_parts(outcome):
+    for part in study_tables.outcome_parts(outcome):
         console.print(part)

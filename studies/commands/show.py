@@ -48,15 +48,15 @@ def show(
 ) -> None:
     """Trials, selected configuration and the honest figure of one study."""
     from studies.release.locate import open_view
-    from studies.show import tables
+    from studies.show import study_json, study_tables, tables
     from tracking.addresses import without_password
 
     view = open_view(name)
     if json_output:
-        typer.echo(json.dumps(tables.study_json(view), indent=1))
+        typer.echo(json.dumps(study_json.study_json(view), indent=1))
         return
     console = tables.console()
-    for part in (*tables.study_parts(view), *tables.insight_parts(view)):
+    for part in (*study_tables.study_parts(view), *study_tables.insight_parts(view)):
         console.print(part)
     where = without_password(view.home.tracking_uri)
     console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)

@@ -1,1 +1,1 @@
-"""A study, or several, as one HTML file that explains itself: what was found, how sure it is, where it fails, what it costs."""
+"""``study report``: studies as one HTML file: what was selected, how certain it is, where it fails, what it costs."""

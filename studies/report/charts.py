@@ -1,5 +1,7 @@
-"""Charts as plain data in pixels. A template draws them as inline SVG: colours then follow the reader's theme and the printer,
-points are links into the page, and a file of 200 trials stays small, which a plotting library's script or outlined fonts prevent.
+"""Charts as plain data in pixels, which a template draws as inline SVG.
+
+Colours then follow the reader's theme and the printer, points are links into the page, and the page of a study with 200 trials
+stays small; the script or the outlined fonts of a plotting library would prevent that.
 """
 
 from __future__ import annotations
@@ -16,41 +18,45 @@ Anchor = Literal["start", "middle", "end"]
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 480.0, 300.0
-"""Of a chart that stands beside another one; small enough for its letters to be read on a phone."""
+"""Size in pixels of a chart that stands beside another one; its letters can be read on a phone."""
+
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 14.0, 46.0
+"""Margins of the plot within a chart, in pixels."""
 LETTER = 8.0
-"""Width that a letter of a label takes, bold ones included."""
+"""Pixels that a letter of a label takes at most, bold or not."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One thing that is drawn."""
+    """One shape of a chart: a point, line, bar or label. Positions are pixels from the upper left corner."""
 
     shape: Shape
     css: str
-    """Class, which gives the colour."""
+    """Class in the style sheet, which gives the colour."""
     points: tuple[Point, ...]
-    """One; of a line two or more, of a bar two opposite corners."""
+    """Two or more points for a line, two opposite corners for a bar, one point for every other shape."""
     title: str = ""
-    """Shown where the pointer rests on it."""
+    """Text that appears when the pointer rests on the shape."""
     target: str = ""
-    """Id of the element that it links to."""
+    """Id of the page's element that the shape links to; empty for no link."""
     text: str = ""
-    """Of a label."""
+    """Text of a label; other shapes have none."""
     anchor: Anchor = "start"
+    """Which end of a label lies at its point."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis."""
+    """A value that is written on an axis."""
 
     at: float
+    """Pixel on the axis."""
     text: str
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What stands below or left of a chart."""
+    """The name and the ticks below or left of a chart."""
 
     name: str
     ticks: tuple[Tick, ...] = ()
@@ -70,7 +76,7 @@ class Chart:
     """A whole chart; the plot lies within the margins."""
 
     name: str
-    """What a screen reader says it is."""
+    """What a screen reader reads out."""
     marks: tuple[Mark, ...]
     x: Axis | None = None
     y: Axis | None = None
@@ -82,49 +88,51 @@ class Chart:
 
     @property
     def right(self) -> float:
-        """Where the plot ends."""
+        """Pixel at which the plot ends on the right."""
         return self.width - RIGHT
 
     @property
     def bottom(self) -> float:
-        """Where the plot ends."""
+        """Pixel at which the plot ends at the bottom."""
         return self.height - BOTTOM
 
 
 @dataclass(frozen=True)
 class Table:
-    """Heads and rows; `targets` are the ids of the elements that the rows' first cells link to."""
+    """Column names and rows of values."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     targets: tuple[str, ...] = ()
+    """Ids of the page's elements that the first cells of the rows link to, one for each row; empty for no links."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with what it says, and the same in a table."""
+    """A chart with a caption, and its values as a table."""
 
     title: str
-    says: str
+    caption: str
     chart: Chart
     table: Table
     wide: bool = False
-    """Whether it takes the whole width of the page."""
+    """Whether the chart takes the whole width of the page."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to pixels."""
+    """Converts values to pixels, linearly or by their logarithm."""
 
     low: float
     high: float
     start: float
     """Pixel of `low`."""
     end: float
+    """Pixel of `high`."""
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Pixel of a value, rounded to what can be seen; values beyond the ends stay at the ends."""
+        """Pixel of a value, rounded to a tenth; values beyond an end are put at that end."""
         low, high, value = (
             (math.log(self.low), math.log(self.high), math.log(max(value, self.low)))
             if self.log
@@ -134,7 +142,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, most: int = 6, *, whole: bool = False) -> tuple[Tick, ...]:
-        """Round values within the range, with `whole` only whole numbers."""
+        """At most about `most` round values within the range; only whole numbers with `whole`."""
         if self.log:
             values = LogLocator(base=10, subs=(1, 2, 5), numticks=12).tick_values(self.low, self.high)
         else:
@@ -153,9 +161,16 @@ def scale(
     margin: float = 0.05,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Scale:
-    """One that holds all of `values`, with some air on both sides as far as `within` allows."""
-    found = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
-    low, high = min(found), max(found)
+    """A scale that contains all of `values` and a margin on both sides.
+
+    Args:
+        values: those that are not finite are ignored, and with `log` those that are not above 0.
+        pixels: where the lowest and the highest value lie.
+        margin: share of the range that is added on each side.
+        within: the scale does not go beyond these values (not used with `log`).
+    """
+    usable = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    low, high = min(usable), max(usable)
     if log:
         air = max((high / low) ** margin, 1.1)
         return Scale(low / air, high * air, *pixels, log=True)
@@ -164,14 +179,17 @@ def scale(
 
 
 def number(value: float) -> str:
-    """Of a tick: no digit too much."""
+    """A number as a tick or a caption shows it, with at most five significant digits."""
     rounded = float(f"{value:.5g}")
     return f"{rounded:g}" if abs(rounded) < 1e5 else f"{rounded:.0f}"
 
 
 @dataclass
 class Labels:
-    """Places names beside points so that none lies on another, or leaves it out where there is no room."""
+    """Places names beside points so that none covers another; a name for which there is no room is left out.
+
+    The four sides bound the area in which names may lie; `taken` are the boxes (left, top, right, bottom) in use. All in pixels.
+    """
 
     left: float
     right: float
@@ -180,7 +198,7 @@ class Labels:
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def place(self, point: Point, text: str, *, css: str = "name", target: str = "") -> list[Mark]:
-        """The label as a list, empty where it finds no place."""
+        """The label in a list; an empty list if there is no room for it."""
         width, height = LETTER * len(text), 14.0
         x, y = point
         places: Sequence[tuple[float, float, Anchor]] = (
@@ -201,7 +219,7 @@ class Labels:
         return []
 
     def avoid(self, point: Point, end: Point | None = None, *, radius: float = 7.0) -> None:
-        """Keep names off a point, or off an upright or level line from there to its end."""
+        """Keep names off a point, or off the vertical or horizontal line from the point to `end`; `radius` in pixels."""
         (x, x_end), (y, y_end) = (sorted(pair) for pair in zip(point, end or point, strict=True))
         self.taken.append((x - radius, y - radius, x_end + radius, y_end + radius))
 
@@ -211,7 +229,13 @@ def _overlap(first: tuple[float, float, float, float], second: tuple[float, floa
 
 
 def bars(name: str, rows: Sequence[tuple[str, float, str]], *, css: str = "accent", most: float | None = None) -> Chart:
-    """Horizontal bars of (name, value from 0 on, text behind the bar)."""
+    """Horizontal bars.
+
+    Args:
+        rows: (name, value of at least 0, text behind the bar).
+        css: class of the bars, which gives their colour.
+        most: value of the longest possible bar; default the largest one in `rows`.
+    """
     left = min(210.0, 14 + LETTER * max((len(label) for label, _, _ in rows), default=0))
     behind = 14 + LETTER * max((len(text) for _, _, text in rows), default=0)
     across = Scale(0.0, most or max((value for _, value, _ in rows), default=1.0) or 1.0, left, WIDTH - RIGHT - behind)
@@ -228,5 +252,5 @@ def bars(name: str, rows: Sequence[tuple[str, float, str]], *, css: str = "accen
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many letters."""
+    """The text cut to at most `most` letters, with an ellipsis at the end if it was longer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,7 @@
-"""The page: one HTML file with everything in it, which opens no connection and lets no text of others become markup or code."""
+"""The page of a report: one HTML file that contains everything it shows.
+
+It opens no network connection, and no text that comes from a study can become markup or code.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from studies.report import wording as words
-from studies.report.compared import compare
-from studies.report.content import study_part
+from studies.report import phrases
+from studies.report.comparison_section import comparison_section
+from studies.report.study_section import study_section
 from studies.search.view import StudyView
 from studies.show import tables
 
@@ -24,10 +27,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(views: Sequence[StudyView], *, made: float | None = None) -> str:
-    """The whole page. Reads what is stored and writes nothing.
+    """The page as HTML. Reads what is stored and writes nothing.
 
     Args:
-        made: time that the page names, seconds since the epoch; default now.
+        views: the studies in the order of the page; with several, a comparison comes first.
+        made: when the report was made, in seconds since the epoch; default now.
     """
     ids = [f"s{index}" for index in range(1, len(views) + 1)]
     style, script = _file("report.css"), _file("report.js")
@@ -35,10 +39,10 @@ def render(views: Sequence[StudyView], *, made: float | None = None) -> str:
         _environment()
         .get_template("report.html")
         .render(
-            studies=[study_part(view, id) for view, id in zip(views, ids, strict=True)],
-            compared=compare(views, ids) if len(views) > 1 else None,
-            made=words.moment(time.time() if made is None else made),
-            # Ours, and free of end tags: neither may be escaped, and both are named by their digest in the page's policy.
+            studies=[study_section(view, id) for view, id in zip(views, ids, strict=True)],
+            compared=comparison_section(views, ids) if len(views) > 1 else None,
+            made=phrases.moment(time.time() if made is None else made),
+            # Both are files of this package without end tags. They must not be escaped: the policy allows them by their digest.
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
             policy=(
@@ -60,18 +64,18 @@ def _environment() -> Environment:
     )
     environment.filters |= {"shown": tables.shown, "prose": _prose, "breakable": _breakable}
     environment.tests["numeric"] = _is_number
-    environment.globals["several"] = words.several
+    environment.globals["several"] = phrases.several
     return environment
 
 
 def _prose(text: str) -> Markup:
-    """Escaped, with what stands in backquotes as code, and no percent sign alone in a line."""
+    """Text as HTML: escaped, what is in backquotes as code, and no line break before a percent sign."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"(\d) %", r"\1&nbsp;%", marked))  # noqa: S704
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped; a long name may be broken after each underscore."""
+    """Text as HTML: escaped, with a line break allowed after each underscore."""
     return Markup(str(escape(text)).replace("_", "_<wbr>"))  # noqa: S704
 
 
@@ -84,5 +88,5 @@ def _file(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names a style or script."""
+    """The hash by which a content security policy allows a style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,1 +1,1 @@
-"""What people see of a study: live view, tables, comparison, insight."""
+"""What people see of studies: the display of a running study, tables, comparisons, and the figures on parameters."""

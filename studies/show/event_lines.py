@@ -1,4 +1,4 @@
-"""What happens in a study as lines of JSON, one object each, for programs that watch it."""
+"""The events of a running study as lines of JSON, one object each, for programs that watch it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studies.file.encoding import encode
 from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
 
 PREPARING_SECONDS = 1.0
-"""At most one line of what is prepared in this time."""
+"""Least time between two lines on the progress of the preparations."""
 
 
 class EventLines:
@@ -22,7 +22,9 @@ class EventLines:
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        """Args: `write` takes one line without its end."""
+        """Args:
+        write: called with each line, without the line break.
+        """
         self._write = write
         self._last = 0.0
 
@@ -35,21 +37,21 @@ class EventLines:
         self.close()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no resource is held."""
 
     def say(self, text: str) -> None:
-        """A line for the person."""
+        """Write a text for people as the event ``said``."""
         self._event("said", text=text)
 
     def preparing(self, name: str, done: int, total: int) -> None:
-        """Progress before the first trial."""
+        """Write the progress of the preparations before the first trial, `done` of `total` steps."""
         now = time.monotonic()
         if done == total or now - self._last >= PREPARING_SECONDS:
             self._last = now
             self._event("preparing", name=name, done=done, total=total)
 
     def __call__(self, notice: Notice) -> None:
-        """One line of what the driver tells."""
+        """Write one line for a notice of the driver."""
         match notice:
             case Opened():
                 self._event(

@@ -1,4 +1,4 @@
-"""What a finished search says about its parameters: how much each matters and what each choice is worth."""
+"""What a finished search shows about its parameters: the importance of each, and how the trials with each choice did."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from studies.file.encoding import encode
 from studies.search.view import DISCARDED, StudyView, TrialView
 
 MIN_TRIALS = 8
-"""Fewer finished trials say nothing about a parameter."""
+"""Fewest finished trials from which the importance of a parameter is computed."""
 BINS = 4
-"""Ranges that a number's values are divided into, with as many trials each."""
+"""Number of ranges into which the values of a numeric parameter are divided, each with about as many trials."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How the trials with one value, or a range of values, of one parameter did."""
+    """How the trials with one value of a parameter, or a range of its values, did."""
 
     parameter: str
     value: str
+    """The value, or the range as ``0.1 .. 0.5``."""
     trials: int
+    """Number of trials."""
     mean: float
     """Mean of the first objective."""
     best: float
+    """Best value of the first objective."""
 
 
 @dataclass(frozen=True)
 class Savings:
-    """What the pruner spared a search."""
+    """The work that pruning saved."""
 
     trials: int
-    """Trainings that it ended."""
+    """Number of trainings that were ended early."""
     epochs: int
-    """Of these trainings, that were not run."""
+    """Number of epochs of these trainings that were not run."""
     seconds: float
-    """What those would have taken, each at the mean pace of its own training so far, validation included."""
+    """Seconds that these epochs would have taken, at the mean pace of each training until then, validation included."""
     spent: float
     """Seconds of training and validation in all trials that ended."""
 
 
 def savings(view: StudyView) -> Savings | None:
-    """None where nothing was pruned."""
+    """The work that pruning saved; None if no trial was pruned."""
     trials, epochs, seconds, spent = 0, 0, 0.0, 0.0
     for trial in view.trials():
         stages = trial.outcome.get("seconds", {})
@@ -63,10 +66,14 @@ def savings(view: StudyView) -> Savings | None:
 
 
 def importances(view: StudyView) -> dict[str, float]:
-    """Share of each searched parameter in what tells good trials from others, the largest first; they add up to 1.
+    """How much of the difference between good and other trials each searched parameter explains.
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255) on the first objective. Empty where too few trials are finished, or
-    none differ. Parameters that only some trials have are judged among those.
+    Computed by PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255) on the first objective. A parameter that only some trials
+    have is judged among those.
+
+    Returns:
+        Shares that add up to 1, the largest first; empty with fewer than `MIN_TRIALS` finished trials, or if no parameter
+        differs between them.
     """
     trials = [
         trial
@@ -75,31 +82,31 @@ def importances(view: StudyView) -> dict[str, float]:
     ]
     if len(trials) < MIN_TRIALS:
         return {}
-    sound = optuna.create_study(direction=view.config.direction)
+    judged = optuna.create_study(direction=view.config.direction)
     for trial in trials:
-        sound.add_trial(
+        judged.add_trial(
             optuna.trial.create_trial(
                 params=trial.params, distributions=trial.distributions, value=trial.values[0], state=TrialState.COMPLETE
             )
         )
     names = sorted({name for trial in trials for name in trial.params})
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
-            having = [trial for trial in sound.get_trials(deepcopy=False) if name in trial.params]
+            having = [trial for trial in judged.get_trials(deepcopy=False) if name in trial.params]
             if len(having) >= MIN_TRIALS and len({trial.params[name] for trial in having}) > 1:
-                found[name] = _importance(view, having, name)
-    total = sum(found.values())
+                shares[name] = _importance(view, having, name)
+    total = sum(shares.values())
     if total <= 0:
         return {}
-    return {name: found[name] / total for name in sorted(found, key=lambda name: -found[name])}
+    return {name: shares[name] / total for name in sorted(shares, key=lambda name: -shares[name])}
 
 
 def _importance(view: StudyView, trials: Sequence[optuna.trial.FrozenTrial], name: str) -> float:
-    """Of one parameter, among the trials that have it."""
+    """Importance of one parameter among the trials that have it, not normalised; 0 if it cannot be computed."""
     alone = optuna.create_study(direction=view.config.direction)
-    # A choice may be bounded differently from trial to trial; the widest range holds all.
+    # The range of a parameter may differ from trial to trial; the widest one contains all values.
     widest = _widest([trial.distributions[name] for trial in trials])
     for trial in trials:
         alone.add_trial(
@@ -107,7 +114,8 @@ def _importance(view: StudyView, trials: Sequence[optuna.trial.FrozenTrial], nam
                 params={name: trial.params[name]}, distributions={name: widest}, value=trial.values[0]
             )
         )
-    from optuna.importance import PedAnovaImportanceEvaluator  # its package imports scikit-learn, which takes a second
+    # Imported late: the package imports scikit-learn, which takes a second.
+    from optuna.importance import PedAnovaImportanceEvaluator
 
     evaluated = PedAnovaImportanceEvaluator(evaluate_on_local=True).evaluate(alone)
     value = float(evaluated.get(name, 0.0))
@@ -115,6 +123,7 @@ def _importance(view: StudyView, trials: Sequence[optuna.trial.FrozenTrial], nam
 
 
 def _widest(distributions: Sequence[Any]) -> Any:
+    """A distribution whose range contains those of all; the first one of categories."""
     first = distributions[0]
     if isinstance(first, optuna.distributions.CategoricalDistribution):
         return first
@@ -123,19 +132,20 @@ def _widest(distributions: Sequence[Any]) -> Any:
 
 
 def effects(view: StudyView) -> list[Effect]:
-    """Mean and best first objective for each choice, or range of values, of each parameter that differs between trials."""
+    """How the finished trials with each choice, or in each range of values, did, for each parameter that differs between them."""
     finished = [trial for trial in view.trials() if trial.state == "COMPLETE" and trial.value is not None]
     names = list(dict.fromkeys(name for trial in finished for name in trial.params))
-    found: list[Effect] = []
+    all_effects: list[Effect] = []
     for name in names:
         having = [trial for trial in finished if name in trial.params]
         values = {str(encode(trial.params[name])) for trial in having}
         if len(values) > 1:
-            found += _effects_of(view, name, having)
-    return found
+            all_effects += _effects_of(view, name, having)
+    return all_effects
 
 
 def _effects_of(view: StudyView, name: str, trials: Sequence[TrialView]) -> list[Effect]:
+    """The effects of one parameter: one for each value, or for each range if a number has more than `BINS` + 2 values."""
     values = [trial.params[name] for trial in trials]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numeric or len(set(values)) <= BINS + 2:
@@ -158,7 +168,7 @@ def _effects_of(view: StudyView, name: str, trials: Sequence[TrialView]) -> list
 
 
 def _in_order(values: Sequence[Any]) -> list[Any]:
-    """Distinct values, numbers ascending, others as they come."""
+    """The distinct values: numbers in ascending order, others in the order of their first occurrence."""
     distinct: list[Any] = []
     for value in values:
         if value not in distinct:

@@ -1,4 +1,4 @@
-"""Figures that others published, read from ``published.yaml``, and what keeps a measured trial from being compared to them."""
+"""Figures that others published, read from ``published.yaml``, and what keeps a trial from being compared with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studies.file.encoding import encode
 
 FILE = Path(__file__).with_name("published.yaml")
 MEAN = "mean"
-"""Category under which the mean over all 15 categories stands."""
+"""The name under which the mean over all categories of a data set is stored, in the place of a category."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -25,22 +25,22 @@ class _Part(BaseModel):
 
 
 class Counts(_Part):
-    """Images of a category in the official archive."""
+    """Number of images of a category in the official archive."""
 
     train: int = Field(ge=1)
     test: int = Field(ge=1)
 
 
 class Source(_Part):
-    """Who published figures."""
+    """A paper or a re-implementation that published figures."""
 
     name: str
     reference: str
-    """arXiv number of a paper, or address of a named re-implementation."""
+    """arXiv number of a paper, or web address of a re-implementation."""
 
 
 class Figures(_Part):
-    """What was published of one category, each between 0 and 1."""
+    """The published figures of one category, each from 0 to 1; None if a figure was not published."""
 
     image_auroc: Share | None = None
     pixel_auroc: Share | None = None
@@ -54,26 +54,28 @@ class Figures(_Part):
 
 
 class Published(_Part):
-    """Figures of one detector in one setting, all of the whole test set."""
+    """Figures of one detector in one setting, all measured on the whole test set."""
 
     detector: str
     source: str
     setting: str
-    """In words, what `params` cannot say."""
+    """What `params` cannot express, in words."""
     dataset: str = "mvtec"
     params: dict[str, Any] = {}
-    """What a trial must agree on to be comparable; `image_size` in pixels, the others as the study file has them."""
+    """Parameters in which a trial must agree to be comparable: `image_size` in pixels, all others as in the study file."""
     selection: str = ""
-    """How the result was chosen, where the test set had a say in it."""
+    """How the test set was used to choose this result, as by taking the best epoch; empty if it was not used."""
     figures: dict[str, Figures] = Field(min_length=1)
-    """Category, or `MEAN` -> figures."""
+    """{category or `MEAN`: figures}"""
 
 
 class Catalogue(_Part):
-    """All of ``published.yaml``."""
+    """The content of ``published.yaml``."""
 
     datasets: dict[str, dict[str, Counts]]
+    """{data set: {category: number of images}}"""
     sources: dict[str, Source]
+    """{key: source}"""
     figures: list[Published]
 
     @model_validator(mode="after")
@@ -84,7 +86,7 @@ class Catalogue(_Part):
         return self
 
     def of(self, detector: str, dataset: str, category: str) -> list[Published]:
-        """What was published of a detector on a category, or at least as a mean over the data set's categories."""
+        """What was published of a detector on a category, or as a mean over all categories of its data set."""
         return [
             entry
             for entry in self.figures
@@ -95,7 +97,11 @@ class Catalogue(_Part):
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """A file of published figures. Raises `InputError` that names the entry where it is no sound one."""
+    """Read a file of published figures.
+
+    Raises:
+        InputError: the file is not valid; the message names the entry.
+    """
     try:
         return Catalogue.model_validate(yaml_file.read(path))
     except ValidationError as error:
@@ -111,19 +117,25 @@ def catalogue() -> Catalogue:
 
 
 class Difference(_Part):
-    """One thing that keeps a trial from being compared to a published setting."""
+    """One thing in which a trial differs from a published setting."""
 
     what: str
-    """``backbone``, ``split``, another parameter..."""
+    """Name of a parameter, or ``category``, ``images``, ``split`` or ``selection``."""
     theirs: str
+    """As published."""
     here: str
+    """In the trial; may be empty."""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.theirs}" + (f", here {self.here}" if self.here else "")
 
 
 def differing_params(entry: Published, params: Mapping[str, Any]) -> list[Difference]:
-    """Each parameter in which a trial, `params` with its `image_size`, differs from a published setting."""
+    """Each parameter in which a trial differs from a published setting.
+
+    Args:
+        params: the parameters of the trial, and its `image_size` as [height, width].
+    """
     return [
         Difference(what=name, theirs=_shown(theirs), here=_shown(params.get(name)))
         for name, theirs in entry.params.items()
@@ -132,11 +144,10 @@ def differing_params(entry: Published, params: Mapping[str, Any]) -> list[Differ
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A trial's value in the form that `Published.params` has."""
+    """A trial's value in the form of `Published.params`: one number for a square size, no tag of weights behind a backbone."""
     if name == "image_size" and isinstance(value, list) and len(set(value)) == 1:
         return value[0]
     if name == "backbone" and isinstance(value, str) and "@" not in value:
-        # The tag says which of the architecture's pretrained weights they are.
         return value.partition(".")[0]
     return value
 

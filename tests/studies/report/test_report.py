@@ -25,12 +25,16 @@ from detectors.files import write_json
 from detectors.scoring.metrics import auroc
 from studies.commands import report as report_command
 from studies.file.config import validate
-from studies.report import charts
-from studies.report import wording as words
-from studies.report.content import study_part
-from studies.report.detector import on_test
+from studies.report import charts, phrases
+from studies.report.history_chart import history
+from studies.report.on_test import products_on_test
 from studies.report.page import render
-from studies.report.search import Search, figures, history, parallel, timeline, trade_off
+from studies.report.parameter_charts import parallel
+from studies.report.search import Search
+from studies.report.search_charts import search_charts
+from studies.report.study_section import study_section
+from studies.report.timeline_chart import timeline
+from studies.report.trade_off_chart import trade_off
 from studies.search import storage as studies_storage
 from studies.search.outcome import StudyFailedError
 from studies.search.storage import open_storage
@@ -131,7 +135,7 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
         f"Selected: PaDiM with resnet18@random (trial 0), image AUROC {figure} on test (95 % interval {low} to {high})."
         in page.text
     )
-    assert "Test is 12 images that the search never saw, 6 good and 6 defective." in page.text
+    assert "The test set has 12 images that the search never saw, 6 good and 6 defective." in page.text
     assert "The test images were scored once in this study" in page.text
     assert "A backbone has random weights" in page.text
     for word in ("Where it fails", "The search", "All trials", "How it was measured", "study run tiny.yaml --fresh"):
@@ -157,23 +161,23 @@ def test_the_page_opens_no_connection_and_runs_only_its_own_script(finished: Pat
 
 def test_the_figures_on_test_agree_with_the_study(finished: Path) -> None:
     view = open_view(finished, "tiny")
-    (test,) = on_test(view, view.selected(), id="x")
+    (test,) = products_on_test(view, view.selected(), id="x")
     scores = read_scores(view.selected().final_folder / ARTIFACTS)
     verdicts = [(image.label, image.verdict) for image in scores.images]
-    assert test.confusion.found == verdicts.count((1, "defective"))
+    assert test.confusion.detected == verdicts.count((1, "defective"))
     assert test.confusion.missed == verdicts.count((1, "good"))
-    assert test.confusion.alarms == verdicts.count((0, "defective"))
-    assert test.confusion.quiet == verdicts.count((0, "good"))
+    assert test.confusion.false_alarms == verdicts.count((0, "defective"))
+    assert test.confusion.passed == verdicts.count((0, "good"))
     assert test.looser == 0.17  # one of the six good images of validation
     (dent,) = test.defects
-    assert (dent.name, dent.images, dent.found) == ("dent", 6, test.confusion.found)
+    assert (dent.name, dent.images, dent.detected) == ("dent", 6, test.confusion.detected)
     assert dent.auroc == view.selected().test_metrics["test/image_auroc/dent"]
     roc, _, histogram = test.figures
-    assert f"{auroc(scores.values, scores.labels):.3f}" in roc.says
+    assert f"{auroc(scores.values, scores.labels):.3f}" in roc.caption
     assert [sum(row[column] for row in histogram.table.rows) for column in (2, 3)] == [6, 6]
-    cards = [card for wall in test.walls for card in wall.cards]
-    assert len(cards) == len(scores.gallery)
-    assert all(card.source.startswith("data:image/jpeg;base64,/9j/") for card in cards)
+    images = [image for group in test.gallery for image in group.images]
+    assert len(images) == len(scores.gallery)
+    assert all(image.source.startswith("data:image/jpeg;base64,/9j/") for image in images)
 
 
 def test_protocol_paper_has_curves_and_no_threshold(finished: Path) -> None:
@@ -181,16 +185,16 @@ def test_protocol_paper_has_curves_and_no_threshold(finished: Path) -> None:
     page = page_of(view)
     for word in (
         "Best here: PaDiM",
-        "Settings were given, not searched",
+        "The study file lists all settings",
         "What was tried",
     ):
         assert word in page.text
     assert "whole test set" in page.text
     assert "At the threshold" not in page.text
-    (test,) = on_test(view, view.selected(), id="x")
+    (test,) = products_on_test(view, view.selected(), id="x")
     assert (test.confusion, test.threshold, test.missing) == (None, "", "")
-    assert {card.tag for wall in test.walls for card in wall.cards} == {"good", "defective"}
-    assert [wall.title for wall in test.walls] == [
+    assert {image.tag for group in test.gallery for image in group.images} == {"good", "defective"}
+    assert [group.title for group in test.gallery] == [
         "Defective parts with the lowest scores", "Good parts with the highest scores", "Typical defective parts",
     ]  # fmt: skip
 
@@ -200,14 +204,14 @@ def test_what_was_not_kept_is_said_with_the_way_to_it(damaged: Path) -> None:
     final = view.selected().final_folder
     (final / ARTIFACTS / SCORES_FILE).unlink()
     page = page_of(open_view(damaged, "tiny"))
-    assert f"delete the folder {final} and give study run tiny again" in page.text
+    assert f"delete the folder {final} and enter study run tiny again" in page.text
     assert "Defects found against false alarms" not in page.text
     assert "At the threshold" in page.text
     # The way leads there.
     shutil.rmtree(final)
     assert (
         "`study run tiny` scores it on test when the search is over."
-        in study_part(open_view(damaged, "tiny"), "s").says
+        in study_section(open_view(damaged, "tiny"), "s").summary
     )
     assert study("run", damaged / "tiny.yaml", "--inline", "--device", "cpu", "--offline").code == 0
     again = page_of(open_view(damaged, "tiny"))
@@ -215,12 +219,12 @@ def test_what_was_not_kept_is_said_with_the_way_to_it(damaged: Path) -> None:
     assert "The test images were scored twice in this study" in again.text
 
 
-def test_an_image_that_is_gone_leaves_a_word(damaged: Path) -> None:
+def test_the_page_says_where_an_image_is_missing(damaged: Path) -> None:
     view = open_view(damaged, "tiny")
     shown = read_scores(view.selected().final_folder / ARTIFACTS).gallery
     (view.selected().final_folder / ARTIFACTS / shown[0].file).unlink()
     page = page_of(view)
-    assert page.text.count("The image is gone from the study's folder.") == 1
+    assert page.text.count("The image is no longer in the study's folder.") == 1
     assert len(page.all("img")) == len(shown) - 1
 
 
@@ -255,7 +259,7 @@ def test_a_study_that_has_not_begun(bench: Bench) -> None:
     assert "How the search went" not in page.text
 
 
-def test_a_running_study_says_that_this_is_not_the_last_word(bench: Bench) -> None:
+def test_a_running_study_says_that_its_results_are_not_final(bench: Bench) -> None:
     executor = ScriptedExecutor(script=lambda job: Killed() if job.number == 2 else quality(job))
     bench.kill(executor, budget={"trials": 5})
     page = page_of(bench.view())
@@ -273,11 +277,11 @@ def test_a_study_whose_trials_all_failed_shows_why(bench: Bench) -> None:
         bench.run(executor, budget={"trials": 5})
     view = bench.view()
     page = page_of(view)
-    assert "No trial is finished: see below what failed." in page.text
+    assert "No trial is finished; what failed is listed below." in page.text
     assert "What failed" in page.text
     assert "exception: as the script says" in page.text
     assert str(view.trial_folder(3)) in page.text
-    (tile,) = study_part(view, "s").tiles
+    (tile,) = study_section(view, "s").tiles
     assert (tile.label, int(tile.value)) == ("trials failed", len(bench.frozen()))
 
 
@@ -285,14 +289,14 @@ def test_where_no_trial_meets_the_constraints_nothing_is_selected(bench: Bench) 
     with pytest.raises(StudyFailedError):
         bench.run(budget={"trials": 2}, constraints={"fps": ">= 1000"})
     page = page_of(bench.view())
-    assert "None of the 2 finished trials meets the constraints (fps >= 1000): nothing is selected." in page.text
+    assert "None of the 2 finished trials meets the constraints (fps >= 1000), so nothing is selected." in page.text
     assert "No finished trial meets the constraints." in page.text
 
 
 def test_interrupted_trials_are_explained(bench: Bench) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench.run(ScriptedExecutor(script=lambda job: KeyboardInterrupt()))
-    assert "interrupted: put back, and tried again by the next run" in page_of(bench.view()).text
+    assert "interrupted; the next run repeats it" in page_of(bench.view()).text
 
 
 def test_pruned_trainings_are_told(bench: Bench) -> None:
@@ -384,7 +388,7 @@ def test_several_studies_are_compared_first(finished: Path) -> None:
     page = page_of(*views)
     assert [heading for heading in page.ids if heading in ("compared", "s1", "s2")] == ["compared", "s1", "s2"]
     assert "These studies were measured on different test images" in page.text
-    assert "How sure each figure is" in page.text
+    assert "How certain each figure is" in page.text
     assert "Side by side" in page.text
 
 
@@ -405,9 +409,9 @@ def test_who_is_better_on_the_same_images_is_tested(damaged: Path, tmp_path: Pat
     page = page_of(first, second)
     assert "Which one to use tiny has the highest image AUROC on test" in page.text
     assert "tiny against worse on the same images: +" in page.text
-    assert "tiny is better beyond what chance would do." in page.text
+    assert "tiny is better by more than chance would explain." in page.text
     shutil.copy(first.final_folder(0) / ARTIFACTS / SCORES_FILE, final / ARTIFACTS / SCORES_FILE)
-    assert "these 12 images do not tell the two apart." in page_of(first, second).text
+    assert "these 12 images do not show which of the two is better." in page_of(first, second).text
 
 
 def test_a_study_without_a_result_does_not_hide_the_others(bench: Bench, finished: Path) -> None:
@@ -416,7 +420,7 @@ def test_a_study_without_a_result_does_not_hide_the_others(bench: Bench, finishe
     assert "Study 'tiny' has no finished trial to compare" in page.text
     assert "Best here" in page.text
     alone = page_of(bench.view(), bench.view())
-    assert "How sure each figure is" not in alone.text
+    assert "How certain each figure is" not in alone.text
 
 
 # Several products, and defects that were painted
@@ -444,7 +448,7 @@ def test_each_product_has_its_own_part(damaged: Path, tiny_mvtec: Path) -> None:
     page = page_of(several)
     assert "on average over 2 products" in page.text
     assert "It does best on nut (0.750) and worst on bolt (0.500)." in page.text
-    assert [test.product for test in on_test(several, several.selected(), id="x")] == ["bolt", "nut"]
+    assert [test.product for test in products_on_test(several, several.selected(), id="x")] == ["bolt", "nut"]
     assert page.text.count("Defects found against false alarms") == 2
     assert "6 of 12" in page.text  # missed of both together
 
@@ -506,7 +510,7 @@ def test_mistakes_are_told(command: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'gone.db'}")
     ended = study("report", "tiny")
     assert ended.code == 0
-    assert "warning: the report was not left in MLflow: there is no MLflow store" in ended.err
+    assert "warning: the report was not stored in MLflow: there is no MLflow store" in ended.err
 
 
 # Charts
@@ -544,14 +548,14 @@ def test_breaks_are_cut_out_of_the_time(bench: Bench) -> None:
     assert len({mark.points[0][1] for mark in bars}) == 1
     ends = [corner[0] for mark in bars for corner in mark.points]
     assert ends == sorted(ends)
-    assert len(figures(Search(view, "s"))) == 6
+    assert len(search_charts(Search(view, "s"))) == 6
 
 
 def test_shares_and_times_are_said_in_words() -> None:
-    assert words.share(16, 58, "defects") == "16 of 58 defects (28 %)"
-    assert words.share(0, 0) == "none of 0"
-    assert words.share_with_interval(0, 20) == "0 of 20 (0 %, 95 % interval 0 to 16 %)"
-    assert words.percent(0.005) == "0.5 %"
-    assert [words.duration(value) for value in (0.71, 42.4, 700, 7500)] == ["0.7 s", "42 s", "12 min", "2 h 5 min"]
-    assert words.listed(["a", "b", "c"]) == "a, b and c"
-    assert (words.listed(["a"]), words.listed([])) == ("a", "")
+    assert phrases.share(16, 58, "defects") == "16 of 58 defects (28 %)"
+    assert phrases.share(0, 0) == "none of 0"
+    assert phrases.share_with_interval(0, 20) == "0 of 20 (0 %, 95 % interval 0 to 16 %)"
+    assert phrases.percent(0.005) == "0.5 %"
+    assert [phrases.duration(value) for value in (0.71, 42.4, 700, 7500)] == ["0.7 s", "42 s", "12 min", "2 h 5 min"]
+    assert phrases.listed(["a", "b", "c"]) == "a, b and c"
+    assert (phrases.listed(["a"]), phrases.listed([])) == ("a", "")

@@ -21,7 +21,7 @@ from studies.search.notices import Finished, Notice, Opened, Progressed, Retried
 from studies.search.outcome import StudyFailedError
 from studies.search.storage import open_storage
 from studies.search.view import JOB, OUTCOME
-from studies.show import tables
+from studies.show import study_json, study_tables, tables
 from studies.worker.jobs import DETECTOR, RESULT_FILE, Done, Event, Job, Lost, LostKind, Report, Stage
 from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor, Training, by_layers, quality, three
 from tests.helpers.builders import BACKBONE, make_config
@@ -227,10 +227,10 @@ def test_a_study_with_failures_can_be_shown(bench: Bench) -> None:
     view = bench.view()
     console = tables.console()
     with console.capture() as capture:
-        for part in tables.study_parts(view):
+        for part in study_tables.study_parts(view):
             console.print(part)
     assert "exception: as the script says" in capture.get()
-    assert [trial["seconds"] for trial in tables.study_json(view)["trials"]] == [None, 0.5, 0.5, 0.5]
+    assert [trial["seconds"] for trial in study_json.study_json(view)["trials"]] == [None, 0.5, 0.5, 0.5]
 
 
 def test_bad_input_ends_the_study_and_its_setting_is_tried_first_once_it_is_mended(bench: Bench) -> None:

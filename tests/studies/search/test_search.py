@@ -10,7 +10,7 @@ from studies.file.overrides import parse_idea
 from studies.search.driver import make_sampler
 from studies.search.space import dimension_values
 from studies.search.view import ORIGIN
-from studies.show import insight, tables
+from studies.show import insight, study_json, study_tables
 from studies.worker.jobs import Job
 from tests.helpers.bench import Bench, ScriptedExecutor, Training, quality
 from tests.helpers.builders import BACKBONE, make_config
@@ -188,7 +188,13 @@ def test_the_pareto_front_is_marked_everywhere(bench: Bench) -> None:
     assert {trial.number for trial in outcome.view.trials() if trial.pareto} == {0, 1, 3}
     tags = {number: run.data.tags["trial.pareto"] for number, run in bench.children().items()}
     assert tags == {0: "true", 1: "true", 2: "false", 3: "true", 4: "false"}
-    assert [trial["pareto"] for trial in tables.study_json(outcome.view)["trials"]] == [True, True, False, True, False]
+    assert [trial["pareto"] for trial in study_json.study_json(outcome.view)["trials"]] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert outcome.selected is not None
     assert outcome.selected.number == 3
 
@@ -222,8 +228,8 @@ def test_what_pruning_saved_is_told(bench: Bench) -> None:
     # Four fits of 0.1 s; two of them ended after the first of six epochs.
     saved = insight.savings(view)
     assert saved == insight.Savings(trials=2, epochs=10, seconds=pytest.approx(1.0), spent=pytest.approx(0.4))
-    assert "pruning ended 2 trainings early and saved about 1 s (71% of" in tables.savings_text(saved)
-    assert tables.study_json(view)["savings"]["epochs"] == 10
+    assert "pruning ended 2 trainings early and saved about 1 s (71% of" in study_tables.savings_text(saved)
+    assert study_json.study_json(view)["savings"]["epochs"] == 10
     assert insight.savings(bench.run(name="none", budget={"trials": 2}).view) is None
 
 
@@ -260,8 +266,8 @@ def test_effects_of_a_range_are_told_in_parts_that_hold_every_trial(bench: Bench
 
 def test_show_tells_importances_and_effects(bench: Bench) -> None:
     view = bench.run(sampler={"name": "random"}, budget={"trials": 12}).view
-    assert len(list(tables.insight_parts(view))) == 2
-    data = tables.study_json(view)
+    assert len(list(study_tables.insight_parts(view))) == 2
+    data = study_json.study_json(view)
     assert set(data["importances"]) <= {"n_features", "shrinkage"}
     assert data["effects"][0].keys() == {"parameter", "value", "trials", "mean", "best"}
     assert validate(data["config"], source="stored").name == "tiny"

@@ -26,7 +26,7 @@ from studies.file.keys import SHARED_PARAMETERS
 from studies.home import Home
 from studies.search.storage import Header
 from studies.search.view import JOB, OUTCOME, StudyView
-from studies.show import comparison
+from studies.show import comparison, comparison_files, comparison_table
 from studies.show.comparison import Comparison, Row
 from studies.show.published import MEAN, Catalogue, catalogue, read_catalogue
 from studies.worker.jobs import RESULT_FILE, TrialResult
@@ -191,7 +191,7 @@ def test_a_row_has_the_figures_of_the_selected_trial_and_of_its_refit(tmp_path: 
     assert row.device == "cpu test, 2 threads"
     assert row.test_images == 78
     assert row.seeds is None
-    heads = [name for name, _ in comparison.row_columns(comparison.compare([view]))]
+    heads = [name for name, _ in comparison_table.row_columns(comparison.compare([view]))]
     assert "on validation" in heads
     assert "over seeds" not in heads
 
@@ -202,9 +202,11 @@ def test_several_seeds_get_a_column(tmp_path: Path) -> None:
         write_final(view, TEST | {"test/image_auroc": value}, replicate=replicate)
     compared = comparison.compare([view, make_view(tmp_path, [VALIDATION], name="other", final=TEST)])
     assert (compared.rows[0].seeds, compared.rows[0].image_auroc_seeds_mean) == (3, pytest.approx(0.875))
-    values = dict(comparison.row_columns(compared))["over seeds"]
+    values = dict(comparison_table.row_columns(compared))["over seeds"]
     assert [values(row) for row in compared.rows] == ["0.875 ± 0.031 (3)", None]
-    assert any(line.startswith("over seeds: mean and standard deviation") for line in comparison.explanations(compared))
+    assert any(
+        line.startswith("over seeds: mean and standard deviation") for line in comparison_table.explanations(compared)
+    )
 
 
 def test_every_finished_trial_of_a_paper_study_is_a_row(tmp_path: Path) -> None:
@@ -215,16 +217,16 @@ def test_every_finished_trial_of_a_paper_study_is_a_row(tmp_path: Path) -> None:
     ]
     assert [row.label for row in compared.rows] == ["padim_screw trial 0", "padim_screw trial 1"]
     assert compared.remarks == []
-    assert "on validation" not in [name for name, _ in comparison.row_columns(compared)]
+    assert "on validation" not in [name for name, _ in comparison_table.row_columns(compared)]
 
 
 def test_sizes_are_shown_where_they_differ(tmp_path: Path) -> None:
     large = {"dataset": "mvtec", "category": "screw", "root": "/images", "image_size": [320, 256]}
     views = [make_view(tmp_path, [VALIDATION], final=TEST), make_view(tmp_path, [VALIDATION], name="large", data=large)]
     compared = comparison.compare(views)
-    values = dict(comparison.row_columns(compared))["pixels"]
+    values = dict(comparison_table.row_columns(compared))["pixels"]
     assert [values(row) for row in compared.rows] == ["256x256", "320x256"]
-    assert "pixels" not in dict(comparison.row_columns(comparison.compare(views[:1])))
+    assert "pixels" not in dict(comparison_table.row_columns(comparison.compare(views[:1])))
 
 
 def test_a_study_without_a_finished_trial_is_told(tmp_path: Path) -> None:
@@ -287,8 +289,8 @@ def test_the_papers_setting_on_the_papers_images_is_comparable(tmp_path: Path) -
     assert first.mean is not None
     assert first.mean.image_auroc == 0.905
     assert first.comparable == ["padim_screw trial 0"]
-    assert comparison.differs_in_short(first) == "nothing"
-    beside = dict(comparison.row_columns(compared))["published image AUROC"](compared.rows[0])
+    assert comparison_table.differs_in_short(first) == "nothing"
+    beside = dict(comparison_table.row_columns(compared))["published image AUROC"](compared.rows[0])
     assert beside == "0.745 PaDiM by xiahaifeng1995, 0.759 Anomalib"
 
 
@@ -310,8 +312,10 @@ def test_half_of_the_test_set_is_not_comparable(tmp_path: Path) -> None:
     told = "split: the whole test set of 160, here 78 of these"
     assert differences(view, REIMPLEMENTED, "resnet18") == [told]
     compared = comparison.compare([view])
-    assert "published image AUROC" not in [name for name, _ in comparison.row_columns(compared)]
-    (obstacle,) = [line for line in comparison.explanations(compared) if "no published figure is comparable" in line]
+    assert "published image AUROC" not in [name for name, _ in comparison_table.row_columns(compared)]
+    (obstacle,) = [
+        line for line in comparison_table.explanations(compared) if "no published figure can be compared" in line
+    ]
     assert "split (the whole test set of 160; here 78 of these)" in obstacle
 
 
@@ -339,11 +343,11 @@ def test_sources_that_disagree_about_one_setting_are_named(tmp_path: Path) -> No
     for one in (entry, other):
         one["detector"] = "padim"
     view = paper_view(tmp_path, TEST | SPEED, experiment="mvtec/carpet")
-    said = comparison.explanations(comparison.compare([view], Catalogue.model_validate(figures)))
+    said = comparison_table.explanations(comparison.compare([view], Catalogue.model_validate(figures)))
     (line,) = [line for line in said if "disagree" in line]
     assert "padim on carpet" in line
     assert "0.601 (CutPaste by Runinho) to 0.931 (CutPaste paper)" in line
-    assert not any("disagree" in line for line in comparison.explanations(comparison.compare([view])))
+    assert not any("disagree" in line for line in comparison_table.explanations(comparison.compare([view])))
 
 
 def test_of_a_category_without_figures_the_mean_is_told(tmp_path: Path) -> None:
@@ -359,7 +363,7 @@ def test_of_a_category_without_figures_the_mean_is_told(tmp_path: Path) -> None:
 def test_nothing_is_put_beside_images_of_ones_own(tmp_path: Path) -> None:
     compared = comparison.compare([make_view(tmp_path, [VALIDATION], final=TEST, experiment="folder/bolts")])
     assert compared.published == []
-    assert "No published figures are known here of padim on folder/bolts." in comparison.explanations(compared)
+    assert "No published figures are known of padim on folder/bolts." in comparison_table.explanations(compared)
 
 
 def test_rows_that_do_not_differ_alike_are_named(tmp_path: Path) -> None:
@@ -367,7 +371,7 @@ def test_rows_that_do_not_differ_alike_are_named(tmp_path: Path) -> None:
     whole = paper_view(tmp_path, TEST | SPEED, name="defaults")
     compared = comparison.compare([half, whole])
     entry = next(entry for entry in compared.published if entry.source == REIMPLEMENTED)
-    assert comparison.differs_in_short(entry) == "padim_screw: split; defaults trial 0: nothing"
+    assert comparison_table.differs_in_short(entry) == "padim_screw: split; defaults trial 0: nothing"
     assert entry.comparable == ["defaults trial 0"]
 
 
@@ -381,7 +385,7 @@ def compared(tmp_path: Path) -> Comparison:
 
 
 def test_json_is_the_model(compared: Comparison) -> None:
-    text = comparison.to_json(compared)
+    text = comparison_files.to_json(compared)
     assert Comparison.model_validate_json(text) == compared
     plain = json.loads(text)
     assert set(plain) == {"made", "rows", "published", "remarks"}
@@ -390,7 +394,7 @@ def test_json_is_the_model(compared: Comparison) -> None:
 
 
 def test_csv_holds_raw_numbers_of_studies_and_of_others(compared: Comparison) -> None:
-    rows = list(csv.DictReader(io.StringIO(comparison.to_csv(compared))))
+    rows = list(csv.DictReader(io.StringIO(comparison_files.to_csv(compared))))
     assert [row["study"] for row in rows if row["kind"] == "study"] == ["padim_screw", "defaults"]
     assert [float(rows[0][name]) for name in ("image_auroc", "pixel_aupro", "fps")] == [0.90625, 0.9375, 20.0]
     assert rows[0]["layers"] == "4+8+16"
@@ -402,7 +406,7 @@ def test_csv_holds_raw_numbers_of_studies_and_of_others(compared: Comparison) ->
 
 
 def test_markdown_has_both_tables_and_the_remarks(compared: Comparison) -> None:
-    text = comparison.to_markdown(compared)
+    text = comparison_files.to_markdown(compared)
     header, rule, *rows = text.split("\n\n")[1].splitlines()
     assert len(rows) == len(compared.rows)
     assert len({line.count("|") for line in (header, rule, *rows)}) == 1
@@ -413,13 +417,13 @@ def test_markdown_has_both_tables_and_the_remarks(compared: Comparison) -> None:
 
 def test_the_image_is_drawn_where_there_is_something_to_draw(tmp_path: Path, compared: Comparison) -> None:
     path = tmp_path / "images" / "comparison.png"
-    assert comparison.write_image(compared, path)
+    assert comparison_files.write_plot(compared, path)
     with Image.open(path) as image:
         assert len(image.convert("RGB").getcolors(2**24) or ()) > 10
     empty = comparison.compare([make_view(tmp_path, [VALIDATION], name="unscored")])
-    assert not comparison.write_image(empty, tmp_path / "empty.png")
+    assert not comparison_files.write_plot(empty, tmp_path / "empty.png")
     with pytest.raises(InputError, match="nothing to draw yet"):
-        comparison.save_image(empty, tmp_path / "empty.png")
+        comparison_files.save_plot(empty, tmp_path / "empty.png")
     assert not (tmp_path / "empty.png").exists()
 
 
@@ -515,7 +519,7 @@ def test_without_mlflow_the_table_is_there(command: Path, monkeypatch: pytest.Mo
     assert ended.code == 0
     assert "image AUROC" in ended.out
     (line,) = ended.err.splitlines()
-    assert line.startswith("warning: the comparison was not left in MLflow: ")
+    assert line.startswith("warning: the comparison was not stored in MLflow: ")
     assert "127.0.0.1:9 cannot be reached" in line
 
 

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from studies.show.tables import Fitted, trial_table
+from studies.show.study_tables import trial_table
+from studies.show.tables import Fitted
 from tests.helpers.bench import Bench, ScriptedExecutor
 from tests.helpers.builders import BACKBONE
 
@@ -52,4 +53,4 @@ def test_settings_that_only_one_detector_has_are_no_columns(bench: Bench) -> Non
     drawn = trial_table(bench.view())
     assert drawn.columns[-3:] == ("detector", "neighbourhood", "smoothing\nsigma")  # both pool neighbours
     assert {row[-3] for row in drawn.rows} == {"padim", "patchcore"}
-    assert f"all with backbone {BACKBONE}, layers 8; settings of single detectors are in the report" in drawn.title
+    assert f"all with backbone {BACKBONE}, layers 8; parameters of single detectors are in the report" in drawn.title

@@ -1,4 +1,4 @@
-"""Leaving files with studies in MLflow, for the commands whose work is done without it."""
+"""Adding a command's files to the MLflow runs of studies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from studies.search.view import StudyView
 from tracking.projection import Projection
 
 
-def leave_in_mlflow(views: Sequence[StudyView], write: Callable[[Path], None], *, what: str) -> None:
-    """Add the files that `write` puts into a folder to each study's run. A store that is away costs a warning, nothing else.
+def log_artifacts(views: Sequence[StudyView], write: Callable[[Path], None], *, what: str) -> None:
+    """Add files to the MLflow run of each study. If the store cannot be reached, print a warning and go on.
 
     Args:
-        what: names the files in that warning.
+        views: studies of one `Home`.
+        write: writes the files into the folder that it receives.
+        what: name of the files in the warning, as in "the report".
     """
     home = views[0].home
     try:
@@ -31,4 +33,4 @@ def leave_in_mlflow(views: Sequence[StudyView], write: Callable[[Path], None], *
             for view in views:
                 projection.add_files(experiment=view.header.experiment, uid=view.header.uid, folder=Path(folder))
     except (InputError, OSError) as error:
-        typer.echo(f"warning: {what} was not left in MLflow: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"warning: {what} was not stored in MLflow: {' '.join(str(error).split())}", err=True)

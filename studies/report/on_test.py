@@ -1,4 +1,4 @@
-"""What a report shows of the selected detector: how it does on test, where it fails, and images of both."""
+"""The part of a report that shows the selected detector on test: its figures, where it fails, and example images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detectors.scoring.metrics import (
     pr_curve_points,
     roc_curve_points,
 )
-from studies.report import wording as words
+from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -42,99 +42,112 @@ from studies.worker.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
 from studies.worker.scores import Group, ScoredImage, Scores, Shown, read_scores
 
 POINTS = 200
-"""Corners of a curve that are drawn."""
+"""Most points of a curve that are drawn."""
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
+"""False-alarm rates in the table below the ROC curve."""
 RECALLS = (0.5, 0.8, 0.9, 0.95, 1.0)
+"""Recalls in the table below the precision-recall curve."""
 PLOT_X, PLOT_Y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the threshold does on test."""
+    """Test images by label and verdict at the threshold."""
 
-    found: int
+    detected: int
+    """Defective images that raise an alarm."""
     missed: int
-    alarms: int
-    quiet: int
+    """Defective images that raise none."""
+    false_alarms: int
+    """Good images that raise an alarm."""
+    passed: int
+    """Good images that raise none."""
 
     @property
     def defective(self) -> int:
-        """Images with a defect."""
-        return self.found + self.missed
+        """Number of images with a defect."""
+        return self.detected + self.missed
 
     @property
     def good(self) -> int:
-        """Images without one."""
-        return self.alarms + self.quiet
+        """Number of images without a defect."""
+        return self.false_alarms + self.passed
 
 
 @dataclass(frozen=True)
 class DefectType:
-    """How one type of defect is told from good images."""
+    """How well one type of defect is distinguished from good images."""
 
     name: str
     images: int
-    found: int | None
-    """At the threshold; None where that is not known."""
+    """Number of test images with this type of defect."""
+    detected: int | None
+    """How many of them raise an alarm; None if the score of each image was not kept, or there is no threshold."""
     auroc: float | None
+    """Image AUROC of this type against all good images."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """One image of the gallery."""
+class GalleryImage:
+    """One test image of the gallery, beside its heat map and overlay."""
 
     name: str
     tag: str
-    """Class and text of what it shows: ``miss``, ``false alarm``, ``hit``, ``good`` or ``defective``."""
+    """``miss``, ``false alarm``, ``hit``, ``good`` or ``defective``; the text of its tag and, with hyphens, its CSS class."""
     caption: str
     alt: str
     panels: str
+    """What is shown side by side, as ``image | heat map``."""
     source: str
-    """``data:`` address; empty where the file is gone."""
+    """``data:`` address of the JPEG; empty if its file is gone."""
 
 
 @dataclass(frozen=True)
-class Wall:
-    """One group of the gallery."""
+class GalleryGroup:
+    """Images of the gallery under one heading."""
 
     title: str
-    cards: tuple[Card, ...]
+    images: tuple[GalleryImage, ...]
 
 
 @dataclass(frozen=True)
-class OnTest:
+class ProductOnTest:
     """The selected detector on the test images of one product."""
 
     id: str
     product: str
-    """Empty where the study is over a single one."""
+    """Name of the product; empty in a study of a single product."""
     metrics: dict[str, float]
     """Names as in `TrialResult.metrics`."""
     threshold: str
-    """Where it comes from, in words; empty where there is none."""
+    """The value of the threshold and how it was chosen, in words; empty if there is none."""
     looser: float | None
-    """Share of good images to allow an alarm, for the next lower threshold; None where none was chosen by such a share."""
+    """The false-alarm rate (0 to 1) that gives the next lower threshold; None if the threshold follows another rule."""
     confusion: Confusion | None
     defects: tuple[DefectType, ...]
     figures: tuple[Figure, ...]
-    walls: tuple[Wall, ...]
+    gallery: tuple[GalleryGroup, ...]
     missing: str
-    """What cannot be shown and the way to it; empty where all is there."""
+    """What cannot be shown and how to get it; empty if nothing is missing."""
 
     @property
     def auroc(self) -> float | None:
-        """Image AUROC."""
+        """Image AUROC on test; None if it was not measured."""
         return self.metrics.get("test/image_auroc")
 
     @property
     def weakest(self) -> DefectType | None:
-        """The type of defect with the lowest AUROC, where there are several."""
+        """The type of defect with the lowest AUROC; None if there are fewer than two types."""
         known = [defect for defect in self.defects if defect.auroc is not None]
         return min(known, key=lambda defect: defect.auroc or 0.0) if len(known) > 1 else None
 
 
-def on_test(view: StudyView, trial: TrialView, *, id: str) -> list[OnTest]:
-    """The selected trial on test, one for each product; empty where it was not scored there yet."""
+def products_on_test(view: StudyView, trial: TrialView, *, id: str) -> list[ProductOnTest]:
+    """The selected trial on the test images of each product; empty if it was not scored on test yet.
+
+    Args:
+        id: id of the study's element in the page, from which those of the products follow.
+    """
     is_paper = view.config.protocol == "paper"
     folder = trial.folder if is_paper else trial.final_folder
     result = read_result(folder)
@@ -142,24 +155,26 @@ def on_test(view: StudyView, trial: TrialView, *, id: str) -> list[OnTest]:
         return []
     products = sorted(path.name for path in (folder / PRODUCTS).glob("*") if read_result(path) is not None)
     if not products:
-        return [_of(view, trial, "", result, folder / ARTIFACTS, id=f"{id}-test")]
+        return [_product_on_test(view, trial, "", result, folder / ARTIFACTS, id=f"{id}-test")]
     return [
-        _of(view, trial, product, part, folder / ARTIFACTS / product, id=f"{id}-test{index}")
+        _product_on_test(view, trial, product, part, folder / ARTIFACTS / product, id=f"{id}-test{index}")
         for index, product in enumerate(products)
         if (part := read_result(folder / PRODUCTS / product)) is not None
     ]
 
 
-def _of(view: StudyView, trial: TrialView, product: str, result: TrialResult, artifacts: Path, *, id: str) -> OnTest:
+def _product_on_test(
+    view: StudyView, trial: TrialView, product: str, result: TrialResult, artifacts: Path, *, id: str
+) -> ProductOnTest:
     counts = view.header.counts.get(f"{product}/test" if product else "test", {})
     scores = read_scores(artifacts)
-    figures, walls, missing = [], [], ""
+    figures, gallery, missing = [], [], ""
     if scores is None:
-        missing = _how_to_get(view, trial)
+        missing = _missing_scores(view, trial)
     else:
         figures = list(_figures(scores))
-        walls = list(_walls(scores, artifacts))
-    return OnTest(
+        gallery = list(_gallery(scores, artifacts))
+    return ProductOnTest(
         id=id,
         product=product,
         metrics=result.metrics,
@@ -168,43 +183,45 @@ def _of(view: StudyView, trial: TrialView, product: str, result: TrialResult, ar
         confusion=_confusion(result.metrics, counts),
         defects=tuple(_defects(result, counts, scores)),
         figures=tuple(figures),
-        walls=tuple(walls),
+        gallery=tuple(gallery),
         missing=missing,
     )
 
 
-def _how_to_get(view: StudyView, trial: TrialView) -> str:
+def _missing_scores(view: StudyView, trial: TrialView) -> str:
+    """Says that the score of each image was not kept, and what brings it back."""
     name = view.study.study_name.partition("#")[0]
-    said = "The score of each test image was not kept, so curves, histogram and images cannot be shown."
+    text = "The score of each test image was not kept, so curves, histogram and images cannot be shown."
     if view.config.protocol == "paper":
-        return f"{said} `study run {name} --fresh` fits and scores everything anew."
+        return f"{text} `study run {name} --fresh` fits and scores everything anew."
     return (
-        f"{said} To get them, delete the folder {trial.final_folder} and give `study run {name}` again: it fits the selected "
-        "setting once more and scores it on test once more, which the ledger will say."
+        f"{text} To get them, delete the folder {trial.final_folder} and enter `study run {name}` again. It fits the selected "
+        "setting again and scores it on test again, and the ledger lists that."
     )
 
 
 def _threshold(result: TrialResult) -> str:
+    """The value of the threshold and how it was chosen, in words."""
     threshold = result.threshold
     if threshold is None or "value" not in threshold:
         return ""
     if threshold.get("rule") != "false_alarm_rate":
         return f"{number(threshold['value'])}, where F1 is highest on {threshold['source']}"
-    said = (
-        f"{number(threshold['value'])}: at most {words.percent(threshold['rate'])} of the {threshold['normals']} good images "
+    text = (
+        f"{number(threshold['value'])}: at most {phrases.percent(threshold['rate'])} of the {threshold['normals']} good images "
         f"of {threshold['source']} raise an alarm"
     )
     if not (expected := threshold.get("expected_rate")):
-        return said
+        return text
     largest = largest_false_alarm_rate(threshold["normals"], threshold["rate"])
     return (
-        f"{said}; of new good parts expect about {words.percent(expected)}, and with 95 % confidence less than "
-        f"{words.percent(largest)}"
+        f"{text}; of new good parts expect about {phrases.percent(expected)}, and with 95 % confidence less than "
+        f"{phrases.percent(largest)}"
     )
 
 
 def _looser(result: TrialResult) -> float | None:
-    """In whole percents: the least that lets one held-out good image more raise an alarm."""
+    """The lowest false-alarm rate, in whole percents, at which one more held-out good image raises an alarm."""
     threshold = result.threshold or {}
     if threshold.get("rule") != "false_alarm_rate" or not threshold.get("normals"):
         return None
@@ -213,23 +230,28 @@ def _looser(result: TrialResult) -> float | None:
 
 
 def _confusion(metrics: dict[str, float], counts: dict[str, int]) -> Confusion | None:
+    """The counts behind the two rates of the trial; None if they were not measured.
+
+    Args:
+        counts: number of test images of each type, good ones under `GOOD`.
+    """
     miss, alarm = metrics.get("test/miss_rate"), metrics.get("test/false_alarm_rate")
     if miss is None or alarm is None or not counts:
         return None
     good = counts.get(GOOD, 0)
     defective = sum(counts.values()) - good
     missed, alarms = round(miss * defective), round(alarm * good)
-    return Confusion(found=defective - missed, missed=missed, alarms=alarms, quiet=good - alarms)
+    return Confusion(detected=defective - missed, missed=missed, false_alarms=alarms, passed=good - alarms)
 
 
 def _defects(result: TrialResult, counts: dict[str, int], scores: Scores | None) -> Iterator[DefectType]:
-    """The weakest first."""
+    """Each type of defect, the one with the lowest AUROC first."""
     kinds = [kind for kind in counts if kind != GOOD]
     for kind in sorted(kinds, key=lambda kind: result.per_defect.get(kind, 0.0)):
-        found = None
+        detected = None
         if scores is not None and scores.threshold is not None:
-            found = sum(p.verdict == "defective" for p in scores.images if p.defect_type == kind)
-        yield DefectType(kind, counts[kind], found, result.per_defect.get(kind))
+            detected = sum(image.verdict == "defective" for image in scores.images if image.defect_type == kind)
+        yield DefectType(kind, counts[kind], detected, result.per_defect.get(kind))
 
 
 def _figures(scores: Scores) -> Iterator[Figure]:
@@ -237,37 +259,37 @@ def _figures(scores: Scores) -> Iterator[Figure]:
         yield _roc(scores)
         yield _pr(scores)
     except UndefinedMetricError:
-        pass  # Only one of the classes is there: no curve, but a histogram.
+        pass  # All images have the same label, so there is no curve; the histogram can be drawn.
     yield _histogram(scores)
 
 
 def _roc(scores: Scores) -> Figure:
     values, labels = scores.values, scores.labels
-    rates, found = roc_curve_points(values, labels, limit=POINTS)
+    rates, recalls = roc_curve_points(values, labels, limit=POINTS)
     marks = [
         Mark("line", "chance", _on(((0.0, 0.0), (1.0, 1.0)))),
-        Mark("line", "curve", _on(list(zip(rates, found, strict=True)))),
+        Mark("line", "curve", _on(list(zip(rates, recalls, strict=True)))),
     ]
-    said = f"The area under it is the AUROC, {auroc(values, labels):.3f}; by chance it would be 0.5."
+    text = f"The area under it is the AUROC, {auroc(values, labels):.3f}; by chance it would be 0.5."
     keys = [Key("line", "curve", "this detector"), Key("line", "chance", "by chance")]
     if scores.threshold is not None:
         alarms = values >= scores.threshold
         alarm, hit = float(alarms[labels == 0].mean()), float(alarms[labels == 1].mean())
         marks.append(Mark("diamond", "chosen", _on([(alarm, hit)]), title=f"threshold {number(scores.threshold)}"))
         keys.append(Key("diamond", "chosen", "at the threshold"))
-        said += (
-            f" At the threshold it finds {words.percent(hit)} of the defects with {words.percent(alarm)} false alarms; "
+        text += (
+            f" At the threshold it finds {phrases.percent(hit)} of the defects with {phrases.percent(alarm)} false alarms; "
             "a lower threshold goes to the right along the curve."
         )
     corners = list(zip(*roc_curve_points(values, labels), strict=True))
     best = [max((hit for alarm, hit in corners if alarm <= rate), default=0.0) for rate in RATES]
     return Figure(
         "Defects found against false alarms (ROC)",
-        said,
+        text,
         _unit_chart("ROC curve", marks, "share of good parts that raise an alarm", "share of defects found", keys),
         Table(
             ("false alarms at most", "defects found"),
-            tuple((words.percent(rate), words.percent(hit)) for rate, hit in zip(RATES, best, strict=True)),
+            tuple((phrases.percent(rate), phrases.percent(hit)) for rate, hit in zip(RATES, best, strict=True)),
         ),
     )
 
@@ -286,32 +308,33 @@ def _pr(scores: Scores) -> Figure:
         marks.append(Mark("diamond", "chosen", _on([at]), title=f"threshold {number(scores.threshold)}"))
         keys.append(Key("diamond", "chosen", "at the threshold"))
     corners = list(zip(*pr_curve_points(values, labels), strict=True))
-    best = [max((right for found, right in corners if found >= wanted - 1e-9), default=0.0) for wanted in RECALLS]
+    best = [max((right for reached, right in corners if reached >= least - 1e-9), default=0.0) for least in RECALLS]
     return Figure(
         "How many alarms are right (precision and recall)",
-        f"Average precision {average_precision(values, labels):.3f}. {words.percent(part)} of these test images are defective; "
+        f"Average precision {average_precision(values, labels):.3f}. {phrases.percent(part)} of these test images are defective; "
         "on a line where fewer are, fewer alarms are right than here.",
         _unit_chart("precision-recall curve", marks, "share of defects found", "share of alarms that are right", keys),
         Table(
             ("defects found at least", "alarms that are right"),
-            tuple((words.percent(wanted), words.percent(right)) for wanted, right in zip(RECALLS, best, strict=True)),
+            tuple((phrases.percent(least), phrases.percent(right)) for least, right in zip(RECALLS, best, strict=True)),
         ),
     )
 
 
 def _on(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Points of the unit square in pixels."""
+    """Convert points of the unit square to pixels of the plot."""
     across, up = Scale(0.0, 1.0, *PLOT_X), Scale(0.0, 1.0, *PLOT_Y)
     return tuple((across(float(x)), up(float(y))) for x, y in points)
 
 
 def _unit_chart(name: str, marks: Sequence[Mark], x: str, y: str, legend: Sequence[Key]) -> Chart:
+    """A chart whose axes go from 0 to 1; `x` and `y` are the names of the axes."""
     across, up = Scale(0.0, 1.0, *PLOT_X), Scale(0.0, 1.0, *PLOT_Y)
     return Chart(name, tuple(marks), Axis(x, across.ticks()), Axis(y, up.ticks()), legend=tuple(legend))
 
 
 def _histogram(scores: Scores) -> Figure:
-    """Good images upwards, defective ones downwards: told apart without any colour."""
+    """Good images upwards and defective ones downwards, so that no colour is needed to distinguish them."""
     values, labels = scores.values, scores.labels
     edges = np.histogram_bin_edges(values, bins=min(32, max(8, len(values) // 3)))
     good, bad = (np.histogram(values[labels == label], bins=edges)[0] for label in (0, 1))
@@ -327,7 +350,7 @@ def _histogram(scores: Scores) -> Figure:
         for index, count in enumerate(counts):
             if count:
                 scored = f"scores {number(edges[index])} to {number(edges[index + 1])}"
-                title = f"{words.several(int(count), 'image')}, {name}, {scored}"
+                title = f"{phrases.several(int(count), 'image')}, {name}, {scored}"
                 x0, x1 = across(float(edges[index])), across(float(edges[index + 1]))
                 marks.append(
                     Mark(
@@ -336,7 +359,7 @@ def _histogram(scores: Scores) -> Figure:
                 )
     marks.append(Mark("line", "axis", ((PLOT_X[0], up(0.0)), (PLOT_X[1], up(0.0)))))
     keys = [Key("bar", "class-good", "good, upwards"), Key("bar", "class-bad", "defective, downwards")]
-    said = "A detector that makes no mistake would leave a gap between the two."
+    text = "A detector that makes no mistake would leave a gap between the two."
     if scores.threshold is not None:
         x = across(scores.threshold)
         marks.append(Mark("line", "limit", ((x, PLOT_Y[0]), (x, TOP))))
@@ -352,7 +375,7 @@ def _histogram(scores: Scores) -> Figure:
             )
         )
         keys.append(Key("line", "limit", "threshold: an alarm from here on"))
-        said += " Defective parts left of the threshold are missed, good ones right of it are false alarms."
+        text += " Defective parts left of the threshold are missed, good ones right of it are false alarms."
     ticks = {abs(float(tick.text)): tick for tick in up.ticks(6, whole=True)}
     both = tuple(
         type(tick)(up(way * count), number(count))
@@ -368,7 +391,7 @@ def _histogram(scores: Scores) -> Figure:
     )
     return Figure(
         "Scores of good and defective parts",
-        said,
+        text,
         chart,
         Table(
             ("scores from", "to", "good", "defective"),
@@ -380,50 +403,51 @@ def _histogram(scores: Scores) -> Figure:
     )
 
 
-def _walls(scores: Scores, artifacts: Path) -> Iterator[Wall]:
+def _gallery(scores: Scores, artifacts: Path) -> Iterator[GalleryGroup]:
     for group in ("defective", "good", "typical"):
         shown = [entry for entry in scores.gallery if entry.group == group and entry.image < len(scores.images)]
         if shown:
-            cards = tuple(_card(entry, scores.images[entry.image], artifacts) for entry in shown)
-            yield Wall(_wall_title(group, cards, scores.threshold), cards)
+            images = tuple(_gallery_image(entry, scores.images[entry.image], artifacts) for entry in shown)
+            yield GalleryGroup(_gallery_title(group, images, scores.threshold), images)
 
 
-def _wall_title(group: Group, cards: Sequence[Card], threshold: float | None) -> str:
+def _gallery_title(group: Group, images: Sequence[GalleryImage], threshold: float | None) -> str:
     if group == "typical":
         return "Typical hits" if threshold is not None else "Typical defective parts"
     if threshold is None:
         return (
             "Defective parts with the lowest scores" if group == "defective" else "Good parts with the highest scores"
         )
-    wrong = sum(card.tag in ("miss", "false alarm") for card in cards)
+    wrong = sum(image.tag in ("miss", "false alarm") for image in images)
     if group == "defective":
         if not wrong:
             return "No defect was missed; these came closest to it"
-        return "Worst misses" if wrong == len(cards) else "Worst misses, and the hits that came closest to one"
+        return "Worst misses" if wrong == len(images) else "Worst misses, and the hits that came closest to one"
     if not wrong:
         return "No good part raised an alarm; these came closest to it"
     return (
         "Worst false alarms"
-        if wrong == len(cards)
+        if wrong == len(images)
         else "Worst false alarms, and the good parts that came closest to one"
     )
 
 
-def _card(shown: Shown, image: ScoredImage, artifacts: Path) -> Card:
+def _gallery_image(shown: Shown, image: ScoredImage, artifacts: Path) -> GalleryImage:
     tags = {(1, "good"): "miss", (1, "defective"): "hit", (0, "defective"): "false alarm", (0, "good"): "good"}
     tag = tags.get((image.label, image.verdict or ""), "defective" if image.label else "good")
     kind = image.defect_type if image.label else "good part"
-    return Card(
+    return GalleryImage(
         name=image.name,
         tag=tag,
         caption=f"{kind}, score {number(image.score)}",
-        alt=f"{tag}: {image.name} ({kind}), score {number(image.score)}; side by side {words.listed(shown.panels)}",
+        alt=f"{tag}: {image.name} ({kind}), score {number(image.score)}; side by side {phrases.listed(shown.panels)}",
         panels=" | ".join(shown.panels),
         source=_data_address(artifacts / shown.file),
     )
 
 
 def _data_address(path: Path) -> str:
+    """The JPEG at `path` as a ``data:`` address; empty if it cannot be read."""
     try:
         return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError:

@@ -1,4 +1,4 @@
-"""What a report of several studies begins with: which of them is ahead, how sure that is, and what others published."""
+"""The section that a report of several studies begins with: which one is best, how certain that is, and what others published."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from detectors.errors import InputError
 from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
-from studies.report import wording as words
+from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -28,133 +28,153 @@ from studies.report.charts import (
     shortened,
 )
 from studies.search.view import StudyView
-from studies.show import comparison
+from studies.show import comparison, comparison_table
 from studies.show.comparison import Comparison, Row
 from studies.worker.jobs import ARTIFACTS
 from studies.worker.scores import Scores, read_scores
 
 COLOURS = 7
-"""Classes ``c0`` to ``c6``, one for each detector."""
+"""Number of CSS classes ``c0`` to ``c6`` that colour the detectors; with more detectors they repeat."""
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The whole section."""
+class ComparisonSection:
+    """The section as plain data for the template."""
 
-    says: tuple[str, ...]
+    summary: tuple[str, ...]
+    """Sentences, the most important one first."""
     cautions: tuple[str, ...]
     table: Table
+    """One row for each trial that is compared."""
     figures: tuple[Figure, ...]
     published: Table | None
+    """Figures of others for the same detectors; None if none are known."""
     explanations: tuple[str, ...]
+    """What the words of the tables mean."""
 
 
-def compare(views: Sequence[StudyView], ids: Sequence[str]) -> Compared:
-    """Put studies side by side; one that has nothing to compare is named among the cautions."""
-    fit: list[StudyView] = []
+def comparison_section(views: Sequence[StudyView], ids: Sequence[str]) -> ComparisonSection:
+    """Compare studies; one that has no trial to compare is named among the cautions.
+
+    Args:
+        ids: ids of the studies' elements in the page, in the order of `views`.
+    """
+    comparable: list[StudyView] = []
     cautions: list[str] = []
     for view in views:
         try:
             comparison.study_rows(view)
-            fit.append(view)
+            comparable.append(view)
         except InputError as error:
             cautions.append(f"{str(error)[0].upper()}{str(error)[1:]}.")
-    compared = comparison.compare(fit)
-    of_study = dict(zip((view.study.study_name for view in views), ids, strict=True))
-    columns = comparison.row_columns(compared)
-    figures = [figure for make in (_intervals, _against_speed) if (figure := make(compared, of_study)) is not None]
+    compared = comparison.compare(comparable)
+    id_of_study = dict(zip((view.study.study_name for view in views), ids, strict=True))
+    columns = comparison_table.row_columns(compared)
+    figures = [figure for make in (_intervals, _against_speed) if (figure := make(compared, id_of_study)) is not None]
     groups = _groups(compared.rows)
-    says = [
+    sentences = [
         text
         for group in groups
-        for text in (*_ahead(group, all_rows=len(group) == len(compared.rows)), *_differences(group, fit))
+        for text in (*_ahead(group, all_rows=len(group) == len(compared.rows)), *_differences(group, comparable))
     ]
-    return Compared(
-        says=tuple(says),
+    return ComparisonSection(
+        summary=tuple(sentences),
         cautions=(*cautions, *(f"{line[0].upper()}{line[1:]}." for line in compared.remarks)),
         table=Table(
             tuple(name for name, _ in columns),
             tuple(tuple(value(row) for _, value in columns) for row in compared.rows),
-            tuple(of_study[row.study] for row in compared.rows),
+            tuple(id_of_study[row.study] for row in compared.rows),
         ),
         figures=tuple(figures),
         published=Table(
-            tuple(name for name, _ in comparison.PUBLISHED_COLUMNS),
-            tuple(tuple(value(entry) for _, value in comparison.PUBLISHED_COLUMNS) for entry in compared.published),
+            tuple(name for name, _ in comparison_table.PUBLISHED_COLUMNS),
+            tuple(
+                tuple(value(entry) for _, value in comparison_table.PUBLISHED_COLUMNS) for entry in compared.published
+            ),
         )
         if compared.published
         else None,
-        explanations=tuple(comparison.explanations(compared)) if compared.rows else (),
+        explanations=tuple(comparison_table.explanations(compared)) if compared.rows else (),
     )
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of several studies that were scored on the same test images by the same protocol, best first."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.image_auroc is not None:
-            found.setdefault((row.experiment, row.protocol, row.test_digest), []).append(row)
-    several = [group for group in found.values() if len({row.study for row in group}) > 1]
+            groups.setdefault((row.experiment, row.protocol, row.test_digest), []).append(row)
+    several = [group for group in groups.values() if len({row.study for row in group}) > 1]
     return [sorted(group, key=lambda row: -(row.image_auroc or 0.0)) for group in several]
 
 
 def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
-    """Who has the best figure on the same images."""
+    """Sentences on which study has the best figure, which one validation would choose, and which one is fastest.
+
+    Args:
+        scored: trials that were scored on the same images, best first.
+        all_rows: whether these are all trials of the report; if not, the sentences name the studies.
+    """
     best = scored[0]
-    among = "" if all_rows else f" among {words.listed(list(dict.fromkeys(row.study for row in scored)))}"
+    among = "" if all_rows else f" among {phrases.listed(list(dict.fromkeys(row.study for row in scored)))}"
     ends = (
         f" (95 % interval {best.image_auroc_low:.3f} to {best.image_auroc_high:.3f})"
         if best.image_auroc_low is not None and best.image_auroc_high is not None
         else ""
     )
-    said = [f"{best.label} has the highest image AUROC on test{among}, {best.image_auroc:.3f}{ends}."]
+    sentences = [f"{best.label} has the highest image AUROC on test{among}, {best.image_auroc:.3f}{ends}."]
     judged = [row for row in scored if row.val_image_auroc is not None]
     if len(judged) == len(scored):
         chosen = max(judged, key=lambda row: row.val_image_auroc or 0.0)
-        said.append(
-            f"On validation, which is for choosing, {chosen.label} is ahead as well ({chosen.val_image_auroc:.3f})."
+        sentences.append(
+            f"On validation, which is for choosing, {chosen.label} is best as well ({chosen.val_image_auroc:.3f})."
             if chosen is best
-            else f"On validation, which is for choosing, {chosen.label} is ahead ({chosen.val_image_auroc:.3f}): "
-            "who chooses by test makes its figure a little too good."
+            else f"On validation, which is for choosing, {chosen.label} is best ({chosen.val_image_auroc:.3f}). "
+            "Choosing by the figures on test would make the chosen one a little too good."
         )
     timed = [row for row in scored if row.fps]
     if len(timed) > 1:
         fastest = max(timed, key=lambda row: row.fps or 0.0)
-        said.append(f"{fastest.label} is the fastest with {words.speed(fastest.fps or 0.0)}.")
-    return said
+        sentences.append(f"{fastest.label} is the fastest with {phrases.speed(fastest.fps or 0.0)}.")
+    return sentences
 
 
 def _differences(scored: Sequence[Row], views: Sequence[StudyView]) -> list[str]:
-    """The best one against each other one on the same images, by a paired bootstrap, as far as the scores were kept."""
+    """Sentences on how certain the lead of the best study is: a paired bootstrap against each other study on the same images.
+
+    Studies that did not keep the score of each image cannot be tested, which a sentence then says.
+    """
     kept = {view.study.study_name: scores for view in views if (scores := _scores(view)) is not None}
     ranked = [row for row in scored if row.selected and row.study in kept]
     if len(ranked) < len({row.study for row in scored}):
-        return ["How much of the difference is chance was not tested: not every study kept the score of each image."]
-    said = []
+        return [
+            "Whether the difference is due to chance was not tested, because not every study kept the score of each image."
+        ]
+    sentences = []
     for other in ranked[1:]:
         best = ranked[0]
         first, second = kept[best.study], kept[other.study]
         if [image.name for image in first.images] != [image.name for image in second.images]:
             continue
         try:
-            found = paired_bootstrap_difference(second.values, first.values, first.labels, seed=0)
+            bootstrap = paired_bootstrap_difference(second.values, first.values, first.labels, seed=0)
         except UndefinedMetricError:
             continue
-        low, high = found.interval
-        sure = (
-            f"{best.label} is better beyond what chance would do."
+        low, high = bootstrap.interval
+        verdict = (
+            f"{best.label} is better by more than chance would explain."
             if low > 0
-            else f"these {len(first.images)} images do not tell the two apart."
+            else f"these {len(first.images)} images do not show which of the two is better."
         )
-        said.append(
-            f"{best.label} against {other.label} on the same images: {found.difference:+.3f} "
-            f"(95 % interval {low:+.3f} to {high:+.3f}): {sure}"
+        sentences.append(
+            f"{best.label} against {other.label} on the same images: {bootstrap.difference:+.3f} "
+            f"(95 % interval {low:+.3f} to {high:+.3f}): {verdict}"
         )
-    return said
+    return sentences
 
 
 def _scores(view: StudyView) -> Scores | None:
-    """Of the selected trial of a study over a single product."""
+    """Scores of the selected trial on the test images; None if they were not kept, or in a study of several products."""
     selected = view.selected()
     if selected is None:
         return None
@@ -163,7 +183,7 @@ def _scores(view: StudyView) -> Scores | None:
 
 
 def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:
-    """Each figure with its interval, one below the other."""
+    """Image AUROC of each trial with its confidence interval, one trial below the other; None if no trial has one."""
     rows = [row for row in compared.rows if row.image_auroc is not None]
     if not rows:
         return None
@@ -175,21 +195,21 @@ def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:
     for index, row in enumerate(rows):
         y, value = TOP + 16 + 30 * index, row.image_auroc or 0.0
         css = f"c{names.index(row.detector) % COLOURS}"
-        told = f"{row.label}: {value:.3f}"
+        title = f"{row.label}: {value:.3f}"
         if row.image_auroc_low is not None and row.image_auroc_high is not None:
             low, high = across(row.image_auroc_low), across(row.image_auroc_high)
-            told += f", 95 % interval {row.image_auroc_low:.3f} to {row.image_auroc_high:.3f}"
-            marks.append(Mark("line", f"interval {css}", ((low, y), (high, y)), title=told))
+            title += f", 95 % interval {row.image_auroc_low:.3f} to {row.image_auroc_high:.3f}"
+            marks.append(Mark("line", f"interval {css}", ((low, y), (high, y)), title=title))
             marks += [Mark("line", f"interval {css}", ((x, y - 5), (x, y + 5))) for x in (low, high)]
         text = shortened(row.label, 30)
         marks += [
             Mark(
                 "label", "tick", ((left - 10, y + 4),), text=text, title=row.label, anchor="end", target=ids[row.study]
             ),
-            Mark("dot", css, ((across(value), y),), title=told, target=ids[row.study]),
+            Mark("dot", css, ((across(value), y),), title=title, target=ids[row.study]),
         ]
     return Figure(
-        "How sure each figure is",
+        "How certain each figure is",
         "Where intervals overlap widely, these test images alone do not settle which is better.",
         Chart(
             "image AUROC on test with its 95 % interval",
@@ -208,6 +228,7 @@ def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:
 
 
 def _against_speed(compared: Comparison, ids: dict[str, str]) -> Figure | None:
+    """Image AUROC against speed; None if no trial has both."""
     rows = [row for row in compared.rows if row.image_auroc is not None and row.fps]
     if not rows:
         return None
@@ -220,15 +241,15 @@ def _against_speed(compared: Comparison, ids: dict[str, str]) -> Figure | None:
     marks: list[Mark] = []
     points = [(across(row.fps or 0.0), up(row.image_auroc or 0.0)) for row in rows]
     for row, point in zip(rows, points, strict=True):
-        told = f"{row.label}: image AUROC {row.image_auroc:.3f}, {words.speed(row.fps or 0.0)}"
+        title = f"{row.label}: image AUROC {row.image_auroc:.3f}, {phrases.speed(row.fps or 0.0)}"
         css = f"c{names.index(row.detector) % COLOURS}"
-        marks.append(Mark("dot", css, (point,), title=told, target=ids[row.study]))
+        marks.append(Mark("dot", css, (point,), title=title, target=ids[row.study]))
         labels.avoid(point)
     for row, point in zip(rows, points, strict=True):
         marks += labels.place(point, shortened(row.label, 24), target=ids[row.study])
     return Figure(
         "Image AUROC against speed",
-        _speed_says(rows),
+        _speed_caption(rows),
         Chart(
             "image AUROC on test against images per second",
             tuple(marks),
@@ -244,8 +265,8 @@ def _against_speed(compared: Comparison, ids: dict[str, str]) -> Figure | None:
     )
 
 
-def _speed_says(rows: Sequence[Row]) -> str:
-    """Whether the order by accuracy is that by speed as well."""
+def _speed_caption(rows: Sequence[Row]) -> str:
+    """Whether the most accurate trial is the fastest as well."""
     ranked = sorted(rows, key=lambda row: -(row.image_auroc or 0.0))
     if len(ranked) > 1 and all((first.fps or 0.0) >= (second.fps or 0.0) for first, second in pairwise(ranked)):
         return f"{ranked[0].label} is the best in both."
@@ -253,4 +274,4 @@ def _speed_says(rows: Sequence[Row]) -> str:
 
 
 def _legend(detectors: Sequence[str]) -> tuple[Key, ...]:
-    return tuple(Key("dot", f"c{index % COLOURS}", words.detector(name)) for index, name in enumerate(detectors))
+    return tuple(Key("dot", f"c{index % COLOURS}", phrases.detector(name)) for index, name in enumerate(detectors))

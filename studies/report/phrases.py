@@ -1,4 +1,4 @@
-"""How figures are said in a report."""
+"""Metrics, counts, shares, durations and settings as the text of a report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ METRICS = {
     "model_size_mb": "model size in MB",
     "train_seconds": "seconds to fit",
 }
+"""Names of the metrics for readers."""
 STAGES = {
     "fit": "fitting",
     "validate": "validating on the way",
@@ -37,35 +38,36 @@ STAGES = {
     "pictures": "drawing plots and heat maps",  # what version 0.1 called it
     "backbone": "loading the backbone",
 }
-"""The work of a trial; other stages are called by their own names."""
+"""Names of the stages of a trial for readers; a stage that is not listed here keeps its own name."""
 PROTOCOLS = {
     "holdout": "holdout: half of the labelled images guided the search, the other half (test) was kept from it",
     "paper": "paper: no search; every setting is scored on the whole official test set",
     "synthetic": "synthetic: no labelled defects; defects painted into held-out good images stand for them",
 }
+"""What each protocol does."""
 
 
 def detector(name: str) -> str:
-    """A detector's name as its authors write it."""
+    """A detector's name as its authors write it: ``padim`` becomes ``PaDiM``."""
     try:
         return head_class(name).title or name
-    except InputError:  # added by a package that is no longer installed
+    except InputError:  # The package that added it is no longer installed.
         return name
 
 
 def metric(name: str) -> str:
-    """A metric's name in words; those of a set without its prefix."""
+    """A metric's name in words; the image set in front of it is dropped: ``val/image_auroc`` becomes ``image AUROC``."""
     return METRICS.get(name.rpartition("/")[2], name)
 
 
 def share(count: int, of: int, what: str = "") -> str:
-    """``16 of 58 defects (28 %)``"""
+    """A count of a total, with its share: ``16 of 58 defects (28 %)``."""
     named = f"{of} {what}".strip()
     return f"{count} of {named} ({percent(count / of)})" if of else f"none of {named}"
 
 
 def share_with_interval(count: int, of: int) -> str:
-    """``16 of 58 (28 %, 95 % interval 18 to 40 %)``, the interval by Wilson's formula."""
+    """A count of a total, with its share and the Wilson interval: ``16 of 58 (28 %, 95 % interval 18 to 40 %)``."""
     if not of:
         return "none of 0"
     low, high = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
@@ -73,18 +75,18 @@ def share_with_interval(count: int, of: int) -> str:
 
 
 def percent(part: float) -> str:
-    """``28 %``; below one percent with a digit."""
+    """A share from 0 to 1 as ``28 %``; below one percent with one decimal."""
     return f"{100 * part:.1f} %" if 0 < part < 0.01 else f"{100 * part:.0f} %"
 
 
 def interval(metrics: dict[str, float], name: str) -> str:
-    """``0.81 to 0.97`` where both ends are known."""
+    """The interval of a metric, ``0.810 to 0.970``; empty if an end is not known."""
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
     return f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
 
 
 def duration(seconds: float) -> str:
-    """``0.7 s``, ``42 s``, ``12 min``, ``2 h 5 min``"""
+    """Seconds as ``0.7 s``, ``42 s``, ``12 min`` or ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -94,25 +96,25 @@ def duration(seconds: float) -> str:
 
 
 def speed(fps: float) -> str:
-    """``30 images per second (33 ms each)``"""
+    """A rate as ``30 images per second (33.3 ms each)``."""
     return f"{fps:.3g} images per second ({1000 / fps:.3g} ms each)" if fps > 0 else "0 images per second"
 
 
 def setting(params: dict[str, Any]) -> str:
-    """``n_features 100, layers 8+16``"""
+    """Parameters as ``n_features 100, layers 8+16``."""
     return ", ".join(f"{name} {tables.shown(value)}" for name, value in params.items())
 
 
 def moment(seconds: float) -> str:
-    """A time of day, in UTC wherever the report is read."""
+    """Seconds since the epoch as date and time in UTC: ``2024-05-01 12:30 UTC``."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def several(count: int, one: str, many: str = "") -> str:
-    """``1 trial``, ``2 trials``"""
+    """A count with its noun: ``1 trial``, ``2 trials``. `many` is the plural if it is not the singular with an s."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def listed(words: Sequence[str]) -> str:
-    """``a, b and c``"""
+    """An enumeration: ``a, b and c``; empty without words."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

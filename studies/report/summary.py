@@ -1,0 +1,244 @@
+"""The sentences, cautions and tiles that a study's part of a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from detectors.data.samples import GOOD
+from studies.report import phrases
+from studies.report.on_test import ProductOnTest
+from studies.report.search import STATES, Search
+from studies.search.summary import headline
+from studies.search.view import TrialView
+
+WIDE_INTERVAL = 0.1
+"""From this width of its confidence interval on, the summary warns that a figure is uncertain."""
+
+
+MANY_MISSES = 0.2
+"""From this share of missed defects on, the summary mentions that the threshold is a choice."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures that stand large at the top of a study's part."""
+
+    label: str
+    value: str
+    detail: str = ""
+    """Small print below the value."""
+
+
+def summary_sentences(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[str]:
+    """The summary of a study, the most important sentence first.
+
+    Args:
+        selected: the trial that the study would deploy; None if there is none yet.
+        tests: the selected trial on test, one entry for each product; empty before it was scored there.
+    """
+    if selected is None:
+        yield _nothing_selected(search)
+        return
+    scored = [test for test in tests if test.auroc is not None]
+    yield _headline(search, selected, scored)
+    yield _choice(search)
+    if not scored:
+        figures = headline(selected.metrics, "val")
+        name = search.view.study.study_name.partition("#")[0]
+        yield f"`study run {name}` scores it on test when the search is over."
+        if figures:
+            yield f"On validation, which chose it: {figures}; that figure is too good, because the search looked at it."
+    elif len(scored) == 1:
+        yield from _one_product(search, selected, scored[0])
+    else:
+        yield from _several_products(scored)
+    if (fps := selected.metrics.get("fps")) is not None:
+        machine = _machine(selected)
+        place = f" on {machine}" if machine else ""
+        yield f"Its speed is {phrases.speed(fps)}{place}, measured one image at a time with nothing else running."
+    yield _scorings(search)
+
+
+def _nothing_selected(search: Search) -> str:
+    config, trials = search.config, search.trials
+    name = search.view.study.study_name.partition("#")[0]
+    running = sum(trial.state == "RUNNING" for trial in trials)
+    if search.finished:
+        limits = phrases.listed([f"{metric} {condition}" for metric, condition in config.constraints.items()])
+        return (
+            f"None of the {len(search.finished)} finished trials meets the constraints ({limits}), so nothing is selected. "
+            "The charts below show how far each trial is from them."
+        )
+    if not trials:
+        return f"No trial has begun yet. `study run {name}` starts the search."
+    if running:
+        return f"No trial is finished yet; {phrases.several(running, 'trial')} running."
+    return "No trial is finished; what failed is listed below."
+
+
+def _headline(search: Search, selected: TrialView, tests: Sequence[ProductOnTest]) -> str:
+    """What was selected, and its image AUROC on test."""
+    what = f"{phrases.detector(selected.detector_name)} with {selected.params.get('backbone', 'its backbone')}"
+    begin = f"{what} (trial {selected.number})"
+    begin = f"Best here: {begin}" if search.config.protocol == "paper" else f"Selected: {begin}"
+    value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
+    if not tests or value is None:
+        return f"{begin}, not yet scored on test."
+    if len(tests) > 1:
+        return f"{begin}, image AUROC {value:.3f} on test, on average over {len(tests)} products."
+    interval = phrases.interval(tests[0].metrics, "test/image_auroc")
+    return f"{begin}, image AUROC {value:.3f} on test{f' (95 % interval {interval})' if interval else ''}."
+
+
+def _choice(search: Search) -> str:
+    """Why this trial was selected."""
+    config = search.config
+    feasible = phrases.several(sum(trial.feasible is True for trial in search.finished), "finished trial")
+    limits = phrases.listed([f"{metric} {condition}" for metric, condition in config.constraints.items()])
+    meets = f" that meet {limits}" if limits else ""
+    if config.protocol == "paper":
+        return f"The study file lists all settings; each was scored on the whole test set; {feasible}{meets}."
+    best, objective = "highest" if config.direction == "maximize" else "lowest", phrases.metric(search.objective)
+    return f"It has the {best} {objective} on validation among the {feasible}{meets}."
+
+
+def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> Iterator[str]:
+    counts = search.view.header.counts.get("test", {})
+    good = counts.get(GOOD, 0)
+    unseen = " that the search never saw" if search.config.protocol != "paper" else ""
+    yield (
+        f"The test set has {phrases.several(sum(counts.values()), 'image')}{unseen}, {good} good and "
+        f"{sum(counts.values()) - good} defective. Shown one of each, the detector gives the defective one the higher score "
+        f"in about {100 * (test.auroc or 0.0):.0f} of 100 cases."
+    )
+    seeds = selected.test_metrics
+    if "test/image_auroc_seeds_std" in seeds:
+        yield (
+            f"Fitted with {seeds['seeds']:g} seeds the AUROC is {seeds['test/image_auroc_seeds_mean']:.3f} ± "
+            f"{seeds['test/image_auroc_seeds_std']:.3f} on average."
+        )
+    if (confusion := test.confusion) is not None:
+        yield (
+            f"At its threshold it finds {phrases.share(confusion.detected, confusion.defective, 'defects')} and raises a false "
+            f"alarm on {phrases.share(confusion.false_alarms, confusion.good, 'good parts')}."
+        )
+    if (weakest := test.weakest) is not None and weakest.auroc is not None:
+        detected = f", {weakest.detected} of {weakest.images} found" if weakest.detected is not None else ""
+        yield f"It is weakest on {weakest.name} (AUROC {weakest.auroc:.3f}{detected})."
+
+
+def _several_products(scored: Sequence[ProductOnTest]) -> Iterator[str]:
+    best, worst = (choose(scored, key=lambda test: test.auroc or 0.0) for choose in (max, min))
+    yield f"It does best on {best.product} ({best.auroc:.3f}) and worst on {worst.product} ({worst.auroc:.3f})."
+
+
+def _scorings(search: Search) -> str:
+    ledger = search.view.ledger()
+    if not ledger:
+        return "The test images were not scored yet."
+    times = {1: "once", 2: "twice"}.get(len(ledger), f"{len(ledger)} times")
+    return f"The test images were scored {times} in this study; the ledger below lists it."
+
+
+def cautions(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[str]:
+    """What to know before relying on the figures; arguments as in `summary_sentences`."""
+    view, config = search.view, search.config
+    name = view.study.study_name.partition("#")[0]
+    if view.header.experiment.startswith("rendered/"):
+        yield "The images were drawn by a program: a demonstration, not a result."
+    if config.protocol == "synthetic":
+        yield (
+            "There were no labelled defects, so all figures are on defects painted into good images. They show how well such "
+            "defects are found; real ones may be harder or easier."
+        )
+    running = [trial for trial in search.trials if trial.state == "RUNNING"]
+    if running:
+        yield (
+            f"{phrases.several(len(running), 'trial')} still running, or cut off by a run that died: results are not final. "
+            f"`study run {name}` continues the search."
+        )
+    if selected is not None:
+        yield from _uncertainties(search, selected, tests)
+    if "@random" in "".join(view.header.backbones):
+        yield "A backbone has random weights, which are useful for tests only."
+    if view.header.dropped:
+        yield f"Left out, because their weights were not on the machine: {phrases.listed(view.header.dropped)}."
+    failed = sum(trial.state == "FAIL" for trial in search.trials)
+    if failed and search.finished:
+        yield f'{phrases.several(failed, "trial")} failed; see "What failed" below the table of trials.'
+
+
+def _uncertainties(search: Search, selected: TrialView, tests: Sequence[ProductOnTest]) -> Iterator[str]:
+    """Figures that are less certain than they look."""
+    config, name = search.config, search.view.study.study_name.partition("#")[0]
+    if config.protocol == "paper" and len(search.finished) > 1:
+        yield "The best of several trials was chosen by the same test figure, which makes that figure a little too good."
+    for test in tests:
+        the, this = (f"{test.product}: the", f"{test.product}: at this") if test.product else ("The", "At this")
+        low, high = test.metrics.get("test/image_auroc_low"), test.metrics.get("test/image_auroc_high")
+        if low is not None and high is not None and high - low > WIDE_INTERVAL:
+            yield (
+                f"{the} interval of the AUROC is wide ({low:.2f} to {high:.2f}), because there are few test images; "
+                "with more labelled images it would be narrower."
+            )
+        if (confusion := test.confusion) is not None and confusion.missed > MANY_MISSES * confusion.defective:
+            text = f"{this} threshold {phrases.share(confusion.missed, confusion.defective, 'defects')} are missed."
+            if test.looser is not None and test.looser < 1:
+                text += (
+                    f" The threshold is a choice: `study run {name} --set threshold.rate={test.looser:g}` allows more false "
+                    "alarms and misses fewer defects; the ROC curve shows what can be gained."
+                )
+            yield text
+    before, after = selected.metrics.get("val/image_auroc"), selected.test_metrics.get("test/image_auroc")
+    if before is not None and after is not None and before > after:
+        yield (
+            f"On validation, which chose it, the image AUROC was {before:.3f}. A search always makes that figure too good; "
+            f"rely on the {after:.3f} on test."
+        )
+
+
+def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[Tile]:
+    """The figures at the top of the section; arguments as in `summary_sentences`."""
+    if selected is None:
+        counts = {text: sum(search.state(trial) == state for trial in search.trials) for state, text in STATES.items()}
+        yield from (Tile(f"trials {text}", str(count)) for text, count in counts.items() if count)
+        return
+    scored = [test for test in tests if test.auroc is not None]
+    value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
+    if scored and value is not None:
+        interval = phrases.interval(scored[0].metrics, "test/image_auroc") if len(scored) == 1 else ""
+        detail = (
+            f"95 % interval {interval}" if interval else f"mean of {len(scored)} products" if len(scored) > 1 else ""
+        )
+        yield Tile("image AUROC on test", f"{value:.3f}", detail)
+    elif (value := selected.metrics.get("val/image_auroc")) is not None:
+        yield Tile("image AUROC on validation", f"{value:.3f}", "not scored on test yet")
+    known = [test.confusion for test in scored if test.confusion is not None]
+    if known:
+        missed, defective = sum(c.missed for c in known), sum(c.defective for c in known)
+        alarms, good = sum(c.false_alarms for c in known), sum(c.good for c in known)
+        yield _rate_tile("defects missed", missed, defective)
+        yield _rate_tile("false alarms", alarms, good)
+    metrics = selected.metrics
+    if "fps" in metrics:
+        yield Tile("speed", f"{metrics['fps']:.3g} / s", _machine(selected))
+    if "train_seconds" in metrics:
+        size = f"model of {metrics['model_size_mb']:.3g} MB" if "model_size_mb" in metrics else ""
+        yield Tile("time to fit", phrases.duration(metrics["train_seconds"]), size)
+    finished = sum(trial.state in ("COMPLETE", "PRUNED") for trial in search.trials)
+    yield Tile("trials", str(finished), f"of {search.config.budget.trials} in the budget")
+
+
+def _rate_tile(label: str, count: int, of: int) -> Tile:
+    """``16 of 58`` with the share and its interval in small print."""
+    _, _, detail = phrases.share_with_interval(count, of).partition(" (")
+    return Tile(label, f"{count} of {of}", detail.rstrip(")"))
+
+
+def _machine(trial: TrialView) -> str:
+    """Where the speed of the trial was measured: device, its name, CPU threads."""
+    environment = trial.outcome.get("environment", {})
+    threads = trial.metrics.get("latency_threads")
+    parts = [str(environment[name]) for name in ("device", "device_name") if environment.get(name)]
+    return " ".join(parts) + (f" with {phrases.several(int(threads), 'thread')}" if threads and parts else "")

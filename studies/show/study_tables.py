@@ -1,0 +1,190 @@
+"""What the terminal shows of a study: its plan, its trials, what was selected, and what each parameter did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from studies.file.keys import ParameterKey
+from studies.search.outcome import Outcome
+from studies.search.plan import Plan
+from studies.search.summary import headline
+from studies.search.view import StudyView, TrialView
+from studies.show import insight
+from studies.show.insight import Savings
+from studies.show.tables import Fitted, shown, table
+from tracking.addresses import without_password
+
+METRIC_COLUMNS = ("image_auroc", "pixel_auroc", "pixel_aupro")
+"""Metrics that the table of trials shows."""
+
+
+def plan_tables(plan: Plan) -> Iterator[Table]:
+    """The tables that ``study run --dry-run`` prints."""
+    config = plan.config
+    budget = ", ".join(f"{name} {value:g}" for name, value in config.budget.model_dump(exclude_none=True).items())
+    yield table(
+        ("study", config.name),
+        [
+            ("detector", config.detector_label),
+            ("experiment", plan.experiment),
+            ("images", plan.images.source),
+            ("image size", "x".join(map(str, config.data.size))),
+            ("protocol", plan.images.protocol),
+            ("objectives", ", ".join(f"{way} {name}" for name, way in config.objectives.items())),
+            ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
+            ("budget", budget),
+            ("pruner", config.pruner.name),
+            ("sampler", f"{config.sampler.name}, seed {config.sampler.seed}"),
+            ("device", str(plan.device)),
+            ("baselines", str(len(config.baselines))),
+        ],
+    )
+    yield table(("parameter", "values"), plan.space.describe(), title="search space")
+    yield table(
+        ("backbone", "weights from", "tag", "sha256"),
+        [(name, weights.origin, weights.tag, weights.sha256[:12]) for name, weights in plan.backbones.items()],
+        title="backbones",
+    )
+    kinds = list(dict.fromkeys(kind for types in plan.images.counts.values() for kind in types))
+    rows = [
+        (name, *(types.get(kind, 0) for kind in kinds), sum(types.values()))
+        for name, types in plan.images.counts.items()
+    ]
+    yield table(("set", *kinds, "all"), rows, title="images")
+
+
+def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Fitted:
+    """A table of trials, with an asterisk at the selected one and a P at those on the Pareto front.
+
+    Parameters that have the same value in all trials are in the title.
+
+    Args:
+        trials: which to show; default all trials of the study.
+    """
+    trials = view.trials() if trials is None else trials
+    prefix = "test" if view.config.protocol == "paper" else "val"
+    known = [trial.params for trial in trials if trial.params]
+    every = list(dict.fromkeys(name for params in known for name in params))
+    # A parameter that only some detectors have would be a column of gaps, and those of nine detectors fit no terminal.
+    names = [name for name in every if all(name in params for params in known)]
+    varied = [name for name in names if len({str(params[name]) for params in known}) > 1]
+    same = [f"{name} {shown(known[0][name])}" for name in names if name not in varied]
+    # Without masks there are no pixel metrics.
+    measured = [name for name in METRIC_COLUMNS if any(f"{prefix}/{name}" in trial.metrics for trial in trials)]
+    rows = [
+        (
+            f"{'*' if trial.selected else ' '}{trial.number}{' P' if trial.pareto else ''}",
+            "infeasible" if trial.feasible is False else trial.state.lower(),
+            *(trial.metrics.get(f"{prefix}/{metric}") for metric in measured),
+            trial.metrics.get("fps"),
+            trial.seconds,
+            *(trial.params.get(name) for name in varied),
+        )
+        for trial in trials
+    ]
+    heads = [metric.replace("_", "\n") for metric in measured]
+    short = [name.replace("_", "\n", 1) for name in varied]
+    if any(trial.pareto for trial in trials):
+        prefix += "; P: on the Pareto front"
+    title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")
+    if len(names) < len(every):
+        title += "; parameters of single detectors are in the report"
+    return Fitted(
+        ("trial", "state", *heads, "fps", "seconds", *short),
+        rows,
+        title,
+        spare=[*reversed(heads[1:]), "seconds", *reversed(short), "fps"],
+        elsewhere=f"in a wider terminal, `study report {view.study.study_name}` or `study show {view.study.study_name} --json`",
+    )
+
+
+def study_parts(view: StudyView) -> Iterator[RenderableType]:
+    """What ``study show`` prints before the figures on parameters."""
+    header = view.header
+    sets = ", ".join(f"{name} {sum(types.values())}" for name, types in header.counts.items())
+    yield Text.assemble(
+        (view.study.study_name, "bold"),
+        f": {view.config.detector_label} on {header.experiment}, protocol {view.config.protocol} ({sets})",
+    )
+    if header.dropped:
+        yield Text(
+            f"left out, because the weights were missing when the study began: {', '.join(header.dropped)}",
+            "yellow",
+        )
+    yield trial_table(view)
+    failed = [trial for trial in view.trials() if trial.state == "FAIL"]
+    for trial in failed[-3:]:
+        yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
+    if (saved := insight.savings(view)) is not None:
+        yield Text(savings_text(saved))
+    yield from selected_parts(view)
+
+
+def selected_parts(view: StudyView) -> Iterator[RenderableType]:
+    """The selected trial with its figures on validation and on test."""
+    selected = view.selected()
+    if selected is None:
+        yield Text("no trial is selected yet")
+        return
+    setting = ", ".join(f"{name} {shown(value)}" for name, value in selected.params.items())
+    yield Text(f"selected: trial {selected.number}: {setting}")
+    prefix = "test" if view.config.protocol == "paper" else "val"
+    if prefix == "val" and (validation := headline(selected.metrics, "val")):
+        yield Text(f"  on validation, which chose it: {validation}")
+    metrics = selected.test_metrics if selected.final and prefix == "val" else selected.metrics
+    if test := headline(metrics, "test"):
+        where = "on test, which the search never saw" if prefix == "val" else "on the whole test set (protocol paper)"
+        yield Text(f"  {where}: {test}", "bold green")
+        rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
+        yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
+    if "rendered/" in view.header.experiment:
+        yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
+    yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
+
+
+def savings_text(saved: Savings) -> str:
+    """One line on the time that pruning saved."""
+    share = saved.seconds / (saved.seconds + saved.spent)
+    return (
+        f"pruning ended {saved.trials} trainings early and saved about {saved.seconds:.0f} s "
+        f"({share:.0%} of what all trainings would have taken; {saved.epochs} epochs)"
+    )
+
+
+def insight_parts(view: StudyView) -> Iterator[RenderableType]:
+    """Tables of the importance of each parameter, and of how the trials with each value did; empty if that is not known."""
+    shares = insight.importances(view)
+    if not shares:
+        return
+    rows = [(name, share, "█" * round(20 * share)) for name, share in shares.items()]
+    yield table(("parameter", "importance", ""), rows, title=f"what matters for {next(iter(view.config.objectives))}")
+    known = {ParameterKey.parse(key).name for key in shares}
+    effects = [
+        (effect.parameter, effect.value, effect.trials, effect.mean, effect.best)
+        for effect in insight.effects(view)
+        if effect.parameter in known
+    ]
+    yield table(("parameter", "value", "trials", "mean", "best"), effects, title="what each choice did")
+
+
+def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
+    """What ``study run`` prints at the end: the study, and where its heat maps, detectors and report are."""
+    view = outcome.view
+    yield from study_parts(view)
+    selected = outcome.selected
+    if selected is None:
+        return
+    images = sorted((selected.final_folder / "artifacts" / "heatmaps").glob("*.png"))
+    images = images or sorted((selected.folder / "artifacts" / "heatmaps").glob("*.png"))
+    if images:
+        yield Text.assemble("heat map: ", (str(images[0]), "cyan"), f" (and {len(images) - 1} more beside it)")
+    for category, folder in selected.detectors.items():
+        yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
+    yield Text.assemble("report: ", (f"study report {view.study.study_name} --open", "cyan"))
+    yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
+    yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))
