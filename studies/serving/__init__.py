@@ -1,1 +1,1 @@
-"""The service behind ``study serve``: a detector over HTTP that follows its registry alias."""
+"""``study serve``: a detector over HTTP, which follows the alias of its registered model."""

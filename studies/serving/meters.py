@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""The counts of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from studies.serving.models import Loaded
 
 PATHS = frozenset({"/", "/predict", "/model", "/healthz", "/readyz", "/metrics", "/openapi.json"})
+"""Paths that are counted by name."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper ends of the buckets of the time of a request."""
 
 
 class Meters:
-    """The counts of one service, in a registry of their own."""
+    """The counts of one service, in a Prometheus registry of its own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -38,25 +40,25 @@ class Meters:
             self._swaps.labels(outcome)
 
     def answered(self, path: str, code: int, seconds: float) -> None:
-        """One request is over. Unknown paths are one: a stranger shall not make new series."""
-        known = path if path in PATHS else "other"
-        self._requests.labels(known, str(code)).inc()
-        self._seconds.labels(known).observe(seconds)
+        """Count a request that was answered. All unknown paths are one series, so that strangers cannot create new ones."""
+        label = path if path in PATHS else "other"
+        self._requests.labels(label, str(code)).inc()
+        self._seconds.labels(label).observe(seconds)
 
     def judged(self, images: int) -> None:
-        """So many images have a verdict."""
+        """Count images that have a verdict."""
         self._images.inc(images)
 
     def batched(self, size: int) -> None:
-        """So many are scored together."""
+        """Count a batch of `size` images that are scored together."""
         self._batch.observe(size)
 
     def swapped(self, outcome: str) -> None:
-        """A new model: ``swapped`` or ``failed``."""
+        """Count a new model; `outcome` is ``swapped`` or ``failed``."""
         self._swaps.labels(outcome).inc()
 
     def expose(self, model: Loaded | None, *, waiting: int) -> tuple[bytes, str]:
-        """Prometheus' text and its media type."""
+        """The counts as the text that Prometheus reads, and its media type."""
         self._waiting.set(waiting)
         self._model.clear()
         if model is not None:

@@ -1,4 +1,4 @@
-"""Which model is served: sources that say so, and the keeper that loads, tests and swaps."""
+"""Which model is served: the sources that determine it, and the keeper that loads, tests and swaps models."""
 
 from __future__ import annotations
 
@@ -17,41 +17,50 @@ from detectors.errors import InputError
 from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact
 from detectors.runtime.verdicts import judge
 from studies.home import Home
+from studies.release.locate import REGISTERED, detector_folder, registered
 from tracking.registry import Registry
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 3600.0
-"""From a model's failure to the next try, and to what that doubles: a disk that was full or a store that was away heals, a
-damaged file does not, and costs a load each time."""
+"""Time from the failure of a model to the next try, which doubles up to the second value. A full disk or a store that is away
+may recover; a damaged file does not, and each try costs a load."""
 
 
 class Wanted(NamedTuple):
-    """A model that is to be served."""
+    """The model that is to be served."""
 
     identity: str
-    """Another model, another identity."""
+    """Differs between any two models."""
     name: str
     version: str
 
 
 class ModelSource(Protocol):
-    """Says which model is to be served now, and brings it."""
+    """Determines which model is to be served, and provides it."""
 
     def wanted(self) -> Wanted:
-        """Asked often. Raises `InputError` where there is none, or it cannot be found out now."""
+        """The model that is to be served now; called at every poll.
+
+        Raises:
+            InputError: there is none, or it cannot be determined now.
+        """
 
     def fetch(self, wanted: Wanted) -> Path:
-        """The detector's folder. Raises `InputError` where it cannot be had."""
+        """Folder of the detector.
+
+        Raises:
+            InputError: the detector cannot be fetched.
+        """
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A detector's folder; one that is replaced is served anew."""
+    """A detector's folder. If its content is replaced, the new detector is served."""
 
     folder: Path
     name: str
 
     def wanted(self) -> Wanted:
-        """By the content of its description, which holds the digest of its tensors."""
+        """Identified by the content of its description, which includes the digest of its tensors."""
         description = self.folder / DESCRIPTION
         if not description.is_file():
             raise InputError(f"{self.folder}: no detector here ({DESCRIPTION} is missing)")
@@ -65,15 +74,15 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class StudySource:
-    """A study's selected detector, also after the study found a better one."""
+    """The selected detector of a study. If the study selects a better one, that is served."""
 
     model: str
     """Name of the study, or ``STUDY/product``."""
     find: Callable[[str], Path]
-    """Its detector's folder now. Raises `InputError` where there is none."""
+    """Returns the folder of the detector that is selected now. Raises `InputError` if there is none."""
 
     def wanted(self) -> Wanted:
-        """By the content of the folder that is selected now."""
+        """Identified by the content of the folder that is selected now."""
         return self._selected().wanted()
 
     def fetch(self, wanted: Wanted) -> Path:
@@ -86,7 +95,7 @@ class StudySource:
 
 @dataclass(frozen=True)
 class RegistrySource:
-    """``models:/NAME@alias`` or ``models:/NAME/version``."""
+    """A registered model: ``models:/NAME@alias`` or ``models:/NAME/version``."""
 
     registry: Registry
     name: str
@@ -94,25 +103,25 @@ class RegistrySource:
 
     def wanted(self) -> Wanted:
         """The version that the alias points to now."""
-        found = self.registry.version(self.name, self.alias)
-        return Wanted(f"{found.name}/{found.version}@{found.created_ms}", found.name, found.version)
+        version = self.registry.version(self.name, self.alias)
+        return Wanted(f"{version.name}/{version.version}@{version.created_ms}", version.name, version.version)
 
     def fetch(self, wanted: Wanted) -> Path:
-        """Its detector, kept in STUDY_HOME."""
+        """The folder of its detector, which is kept in STUDY_HOME."""
         return self.registry.fetch(self.registry.version(wanted.name, wanted.version))
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model at work."""
+    """A model that is loaded and has judged an image."""
 
     wanted: Wanted
     artifact: Artifact
     since: float = field(default_factory=time.time)
-    """Seconds since the epoch."""
+    """When it was loaded, in seconds since the epoch."""
 
     def describe(self) -> dict[str, Any]:
-        """What ``/model`` answers."""
+        """The answer of ``/model``."""
         detector = self.artifact.detector
         return {
             "name": self.wanted.name,
@@ -130,15 +139,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Failed:
+    """A model that could not be loaded."""
+
     identity: str
     pause: float
     """Seconds from the failure to the next try."""
     again: float
-    """When that is."""
+    """Time of the next try, by the keeper's clock."""
 
 
 class Keeper:
-    """Holds the model that is served. A new one takes its place only after it was loaded and has judged an image."""
+    """Holds the model that is served. A new one replaces it only after it was loaded and has judged an image."""
 
     def __init__(
         self,
@@ -150,46 +161,50 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        say: told of swaps, of models that fail, and when the source is away.
-        swapped: told ``swapped`` or ``failed``.
+        source: determines the model.
+        say: called with a line about each swap, each model that fails, and a source that is away or back.
+        swapped: called with ``swapped`` or ``failed`` for each new model.
+        clock: seconds, for the time between two tries.
         """
         self._clock = clock
         self._source, self._device, self._say = source, device, say
         self.swapped = swapped
         self._current: Loaded | None = None
         self._failed: _Failed | None = None
-        """A model that is not tried at every poll."""
+        """The model that failed last, which is not tried at every poll."""
         self._away = False
         self._loading = threading.Lock()
 
     @property
     def current(self) -> Loaded | None:
-        """The model that is served now; None before the first."""
+        """The model that is served now; None before the first one is loaded."""
         return self._current
 
     def start(self) -> Loaded:
-        """Load the first model. Raises `InputError` where that fails."""
+        """Load the first model.
+
+        Raises:
+            InputError: it cannot be fetched or loaded.
+        """
         with self._loading:
             self._current = self._load(self._source.wanted())
             return self._current
 
     def check(self) -> bool:
-        """Serve another model where another is wanted; whether one was swapped in.
+        """Load the model that is to be served, unless it is served already. Returns whether it was swapped in.
 
-        Never raises: whatever is wrong with the source or a new model, the present one goes on.
+        Never raises: if the source or the new model fails, the present model continues to be served.
         """
         with self._loading:
             try:
                 wanted = self._source.wanted()
             except Exception as error:
                 if not self._away:
-                    self._say(
-                        f"cannot find out which model is to be served ({_words(error)}); going on with the present one"
-                    )
+                    self._say(f"cannot determine which model to serve ({_one_line(error)}); the present one continues")
                 self._away = True
                 return False
             if self._away:
-                self._say("the model's source is back")
+                self._say("the source of the model answers again")
             self._away = False
             if self._current and wanted.identity == self._current.wanted.identity:
                 return False
@@ -203,8 +218,8 @@ class Keeper:
                 self._failed = _Failed(wanted.identity, pause, self._clock() + pause)
                 if not failed:
                     self._say(
-                        f"{wanted.name} version {wanted.version} is not served: {_words(error)}; "
-                        "going on with the present one"
+                        f"{wanted.name} version {wanted.version} is not served: {_one_line(error)}; "
+                        "the present one continues"
                     )
                 self.swapped("failed")
                 return False
@@ -214,7 +229,11 @@ class Keeper:
             return True
 
     def follow(self, seconds: float) -> Callable[[], None]:
-        """`check` that often, in a thread of its own; what is returned ends it, and does not wait for a store that is silent."""
+        """Call `check` every so many seconds in a thread of its own.
+
+        Returns:
+            A function that ends this. It returns at once, also while `check` waits for a store that does not answer.
+        """
         ended = threading.Event()
 
         def work() -> None:
@@ -225,6 +244,7 @@ class Keeper:
         return ended.set
 
     def _load(self, wanted: Wanted) -> Loaded:
+        """Fetch and load a model and let it judge a grey image."""
         artifact = load_artifact(self._source.fetch(wanted), device=self._device)
         height, width = artifact.detector.image_size
         (verdict,) = judge(artifact, [np.full((height, width, 3), 128, np.uint8)])
@@ -233,19 +253,18 @@ class Keeper:
         return Loaded(wanted, artifact)
 
 
-def _words(error: Exception) -> str:
-    told = " ".join(str(error).split())
-    return told if isinstance(error, InputError) else f"{type(error).__name__}: {told}".removesuffix(": ")
+def _one_line(error: Exception) -> str:
+    """The message of an error on one line, after its type if the error was not foreseen."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Registry]) -> ModelSource:
-    """The source of a MODEL as given on the command line: models:/NAME@alias, a detector's folder, or a study.
+    """The source of a model as the command line names it: ``models:/NAME@alias``, the folder of a detector, or a study.
 
     Raises:
         InputError: there is no such model.
     """
-    from studies.release.locate import REGISTERED, detector_folder, registered
-
     if not model.startswith(REGISTERED):
         folder = detector_folder(model)
         return (

@@ -1,4 +1,4 @@
-"""HTTP/1.1 that hangs up on clients who begin a request and do not go on: uvicorn itself would wait for ever."""
+"""HTTP/1.1 for uvicorn with a limit on the time of a request's head, for which uvicorn itself would wait for ever."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
-"""From a connection, or the first byte of its next request, to the end of that request's head."""
+"""Longest time from a new connection, or from the first byte of its next request, to the end of the request's head."""
 
 
 class PromptProtocol(H11Protocol):
-    """uvicorn's, with a limit on the time between requests that a keep-alive limit does not see: some bytes, and then nothing.
+    """uvicorn's protocol, which closes connections on which a request begins and does not go on.
 
-    Connections are counted and few; a few hundred that say nothing would keep everybody else out.
+    The number of connections is limited: a few hundred silent ones would keep everybody else out, and a limit on keep-alive does
+    not close them.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -22,22 +23,22 @@ class PromptProtocol(H11Protocol):
         self._hang_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to count."""
+        """Start the timer."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Counts on, or stops with the head of a request."""
+        """Let the timer run on, or stop it once the head of a request is complete."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops."""
+        """Stop the timer."""
         super().connection_lost(exc)
         self._stop()
 
     def _watch(self) -> None:
-        # While a request is answered, its own limits hold. Afterwards the rest of its body is no reason to wait either.
+        # While a request is being answered, its own limits apply. After the answer, the rest of its body has to arrive in time.
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._hang_up is None and not self.transport.is_closing():

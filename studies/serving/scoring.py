@@ -1,4 +1,4 @@
-"""One thread that scores: what waits is scored together, and nobody waits for company."""
+"""One thread that scores the images of all requests: those that wait are scored together, none waits for more to come."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from studies.serving.models import Loaded
 
 
 class BusyError(RuntimeError):
-    """Too many images are under way already."""
+    """Too many images wait already."""
 
 
 @dataclass
 class _Item:
+    """An image that waits."""
+
     model: Loaded
-    """The one that was served when the request came: a swap changes nothing for what is under way."""
+    """The model that was served when the request came; a swap does not affect requests that are being answered."""
     rgb: NDArray[np.uint8]
     done: asyncio.Future[Verdict]
 
 
 class Scorer:
-    """Scores images of all requests, in their order, some at a time. Lives in one event loop."""
+    """Scores the images of all requests in the order in which they came, in batches. Belongs to one event loop."""
 
     def __init__(self, *, max_waiting: int, max_batch: int, batched: Callable[[int], None] = lambda size: None) -> None:
         """Args:
-        max_waiting: of images that there is `room` for.
-        batched: told the size of each batch.
+        max_waiting: number of images that `room` admits at the same time.
+        max_batch: number of images that are scored together at most.
+        batched: called with the size of each batch.
         """
         self._max_waiting, self._max_batch, self._batched = max_waiting, max_batch, batched
         self._items: deque[_Item] = deque()
@@ -45,15 +48,17 @@ class Scorer:
 
     @property
     def waiting(self) -> int:
-        """Images that were not begun."""
+        """Number of images whose scoring has not begun."""
         return len(self._items)
 
     @contextmanager
     def room(self, images: int) -> Iterator[None]:
-        """For so many, from before they are decoded to their answer: what is turned away costs next to nothing.
+        """Reserve room for a number of images, from before they are decoded until they are answered.
+
+        A request that is turned away is therefore never decoded.
 
         Raises:
-            BusyError: there is none.
+            BusyError: there is no room for so many.
         """
         if self._admitted + images > self._max_waiting:
             raise BusyError(f"{self._admitted} images wait already; try again")
@@ -64,17 +69,17 @@ class Scorer:
             self._admitted -= images
 
     def start(self) -> None:
-        """Begin to work, in the running event loop."""
+        """Start to score, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """After the last request."""
+        """Stop; call it after the last request."""
         if self._task is not None:
             self._task.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def score(self, model: Loaded, images: list[NDArray[np.uint8]]) -> list[Verdict]:
-        """Verdicts of RGB images, uint8 [H, W, 3].
+        """Verdicts of RGB images, each uint8 [H, W, 3], in their order.
 
         Raises:
             NumericalError: a score is not finite.
@@ -86,7 +91,7 @@ class Scorer:
         try:
             return await asyncio.gather(*(item.done for item in items))
         finally:
-            # Of a request that was given up, what was not begun is left out.
+            # If the request was given up, images whose scoring has not begun are skipped.
             for item in items:
                 item.done.cancel()
 
@@ -108,7 +113,7 @@ class Scorer:
                     item.done.set_exception(outcome)
 
     def _next_batch(self) -> list[_Item]:
-        """The first items that the same model is to judge."""
+        """The first images that are for the same model, at most `max_batch`."""
         batch: list[_Item] = []
         while self._items and len(batch) < self._max_batch:
             if self._items[0].done.done():
@@ -121,7 +126,7 @@ class Scorer:
 
 
 def _judge(batch: list[_Item]) -> list[Verdict | Exception]:
-    """The verdict of each, or why there is none: one image costs the others nothing."""
+    """The verdict of each image, or the error of one that has none; it does not affect the others."""
     try:
         return list(judge(batch[0].model.artifact, [item.rgb for item in batch]))
     except Exception as error:

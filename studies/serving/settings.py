@@ -1,4 +1,4 @@
-"""What the service allows."""
+"""The limits of the service."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of one service; what goes beyond them is answered with a 4xx or 503 and costs next to nothing."""
+    """Limits of one service. A request beyond them is answered with 4xx or 503 before it costs memory or time."""
 
     max_body_bytes: int = 32 * 2**20
-    """Of a whole request."""
+    """Bytes of a whole request."""
     max_held_bytes: int = 256 * 2**20
-    """Of all requests that are under way; beyond, new ones are turned away with 503."""
+    """Bytes of all requests that are being answered; with more, new requests are turned away with 503."""
     max_images: int = 16
-    """Images in one request."""
+    """Number of images in one request."""
     max_pixels: int = 40_000_000
-    """Of one image, read from its header before anything is decoded."""
+    """Pixels of one image, which are read from its header before it is decoded."""
     max_waiting: int = 64
-    """Images that may wait for the detector; more are turned away with 503."""
+    """Number of images that may wait for the detector; more are turned away with 503."""
     body_seconds: float = 30.0
     """How long a client may take to send its request."""
     request_seconds: float = 60.0
-    """From the whole request to its answer."""
+    """How long an answer may take after the request has arrived."""
     max_batch: int = 8
-    """Images scored at once, where so many wait."""
+    """Number of images that are scored together at most."""
     poll_seconds: float = 10.0
-    """How often it is asked which model is to be served."""
+    """Time between two looks for a new model."""
     token: str | None = None
-    """What clients must send as ``Authorization: Bearer``; None lets everybody in."""
+    """Token that clients must send as ``Authorization: Bearer TOKEN``; None admits everybody."""

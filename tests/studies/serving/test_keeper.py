@@ -98,10 +98,10 @@ def test_a_source_that_cannot_say_changes_nothing_and_is_told_of_once(script: Sc
     script.wrong = wrong
     assert [script.keeper.check() for _ in range(3)] == [False] * 3
     (line,) = script.said
-    assert "going on with the present one" in line
+    assert "the present one continues" in line
     script.wrong, script.identity = None, "b"
     assert script.keeper.check() is True
-    assert script.said[1:] == ["the model's source is back", "now serving widgets version b"]
+    assert script.said[1:] == ["the source of the model answers again", "now serving widgets version b"]
 
 
 @pytest.mark.parametrize("wrong", [InputError("its files are gone"), OSError("disk full"), MemoryError()])
@@ -223,14 +223,14 @@ def test_a_registry_that_is_away_for_a_while_costs_nothing(
     server.kill()
     assert [keeper.check() for _ in range(2)] == [False, False]
     (line,) = said
-    assert "going on with the present one" in line
+    assert "the present one continues" in line
     assert keeper.current is not None
     assert judge(keeper.current.artifact, [random_images(1, 7)[0].permute(1, 2, 0).numpy()])[0].score > 0
     server.start()
     assert keeper.check() is False
     registry.promote(versions[1], details={})
     assert keeper.check() is True
-    assert said[1:] == ["the model's source is back", "now serving widgets version 2"]
+    assert said[1:] == ["the source of the model answers again", "now serving widgets version 2"]
 
 
 def test_a_service_does_not_wait_for_a_silent_source_to_end(

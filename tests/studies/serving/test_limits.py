@@ -311,7 +311,7 @@ def test_a_failure_of_ours_is_told_without_its_traceback(
             patch.setattr(scoring, "judge", broken)
             answer = ask(address)
         assert answer.status_code == 500
-        assert answer.json() == {"error": "the service failed at this request; its log says why"}
+        assert answer.json() == {"error": "the service failed at this request; its log shows why"}
         wait_for(lambda: "secret of the house" in caplog.text)
         assert ask(address).status_code == 200
 

@@ -56,7 +56,7 @@ def test_a_person_chooses_an_image_and_sees_what_is_wrong(
     wait = WebDriverWait(chromium, SECONDS)
     if locked:
         wait.until(lambda browser: browser.find_element(By.ID, "secret").is_displayed())
-        assert "token" in chromium.find_element(By.ID, "said").text
+        assert "token" in chromium.find_element(By.ID, "status").text
         field = chromium.find_element(By.ID, "secret")
         field.send_keys("s3cret")
         chromium.execute_script("arguments[0].dispatchEvent(new Event('change'))", field)
@@ -102,5 +102,5 @@ def test_files_that_are_dropped_are_judged_each_for_itself(chromium: Chrome, ope
     ]
     assert "not a readable image" in failed.find_element(By.CLASS_NAME, "wrong").text
     assert not failed.find_elements(By.CLASS_NAME, "verdict")
-    assert chromium.find_element(By.ID, "said").text in ("2.png: Good", "2.png: Defective")
+    assert chromium.find_element(By.ID, "status").text in ("2.png: Good", "2.png: Defective")
     assert [line for line in console(chromium) if "422" not in line] == []
