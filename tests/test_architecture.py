@@ -42,7 +42,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["testing"],
     ],
     "tracking": [
-        ["addresses", "interrupts", "records"],
+        ["addresses", "interrupts", "moved", "records"],
         ["patience", "audit"],
         ["store"],
         ["views", "pyfunc"],

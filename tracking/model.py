@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +45,16 @@ REQUIREMENTS = (
     "xxhash",
 )
 """What `detectors` and `tracking.pyfunc` import, to be pinned at the versions that are here."""
+ANSWER_SECONDS = 600
+"""Until a model with other code has loaded and answered."""
+ASK = """
+import json, sys
+import mlflow.pyfunc
+requests = json.load(sys.stdin)
+answers = mlflow.pyfunc.load_model(sys.argv[1]).predict(requests)
+print(json.dumps([answer.model_dump() for answer in answers]))
+"""
+"""A program that sends a model the requests of its standard input."""
 
 
 @contextmanager
@@ -72,8 +85,39 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def ask(model: Path, requests: Sequence[Mapping[str, Any]]) -> list[Response]:
-    """Load a model's folder as MLflow's server does, and send it requests as plain data. Raises whatever it raises."""
-    return list(mlflow.pyfunc.load_model(str(model)).predict([dict(request) for request in requests]))
+    """Load a model's folder as MLflow's server does, and send it requests as plain data.
+
+    A model brings its own code. Where that is not the code that runs here, as in a model of an earlier version, it answers in a
+    process of its own: in this one Python would go on with the modules that are loaded already.
+
+    Raises:
+        RuntimeError: the process of a model with other code failed; the message is the last line that it printed.
+        Exception: whatever a model with this code raises.
+    """
+    plain = [dict(request) for request in requests]
+    if brings_code_of_this_version(model):
+        return list(mlflow.pyfunc.load_model(str(model)).predict(plain))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ASK, str(model.absolute())],
+        input=json.dumps(plain),
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return [Response.model_validate(answer) for answer in json.loads(done.stdout.splitlines()[-1])]
+
+
+def brings_code_of_this_version(model: Path) -> bool:
+    """Whether the package `detectors` in a model's folder has the same files as the one that runs here."""
+    here, there = Path(detectors.__file__).parent, model / "code" / "detectors"
+    return _sources(here) == _sources(there)
+
+
+def _sources(package: Path) -> dict[str, bytes]:
+    return {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
 
 
 def requirements() -> list[str]:

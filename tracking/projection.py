@@ -47,7 +47,7 @@ class Projection:
         """
         self.tracking_uri, self._artifact_root = tracking_uri, artifact_root
         self.patience = Patience()
-        self._client = open_client(tracking_uri, lock_folder=lock_folder)
+        self._client = open_client(tracking_uri, lock_folder=lock_folder, artifacts=artifact_root)
         self._study: StudyRecord | None = None
         self._experiment_id = ""
         self._parent = ""

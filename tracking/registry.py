@@ -97,18 +97,27 @@ class Version:
 class Registry:
     """The registered models of one MLflow store."""
 
-    def __init__(self, tracking_uri: str, *, audit: Path, cache: Path, lock_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        *,
+        audit: Path,
+        cache: Path,
+        lock_folder: Path | None = None,
+        artifacts: Path | None = None,
+    ) -> None:
         """Args:
             audit: the file that keeps the record; see `tracking.audit`.
             cache: folder for detectors that were fetched from the store.
             lock_folder: where a local store's first migration is guarded against other processes.
+            artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
         Raises:
             InputError: the store cannot be reached or opened.
         """
         self.tracking_uri, self.audit, self._cache = tracking_uri, Audit(audit), cache
         self.patience = Patience()
-        self._client: MlflowClient = open_client(tracking_uri, lock_folder=lock_folder)
+        self._client: MlflowClient = open_client(tracking_uri, lock_folder=lock_folder, artifacts=artifacts)
 
     # --- reading
 

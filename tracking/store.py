@@ -37,6 +37,7 @@ from sqlalchemy.pool import NullPool
 from detectors.errors import InputError
 from detectors.files import file_lock, sync_folder, told_plainly
 from tracking.addresses import without_password
+from tracking.moved import follow_home
 from tracking.patience import is_lasting
 
 for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):
@@ -52,6 +53,7 @@ AWAY = (
 )
 """In messages of MLflow that come of a server which is away, or whose own database is."""
 
+SQLITE = "sqlite:///"
 ANSWER_SECONDS = 10
 CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {"postgresql": {"connect_timeout": 10}, "mysql": {}, "mssql": {}}
 """How to open a connection to a database that may be on another machine."""
@@ -59,11 +61,12 @@ BUSY = (408, 429)
 """Status codes below 500 that waiting helps against."""
 
 
-def open_client(uri: str, *, lock_folder: Path | None = None) -> MlflowClient:
+def open_client(uri: str, *, lock_folder: Path | None = None, artifacts: Path | None = None) -> MlflowClient:
     """A client of a store that answers.
 
     Args:
         lock_folder: where a local store's first migration is guarded against other processes.
+        artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
     Raises:
         InputError: the store cannot be reached or opened.
@@ -72,6 +75,8 @@ def open_client(uri: str, *, lock_folder: Path | None = None) -> MlflowClient:
         _check_reachable(uri)
         with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
             _make_sqlite(uri)
+            if artifacts is not None and uri.startswith(SQLITE):
+                follow_home(Path(uri.removeprefix(SQLITE)), artifacts)
             return _connect(uri)
 
 
@@ -99,17 +104,16 @@ def _make_sqlite(uri: str) -> None:
 
     A new one is migrated through some eighty steps, for seconds; killed among these, MLflow could never open it again.
     """
-    prefix = "sqlite:///"
-    target = Path(uri.removeprefix(prefix))
+    target = Path(uri.removeprefix(SQLITE))
     # Elsewhere than on POSIX an open database, which MLflow keeps, cannot be renamed.
-    if not uri.startswith(prefix) or "?" in uri or target.exists() or os.name != "posix":
+    if not uri.startswith(SQLITE) or "?" in uri or target.exists() or os.name != "posix":
         return
     with told_plainly(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.new")
         # What lies here was left by a killed process.
         temporary.unlink(missing_ok=True)
-        _connect(f"{prefix}{temporary}")
+        _connect(f"{SQLITE}{temporary}")
         temporary.replace(target)
         sync_folder(target.parent)
 

@@ -71,7 +71,11 @@ class Promotion:
 def open_registry(home: Home, *, tell: Tell = lambda text: None) -> Registry:
     """The registry of a home. Raises `InputError` where its store cannot be opened."""
     registry = Registry(
-        home.tracking_uri, audit=home.root / "registry.jsonl", cache=home.root / "models", lock_folder=home.locks
+        home.tracking_uri,
+        audit=home.root / "registry.jsonl",
+        cache=home.root / "models",
+        lock_folder=home.locks,
+        artifacts=home.mlflow_artifacts,
     )
     registry.patience.tell = tell
     return registry

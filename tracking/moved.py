@@ -1,0 +1,79 @@
+"""A home that lies elsewhere than where it was made: MLflow's database holds absolute addresses, and they are brought along."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
+
+logger = logging.getLogger(__name__)
+
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's database that hold ``file://`` addresses below the folder of the artifacts."""
+PLACES = (("logged_model_tags", "tag_value"), ("model_version_tags", "value"))
+"""Columns that hold plain paths below the home, such as where a detector was saved first."""
+
+
+def follow_home(database: Path, artifacts: Path) -> list[Path]:
+    """Bring the addresses in a local MLflow database to where its home is now.
+
+    A home that was copied or moved would otherwise read and write the artifacts of the place that it came from. An experiment
+    whose artifacts a person put elsewhere is left alone: ours end in ``artifacts/<name of the experiment>``.
+
+    Args:
+        database: SQLite file of the store; nothing happens where there is none.
+        artifacts: the folder ``artifacts`` of the home, where MLflow's files are now.
+
+    Returns:
+        The folders ``artifacts`` that the home had before; empty where nothing had moved.
+    """
+    if not database.is_file():
+        return []
+    here = artifacts.absolute().as_uri()
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        if not _columns(connection, "experiments"):
+            return []
+        experiments = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+        roots = {_root(name, location or "") for name, location in experiments} - {None, here}
+        before = [Path(url2pathname(urlsplit(root).path)) for root in sorted(filter(None, roots))]
+        for old in before:
+            for table, column in ADDRESSES:
+                _replace(connection, table, column, old.as_uri(), here)
+            for table, column in PLACES:
+                _replace(connection, table, column, str(old.parent), str(artifacts.absolute().parent))
+    for old in before:
+        logger.warning(
+            "STUDY_HOME was moved from %s; MLflow's addresses were changed to %s", old.parent, artifacts.parent
+        )
+    return before
+
+
+def _root(experiment: str, location: str) -> str | None:
+    """The address of the folder ``artifacts`` that an experiment's files lie in; None where they lie elsewhere."""
+    end = f"/{quote(experiment)}"
+    root = location.removesuffix(end)
+    is_ours = location.startswith("file:///") and root != location and root.endswith("/artifacts")
+    return root if is_ours else None
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+
+
+def _replace(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+    """Replace the beginning of every value that is `old` or lies below it; a table or column of other versions may be absent."""
+    if column in _columns(connection, table):
+        connection.execute(
+            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 (names are ours)
+            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+            (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+        )
