@@ -79,6 +79,16 @@ class Features:
             for stride, part in parts.items()
         }
 
+    def channels_last(self, stride: int, images: Tensor | slice = slice(None)) -> Tensor:
+        """Some images' maps of one stride, [B, C, h, w] with the channels last in memory: convolutions are fastest so on a CPU.
+
+        Args:
+            images: as for `pyramid`.
+        """
+        values = self.maps[stride]
+        part = values[:, :, images] if isinstance(images, slice) else values.index_select(2, images)
+        return part.permute(2, 0, 1).contiguous().unflatten(1, self.grids[stride]).permute(0, 3, 1, 2)
+
     def joined(self, images: Tensor | slice = slice(None)) -> Tensor:
         """All strides' channels on the finest grid, [B, sum of C, h, w]; coarser ones are bilinearly upsampled.
 

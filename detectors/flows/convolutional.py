@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from detectors.features import Features
-from detectors.flows.coupling import DEVIATION_FLOOR, LOG_2PI, SUBNET_SCALE
+from detectors.flows.constants import DEVIATION_FLOOR, LOG_2PI, SUBNET_SCALE
 
 
 class ConvolutionalCoupling(InvertibleModule):

@@ -1,8 +1,8 @@
 """A fitted detector as one file for ONNX Runtime or OpenVINO: from resized uint8 RGB to score and map.
 
-The graph is recorded once by `torch.export`, with the number of images left open; `detectors.graphs` holds the heads' part of
-it, and `detectors.runtime.exported` says what goes in and comes out. A file counts only when its own runtime has reopened it
-and its scores and maps are those of the detector; nothing is left at the target before.
+The graph is recorded once by `torch.export`, with the number of images left open; ``graph.py`` beside each head holds its part,
+and `detectors.runtime.exported` says what goes in and comes out. A file counts only when its own runtime has reopened it and its
+scores and maps are those of the detector; nothing is left at the target before.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from detectors.base import Head, Parameter
-from detectors.catalog import HEADS
+from detectors.catalog import built_in_names, head_class
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 
@@ -143,9 +143,11 @@ def test_two_parameters_of_one_name_are_refused():
         type("Twice", (Stub,), {"searchable": (RATIO, RATIO)})
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", built_in_names())
 def test_the_constructors_of_our_heads_name_every_setting(name):
-    arguments = list(inspect.signature(HEADS[name]).parameters.values())
-    assert {one.name: one.default for one in arguments} == {one.name: one.default for one in HEADS[name].searchable}
+    arguments = list(inspect.signature(head_class(name)).parameters.values())
+    assert {one.name: one.default for one in arguments} == {
+        one.name: one.default for one in head_class(name).searchable
+    }
     assert {one.kind for one in arguments} == {inspect.Parameter.KEYWORD_ONLY}
     assert all(one.annotation != inspect.Parameter.empty for one in arguments)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from detectors.base import Parameter
 from detectors.heads.reconstruction.convolutional import Decoder, Encoder, Plan
-from detectors.heads.reconstruction.head import Network, Reconstruction, Residual, common
+from detectors.heads.reconstruction.head import Reconstruction, common
+from detectors.heads.reconstruction.network import Network, Residual
 
 
 class AutoencoderNetwork(Network):
@@ -61,16 +62,7 @@ class Autoencoder(Reconstruction):
         epochs: int = 30,
         patience: int = 0,
     ) -> None:
-        super().__init__(
-            latent=latent,
-            bottleneck=bottleneck,
-            width=width,
-            depth=depth,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            patience=patience,
-        )
+        super().__init__()
         self.residual = cast(Residual, loss)
 
     def make_network(self, plan: Plan, generator: torch.Generator) -> AutoencoderNetwork:

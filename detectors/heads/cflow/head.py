@@ -33,10 +33,11 @@ from detectors.base import PATIENCE, FitContext, Parameter, seeded
 from detectors.data.images import Size
 from detectors.features import Features
 from detectors.flows.head import FlowHead
-from detectors.graphs import CflowGraph
+from detectors.flows.passes import FlowPass, Workspace
+from detectors.heads.cflow.graph import CflowGraph
 
 if TYPE_CHECKING:
-    from detectors.flows.coupling import Flow, FlowPass, Workspace
+    from detectors.flows.coupling import Flow
 
 PEAK_IMAGES = 32
 """Training normals whose largest likelihoods are the peaks: enough for a constant that only weighs strides against each other."""
@@ -97,14 +98,23 @@ class Cflow(FlowHead["Flow"]):
             InputError: a stride has one channel only, of which no coupling can be made.
             NumericalError: the loss is no longer finite.
         """
-        from detectors.heads.cflow.training import train  # Lightning takes seconds to import
+        from detectors.heads.cflow.training import CflowTraining  # Lightning takes seconds to import
 
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
         self._make_flows(channels, {stride: features.grids[stride] for stride in channels}, seed=context.seed)
         for stride, flow in self.flows.items():
             flow.standardise_to(features.select([stride]))
         self.to(context.device)
-        self._figures = train(self, features, context)
+        self._figures = CflowTraining(
+            self,
+            features,
+            context,
+            fibre_batch=self.fibre_batch,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+            settle=self.settle,
+        ).train_head()
         return self
 
     def settle(self, features: Features) -> None:
@@ -147,14 +157,12 @@ class Cflow(FlowHead["Flow"]):
         self.register_buffer("peaks", tensors["peaks"])
 
     def export_module(self, grids: Mapping[int, Size]) -> CflowGraph:
-        from detectors.flows.coupling import FlowPass
-
         self.check_fitted()
         return CflowGraph([FlowPass(flow) for flow in self.flows.values()], self.peaks)
 
     def _make_flows(self, channels: Mapping[int, int], grids: Mapping[int, Size], *, seed: int) -> None:
         """Fresh flows, with weights and permutations drawn from the seed."""
-        from detectors.flows.coupling import Flow  # with FrEIA, a second that other detectors need not wait for
+        from detectors.flows.coupling import Flow  # FrEIA takes a second to import
 
         generator = seeded(self.name, seed, "weights")
         self._passes = {}
@@ -175,8 +183,6 @@ class Cflow(FlowHead["Flow"]):
     @torch.inference_mode()
     def _log_likelihoods(self, stride: int, values: Tensor) -> Tensor:
         """log p / C of vectors [P, C, B], [P, B]."""
-        from detectors.flows.coupling import FlowPass, Workspace
-
         flow = self.flows[stride]
         one = self._passes.get(stride)
         if one is None or one.device != flow.mean.device:

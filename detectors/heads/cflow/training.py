@@ -20,8 +20,9 @@ from torch import Tensor
 
 from detectors.base import FitContext
 from detectors.features import Features
-from detectors.flows.coupling import CHUNK, Flow, FlowGradients, FlowPass, Workspace, block_weights, training_loss
-from detectors.heads.cflow.head import Cflow
+from detectors.flows.coupling import Flow
+from detectors.flows.head import FlowHead
+from detectors.flows.passes import CHUNK, FlowGradients, FlowPass, Workspace, block_weights, training_loss
 from detectors.training import Training
 from detectors.working_memory import parts, portion
 
@@ -29,11 +30,6 @@ CELL_IMAGES = 32
 """Images of a cell: as many as make the code's share of the hidden units cheap, as few as make cells differ."""
 
 T = TypeVar("T")
-
-
-def train(head: Cflow, features: Features, context: FitContext) -> dict[str, float]:
-    """Train a head's flows in place; returns the head's diagnostics. Raises as `Training.train_head` does."""
-    return _Training(head, features, context).train_head()
 
 
 class Cells(NamedTuple):
@@ -88,38 +84,53 @@ def steps_of_an_epoch(positions: Sequence[int], images: int, *, fibre_batch: int
     return max(1, min(wanted, min(positions) * _groups(images)))
 
 
-class _Training(Training):
+class CflowTraining(Training):
     """The flows of a head and their data."""
 
-    head: Cflow
+    head: FlowHead[Flow]
 
-    def __init__(self, head: Cflow, features: Features, context: FitContext) -> None:
+    def __init__(
+        self,
+        head: FlowHead[Flow],
+        features: Features,
+        context: FitContext,
+        *,
+        fibre_batch: int,
+        epochs: int,
+        learning_rate: float,
+        patience: int,
+        settle: Callable[[Features], None],
+    ) -> None:
+        """Args:
+        fibre_batch: vectors, of all strides together, in a step.
+        settle: makes the head ready to score, from the features of the normals and its weights as they are now.
+        """
         values = _on_device(features, context.device)
         super().__init__(
             head,
             head.flow_modules,
             features,
             context,
-            steps=steps_of_an_epoch([len(own) for own in values.values()], len(features), fibre_batch=head.fibre_batch),
-            epochs=head.epochs,
-            learning_rate=head.learning_rate,
-            patience=head.patience,
+            steps=steps_of_an_epoch([len(one) for one in values.values()], len(features), fibre_batch=fibre_batch),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            patience=patience,
         )
-        self.values = values
-        self.crew = _Crew(torch.get_num_threads() if context.device.type == "cpu" else 1)
+        self.values, self._settle_head = values, settle
+        self.threads = SingleCoreThreads(torch.get_num_threads() if context.device.type == "cpu" else 1)
 
-    def at_work(self) -> _Crew:
-        return self.crew
+    def at_work(self) -> SingleCoreThreads:
+        return self.threads
 
     def begin_epoch(self) -> None:
-        self.crew.begin()
+        self.threads.begin()
         self.cells = {}
         for stride, values in self.values.items():
             cells = draw_cells(len(values), len(self.features), self.generator(str(stride)))
             self.cells[stride] = Cells(cells.positions.to(values.device), cells.first.to(values.device), cells.images)
 
     def end_epoch(self) -> None:
-        self.crew.rest()
+        self.threads.rest()
 
     def step(self, index: int) -> Tensor:
         cells = {stride: all_cells.part(index, self.steps) for stride, all_cells in self.cells.items()}
@@ -128,13 +139,13 @@ class _Training(Training):
         return loss / len(self.values)
 
     def settle(self) -> None:
-        self.head.settle(self.features)
+        self._settle_head(self.features)
 
     def _gradients_by_hand(self, cells: dict[int, Cells]) -> Tensor:
         """Fill in the gradients of the strides' mean losses; returns the sum of these losses."""
         flows = self.head.flows
         blocks = [(stride, index) for stride, flow in flows.items() for index in range(len(flow.blocks))]
-        weights = self.crew.each(lambda block: block_weights(flows[block[0]], block[1]), blocks)
+        weights = self.threads.each(lambda block: block_weights(flows[block[0]], block[1]), blocks)
         passes = {
             stride: FlowPass(flow, [found for (own, _), found in zip(blocks, weights, strict=True) if own == stride])
             for stride, flow in flows.items()
@@ -144,21 +155,21 @@ class _Training(Training):
             loss = torch.zeros(())
             for stride, own in cells.items():
                 weight = 1 / (len(own.positions) * own.images)
-                gradients, workspace = self.crew.gradients(worker, stride, flows[stride])
+                gradients, workspace = self.threads.gradients(worker, stride, flows[stride])
                 gradients.zero_()
-                for chunk in own.part(worker, self.crew.size).chunks():
+                for chunk in own.part(worker, self.threads.size).chunks():
                     vectors = chunk.gather(self.values[stride])
                     loss += weight * passes[stride].add_gradients(
                         vectors, chunk.positions, weight=weight, gradients=gradients, workspace=workspace
                     )
             return loss
 
-        losses = self.crew.run(work)
+        losses = self.threads.run(work)
         for stride, flow in flows.items():
-            total, *others = (self.crew.gradients(worker, stride, flow)[0] for worker in range(self.crew.size))
+            total, *others = (self.threads.gradients(worker, stride, flow)[0] for worker in range(self.threads.size))
             for other in others:
                 total.add_(other)
-        self.crew.each(lambda block: self.crew.gradients(0, block[0], flows[block[0]])[0].store(block[1]), blocks)
+        self.threads.each(lambda block: self.threads.gradients(0, block[0], flows[block[0]])[0].store(block[1]), blocks)
         return torch.stack(losses).sum()
 
     def _gradients_by_autograd(self, cells: dict[int, Cells]) -> Tensor:
@@ -180,7 +191,7 @@ class _Training(Training):
         return total
 
 
-class _Crew:
+class SingleCoreThreads:
     """Threads that compute with one core each; the calling thread is the first of them.
 
     Between `begin` and `rest` torch uses one thread per operation, otherwise as many as before.
@@ -188,26 +199,26 @@ class _Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._threads: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._buffers: dict[tuple[int, int], tuple[FlowGradients, Workspace]] = {}
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> SingleCoreThreads:
         if self.size > 1:
-            self._threads = ThreadPoolExecutor(self.size - 1, "cflow")
+            self._pool = ThreadPoolExecutor(self.size - 1, "cflow")
             together = Barrier(self.size - 1)
 
             def set_up() -> None:
                 torch.set_num_threads(1)
                 together.wait()  # or one thread would do this twice and another never
 
-            for done in [self._threads.submit(set_up) for _ in range(self.size - 1)]:
+            for done in [self._pool.submit(set_up) for _ in range(self.size - 1)]:
                 done.result()
             self.rest()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._threads:
-            self._threads.shutdown()
+        if self._pool:
+            self._pool.shutdown()
             self.rest()
 
     def begin(self) -> None:
@@ -216,15 +227,15 @@ class _Crew:
             torch.set_num_threads(1)
 
     def rest(self) -> None:
-        """Before work that is not divided among the crew."""
+        """Before work that is not divided among the threads."""
         if self.size > 1:
             torch.set_num_threads(self.size)
 
     def run(self, work: Callable[[int], T]) -> list[T]:
         """The results of all workers, in their order."""
         others: list[Future[T]] = []
-        if self._threads:
-            others = [self._threads.submit(work, worker) for worker in range(1, self.size)]
+        if self._pool:
+            others = [self._pool.submit(work, worker) for worker in range(1, self.size)]
         return [work(0), *(other.result() for other in others)]
 
     def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

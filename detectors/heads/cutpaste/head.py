@@ -31,44 +31,25 @@ Departures from the paper:
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from detectors.backbones.pyramid import load_network, normalisation
-from detectors.backbones.weights import BackboneSpec
 from detectors.base import PATIENCE, FitContext, Head, Parameter, seeded, with_prefix
 from detectors.data.images import Size
-from detectors.errors import InputError, NumericalError
+from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.graphs import CutpasteGraph
+from detectors.heads.cutpaste.graph import CutpasteGraph
+from detectors.heads.cutpaste.network import NETWORKS, RANDOM, TAIL, Network, new_network
+from detectors.heads.cutpaste.pasting import Task
+from detectors.heads.cutpaste.second_stage import Gaussian, SupportVectors
 from detectors.working_memory import portion
 
-TAIL, RANDOM = "tail", "@random"
-NETWORKS = ("tf_efficientnet_lite0", "resnet18", "resnet10t", "mobilenetv3_small_100")
-"""Of timm, with pretrained weights; with `RANDOM` behind the name, without."""
-TAIL_WIDTH = 32
-"""Channels behind the first convolution of `Tail`; each block has twice as many as the one before."""
-TAIL_STRIDE = 32
-"""Of the last map of `Tail`, in pixels, as of most backbones."""
-GROUP = 8
-"""Channels of a group of group normalisation."""
 SCORING_POSITIONS = 2**17
 """Positions of the finest grid that go through the network at once in scoring."""
-DEVIATION_FLOOR = 1e-2
-"""Smallest deviation that a channel is divided by, as a share of that of all channels."""
-VARIANCE_FLOOR = 1e-3
-"""Added to the variances of the embedding, as a share of their mean."""
-SMALLEST_VARIANCE = 1e-6
-"""Added where normals do not vary at all."""
-NU = 0.5
-"""Share of the normals that may lie outside the SVM's boundary, scikit-learn's default."""
 
 
 class Cutpaste(Head):
@@ -129,7 +110,7 @@ class Cutpaste(Head):
     ) -> None:
         super().__init__()
         self.network_name, self.second_stage_kind = network, second_stage
-        self.variant, self.largest_area = variant, float(largest_area)
+        self.task = Task(variant, float(largest_area))
         self.learning_rate, self.batch = float(learning_rate), int(batch)
         self.steps, self.epochs, self.patience = int(steps), int(epochs), int(patience)
         self.network: Network | None = None
@@ -150,7 +131,7 @@ class Cutpaste(Head):
             InputError: the network's pretrained weights are not on this machine, or the input is no image.
             NumericalError: the loss is no longer finite.
         """
-        from detectors.heads.cutpaste.training import train  # Lightning takes seconds to import
+        from detectors.heads.cutpaste.training import CutpasteTraining  # Lightning takes seconds to import
 
         stride = features.strides[0]
         height, width = features.grids[stride]
@@ -161,7 +142,19 @@ class Cutpaste(Head):
         else:
             self._whole.standardise_to(features)
         self.to(context.device)
-        self._figures = train(self, features, context)
+        self._figures = CutpasteTraining(
+            self,
+            self._whole,
+            features,
+            context,
+            task=self.task,
+            batch=self.batch,
+            steps=self.steps,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+            settle=self.settle,
+        ).train_head()
         return self
 
     @torch.no_grad()
@@ -230,12 +223,10 @@ class Cutpaste(Head):
 
     def _make_network(self, shape: tuple[int, int, int], channels: int, *, seed: int) -> None:
         """A fresh network, with weights drawn from the seed."""
-        name, stride = self.network_name, shape[2]
         self.second_stage = None
         self.register_buffer("shape", torch.tensor(shape))
-        with drawing(seeded(self.name, seed, "weights")):
-            body = Tail(channels, stride) if name == TAIL else _timm_network(name.removesuffix(RANDOM), channels)
-        self.network = Network(body, channels, pretrained=self._pretrained).eval()
+        generator = seeded(self.name, seed, "weights")
+        self.network = new_network(self.network_name, channels, stride=shape[2], generator=generator).eval()
 
     def _last_maps(self, features: Features) -> Iterator[Tensor]:
         """f of all images in portions, [B, D, a, b] each."""
@@ -243,194 +234,3 @@ class Cutpaste(Head):
         step = portion(max(1, SCORING_POSITIONS // (height * width)))
         for start in range(0, len(features), step):
             yield self._whole(features.joined(slice(start, start + step)).to(self.shape.device))
-
-
-class Network(nn.Module):
-    """Standardisation by channel, then a convolutional body: [B, C, h, w] -> the last map [B, D, a, b]."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, body: nn.Module, channels: int, *, pretrained: bool = False) -> None:
-        """Args: `pretrained`: batch normalisation keeps its statistics."""
-        super().__init__()
-        self.body, self.pretrained = body.to(memory_format=torch.channels_last), pretrained
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("deviation", torch.ones(channels, 1, 1))
-
-    def forward(self, values: Tensor) -> Tensor:
-        # Depthwise convolutions take half the time on a CPU with the channels last.
-        standardised = ((values - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.body(standardised)
-        return found
-
-    def train(self, mode: bool = True) -> Self:
-        """Batch normalisation with pretrained statistics stays in eval mode."""
-        super().train(mode)
-        if self.pretrained:
-            for part in self._batch_normalisations():
-                part.eval()
-        return self
-
-    def start_from(self, name: str, *, weights_dir: Path | None) -> None:
-        """Take a timm network's pretrained weights, and the mean and deviation of the images that these were trained on.
-
-        Raises:
-            InputError: they are not on this machine, or do not fit the input.
-        """
-        if self.mean.numel() != 3:
-            raise InputError(
-                f"cutpaste: network {name} starts from weights for images; give it `backbone: pixels` and one layer, "
-                f"or take `network: {TAIL}`"
-            )
-        self.body.load_state_dict(load_network(name, weights_dir=weights_dir).state_dict())
-        mean, deviation = normalisation(BackboneSpec.parse(name))
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
-
-    def standardise_to(self, features: Features) -> None:
-        """Take the mean and deviation of each channel of the normals."""
-        mean, deviation = features.channel_scale(floor=DEVIATION_FLOOR)
-        self.mean.copy_(mean[:, None, None])
-        self.deviation.copy_(deviation[:, None, None])
-
-    @property
-    def mixes_images(self) -> bool:
-        """Whether images of a batch depend on each other in training, by batch normalisation."""
-        return not self.pretrained and any(self._batch_normalisations())
-
-    def _batch_normalisations(self) -> Iterator[nn.Module]:
-        return (part for part in self.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
-
-
-class Tail(nn.Sequential):
-    """Residual blocks, each of which halves the grid, from the finest stride down to `TAIL_STRIDE`; at least one block."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        halvings = max(0, round(math.log2(TAIL_STRIDE / stride)))
-        parts: list[nn.Module] = [*_convolution(channels, TAIL_WIDTH, 3), nn.ReLU()]
-        for index in range(max(1, halvings)):
-            width = TAIL_WIDTH << index
-            parts.append(_Block(width, 2 * width, step=2 if halvings else 1))
-        super().__init__(*parts)
-
-
-class _Block(nn.Module):
-    """relu(convolutions(x) + projection(x))"""
-
-    def __init__(self, inputs: int, outputs: int, *, step: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            *_convolution(inputs, outputs, 3, step=step), nn.ReLU(), *_convolution(outputs, outputs, 3)
-        )
-        self.projection = nn.Sequential(*_convolution(inputs, outputs, 1, step=step))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return functional.relu(self.convolutions(values) + self.projection(values))
-
-
-def _convolution(inputs: int, outputs: int, width: int, *, step: int = 1) -> tuple[nn.Module, nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, width, stride=step, padding=width // 2, bias=False)
-    return convolution, nn.GroupNorm(outputs // GROUP, outputs)
-
-
-def _timm_network(name: str, channels: int) -> nn.Module:
-    """A whole network up to its last map, with random weights."""
-    import timm
-
-    model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, global_pool="")
-    return model
-
-
-@contextmanager
-def drawing(generator: torch.Generator) -> Iterator[None]:
-    """Layers that are made here draw their weights from the generator's seed; torch's own generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        yield
-
-
-class Gaussian(nn.Module):
-    """Gaussian density of the embeddings: mean m [D] and precision P [D, D]."""
-
-    mean: Tensor
-    precision: Tensor
-
-    def __init__(self, mean: Tensor, precision: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("precision", precision)
-
-    @classmethod
-    def fitted_to(cls, embeddings: Tensor) -> Gaussian:
-        """Ledoit-Wolf covariance of float64 [N, D], with floors below the variances."""
-        from sklearn.covariance import ledoit_wolf
-
-        covariance = torch.zeros(embeddings.shape[1], embeddings.shape[1], dtype=torch.float64)
-        if len(embeddings) > 1:
-            covariance = torch.from_numpy(ledoit_wolf(embeddings.numpy())[0])
-        covariance.diagonal().add_(VARIANCE_FLOOR * covariance.diagonal().mean() + SMALLEST_VARIANCE)
-        precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        return cls(embeddings.mean(dim=0).float(), precision.float().contiguous())
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Last maps [B, D, a, b] -> scores [B] and Grad-CAM maps [B, a, b]."""
-        apart = values - self.mean[:, None, None]
-        z = apart.mean(dim=(2, 3))
-        weighted = z @ self.precision
-        scores = (z * weighted).sum(dim=1).clamp_min(0).sqrt()
-        gradient = weighted / scores.clamp_min(torch.finfo(scores.dtype).eps)[:, None]
-        return scores, _grad_cam(gradient, apart)
-
-
-class SupportVectors(nn.Module):
-    """One-class SVM of the embeddings, plain tensors: support vectors around m [S, D], log a [S], m [D], gamma [], log rho []."""
-
-    vectors: Tensor
-    log_coefficients: Tensor
-    mean: Tensor
-    gamma: Tensor
-    log_offset: Tensor
-
-    def __init__(
-        self, vectors: Tensor, log_coefficients: Tensor, mean: Tensor, gamma: Tensor, log_offset: Tensor
-    ) -> None:
-        super().__init__()
-        self.register_buffer("vectors", vectors)
-        self.register_buffer("log_coefficients", log_coefficients)
-        self.register_buffer("mean", mean)
-        self.register_buffer("gamma", gamma)
-        self.register_buffer("log_offset", log_offset)
-
-    @classmethod
-    def fitted_to(cls, embeddings: Tensor) -> SupportVectors:
-        """scikit-learn's, of float64 [N, D], with its gamma "scale" = 1 / (D variance)."""
-        from sklearn.svm import OneClassSVM
-
-        mean = embeddings.mean(dim=0)
-        apart = embeddings - mean
-        variance = float(embeddings.var(correction=0))
-        gamma = 1 / (embeddings.shape[1] * max(variance, SMALLEST_VARIANCE))
-        machine = OneClassSVM(kernel="rbf", gamma=gamma, nu=NU).fit(apart.numpy())
-        numbers: tuple[Any, ...] = (machine.support_vectors_, machine.dual_coef_[0], gamma, machine.offset_[0])
-        vectors, coefficients, gamma_, offset = (torch.as_tensor(value, dtype=torch.float64) for value in numbers)
-        return cls(vectors.float(), coefficients.log().float(), mean.float(), gamma_.float(), offset.log().float())
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Last maps [B, D, a, b] -> scores [B] and Grad-CAM maps [B, a, b]."""
-        apart = values - self.mean[:, None, None]
-        z = apart.mean(dim=(2, 3))
-        squares = z.square().sum(dim=1, keepdim=True) + self.vectors.square().sum(dim=1)
-        distances = (squares - 2 * z @ self.vectors.T).clamp_min(0)
-        logarithms = self.log_coefficients - self.gamma * distances
-        # Written out: some runtimes sum the plain exponentials, which underflow.
-        highest = logarithms.amax(dim=1, keepdim=True)
-        kernels = (logarithms - highest).exp()
-        total = kernels.sum(dim=1, keepdim=True)
-        gradient = 2 * self.gamma * (z - kernels / total @ self.vectors)
-        return (self.log_offset - highest - total.log())[:, 0], _grad_cam(gradient, apart)
-
-
-def _grad_cam(gradient: Tensor, apart: Tensor) -> Tensor:
-    """relu(g . (f_p - m)) from g [B, D] and f - m [B, D, a, b], [B, a, b]."""
-    return (gradient[:, :, None, None] * apart).sum(dim=1).relu()

@@ -39,7 +39,7 @@ from detectors.base import PATIENCE, FitContext, Parameter, seeded
 from detectors.data.images import Size
 from detectors.features import Features
 from detectors.flows.head import FlowHead
-from detectors.graphs import FastflowGraph
+from detectors.heads.fastflow.graph import FastflowGraph
 from detectors.working_memory import portion
 
 if TYPE_CHECKING:
@@ -126,14 +126,22 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
             InputError: a stride has one channel only, of which no coupling can be made.
             NumericalError: the loss is no longer finite.
         """
-        from detectors.heads.fastflow.training import train  # Lightning takes seconds to import
+        from detectors.heads.fastflow.training import FastflowTraining  # Lightning takes seconds to import
 
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
         self._make_flows(channels, features.grids[features.strides[0]], seed=context.seed)
         for stride, flow in self.flows.items():
             flow.standardise_to(features.select([stride]))
         self.to(context.device)
-        self._figures = train(self, features, context)
+        self._figures = FastflowTraining(
+            self,
+            features,
+            context,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        ).train_head()
         return self
 
     @torch.inference_mode()
@@ -192,15 +200,4 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
         positions, channels, images = features.maps[stride].shape
         step = max(1, portion(SCORED_AT_ONCE) // (positions * channels))
         for first in range(0, max(1, images), step):
-            yield maps_of(features, stride, slice(first, first + step)).to(self.size.device)
-
-
-def maps_of(features: Features, stride: int, images: Tensor | slice) -> Tensor:
-    """Some images' maps of a stride, [B, C, h, w] with the channels last in memory, as convolutions are fastest on a CPU.
-
-    Args:
-        images: as for `Features.pyramid`.
-    """
-    values = features.maps[stride]
-    part = values[:, :, images] if isinstance(images, slice) else values.index_select(2, images)
-    return part.permute(2, 0, 1).contiguous().unflatten(1, features.grids[stride]).permute(0, 3, 1, 2)
+            yield features.channels_last(stride, slice(first, first + step)).to(self.size.device)

@@ -19,60 +19,19 @@ gradients are clipped, and the learning rate rises and falls, as in all training
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
-from torch import Tensor
 
-from detectors.base import Parameter
-from detectors.heads.reconstruction.convolutional import Decoder, Encoder, Plan
-from detectors.heads.reconstruction.head import Network, Reconstruction, common
+from detectors.base import FitContext, Parameter
+from detectors.features import Features
+from detectors.heads.ganomaly.network import GanomalyNetwork
+from detectors.heads.reconstruction.convolutional import Plan
+from detectors.heads.reconstruction.head import Reconstruction, common
+from detectors.heads.reconstruction.network import Network
 
-ADVERSARIAL, CONTEXTUAL, LATENT = 1.0, 50.0, 1.0
-"""Weights of the generator's losses."""
-BETAS = 0.5, 0.999
-"""Of Adam, for both."""
-
-
-class Generated(NamedTuple):
-    """What the generator makes of a batch."""
-
-    code: Tensor
-    """z [B, d, ...]"""
-    reconstruction: Tensor
-    """y [B, C, h, w]"""
-    code_again: Tensor
-    """u [B, d, ...]"""
-
-
-class GanomalyNetwork(Network):
-    """The generator; the discriminator is needed in training only."""
-
-    def __init__(self, plan: Plan, *, own_scores: bool, generator: torch.Generator) -> None:
-        super().__init__(plan, residual="l2")
-        self.own_scores = own_scores
-        self.judging_plan = replace(plan, code=1, whole=True)
-        """Of the discriminator, which gives one number."""
-        self.encoder = Encoder(plan, generator=generator)
-        self.decoder = Decoder(plan, generator=generator)
-        self.second_encoder = Encoder(plan, generator=generator)
-
-    def generate(self, values: Tensor) -> Generated:
-        """From standardised [B, C, h, w]."""
-        code = self.encoder(values)
-        reconstruction = self.decoder(code)
-        return Generated(code, reconstruction, self.second_encoder(reconstruction))
-
-    def reconstruct(self, values: Tensor) -> Tensor:
-        """y, [B, C, h, w]."""
-        return self.generate(values).reconstruction
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        standardised = self.scale(values)
-        code, reconstruction, code_again = self.generate(standardised)
-        scores = (code - code_again).abs().flatten(1).mean(dim=1) if self.own_scores else None
-        return self.residual(standardised, reconstruction), scores
+if TYPE_CHECKING:
+    from detectors.training import Training  # Lightning takes seconds to import
 
 
 class Ganomaly(Reconstruction):
@@ -104,17 +63,14 @@ class Ganomaly(Reconstruction):
         epochs: int = 30,
         patience: int = 0,
     ) -> None:
-        super().__init__(
-            latent=latent,
-            bottleneck=bottleneck,
-            width=width,
-            depth=depth,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            patience=patience,
-        )
+        super().__init__()
         self.by_latent = score == "latent"
 
     def make_network(self, plan: Plan, generator: torch.Generator) -> GanomalyNetwork:
         return GanomalyNetwork(plan, own_scores=self.by_latent, generator=generator)
+
+    def make_training(self, network: Network, features: Features, context: FitContext) -> Training:
+        """Generator and discriminator are trained by turns."""
+        from detectors.heads.ganomaly.training import AdversarialTraining  # Lightning takes seconds to import
+
+        return AdversarialTraining(self, cast(GanomalyNetwork, network), features, context, **self.schedule)

@@ -32,7 +32,7 @@ from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.graphs import PadimGraph
+from detectors.heads.padim.graph import PadimGraph
 from detectors.working_memory import portion
 
 BLOCK_BYTES = 64 * 2**20

@@ -42,8 +42,8 @@ from detectors.base import FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.graphs import PatchcoreGraph
 from detectors.heads.patchcore.coreset import CoresetOrder, full_precision, greedy_k_center
+from detectors.heads.patchcore.graph import PatchcoreGraph
 from detectors.working_memory import portion
 
 ORDER_VERSION = 1

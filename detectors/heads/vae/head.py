@@ -13,46 +13,24 @@ bound of a decoder with unit variance, per value and without constants,
 (appendix B; beta = 1 is the paper's, others are Higgins et al.'s beta-VAE). Scores come from z = mu, without noise: the map is
 (x - y(mu))^2, or 1 - SSIM, averaged over the channels, and the image score is the highest value of the smoothed map.
 
-Departures: the decoder's variance is that of the standardised input; log s^2 is cut at `LARGEST_LOG_VARIANCE` to either side.
+Departures: the decoder's variance is that of the standardised input; log s^2 is cut at 10 to either side.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
-from torch import Tensor
 
-from detectors.base import Parameter
-from detectors.heads.reconstruction.convolutional import Decoder, Encoder, Plan
-from detectors.heads.reconstruction.head import Network, Reconstruction, Residual, common
+from detectors.base import FitContext, Parameter
+from detectors.features import Features
+from detectors.heads.reconstruction.convolutional import Plan
+from detectors.heads.reconstruction.head import Reconstruction, common
+from detectors.heads.reconstruction.network import Network, Residual
+from detectors.heads.vae.network import VaeNetwork
 
-LARGEST_LOG_VARIANCE = 10.0
-
-
-class VaeNetwork(Network):
-    """Encoder with two outputs for each dimension of the code, and decoder."""
-
-    def __init__(self, plan: Plan, *, residual: Residual, generator: torch.Generator) -> None:
-        super().__init__(plan, residual=residual)
-        self.code_shape = plan.code_shape
-        self.encoder = Encoder(plan, outputs=2 * plan.code, generator=generator)
-        self.decoder = Decoder(plan, generator=generator)
-
-    def posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log s^2 of standardised [B, C, h, w], each [B, *code_shape]."""
-        mean, log_variance = self.encoder(values).chunk(2, dim=1)
-        return mean, log_variance.clamp(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
-
-    def reconstruct(self, values: Tensor) -> Tensor:
-        """y(mu), [B, C, h, w]."""
-        decoded: Tensor = self.decoder(self.posterior(values)[0])
-        return decoded
-
-
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL of N(mean, exp(log_variance)) from N(0, I), each [B, ...]; [B]."""
-    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).sum(dim=1)
+if TYPE_CHECKING:
+    from detectors.training import Training  # Lightning takes seconds to import
 
 
 class Vae(Reconstruction):
@@ -80,17 +58,14 @@ class Vae(Reconstruction):
         epochs: int = 30,
         patience: int = 0,
     ) -> None:
-        super().__init__(
-            latent=latent,
-            bottleneck=bottleneck,
-            width=width,
-            depth=depth,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            patience=patience,
-        )
+        super().__init__()
         self.beta, self.residual = float(beta), cast(Residual, map)
 
     def make_network(self, plan: Plan, generator: torch.Generator) -> VaeNetwork:
         return VaeNetwork(plan, residual=self.residual, generator=generator)
+
+    def make_training(self, network: Network, features: Features, context: FitContext) -> Training:
+        """The negative evidence lower bound is minimised."""
+        from detectors.heads.vae.training import VariationalTraining  # Lightning takes seconds to import
+
+        return VariationalTraining(self, cast(VaeNetwork, network), features, context, beta=self.beta, **self.schedule)

@@ -25,19 +25,11 @@ from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
-from detectors.flows import coupling
-from detectors.flows.coupling import (
-    Flow,
-    FlowGradients,
-    FlowPass,
-    Workspace,
-    axis_code,
-    block_weights,
-    training_loss,
-)
-from detectors.heads.cflow import training as cflow_training
+from detectors.flows import passes
+from detectors.flows.coupling import Flow, axis_code
+from detectors.flows.passes import FlowGradients, FlowPass, Workspace, block_weights, training_loss
 from detectors.heads.cflow.head import Cflow
-from detectors.heads.cflow.training import CELL_IMAGES, Cells, draw_cells
+from detectors.heads.cflow.training import CELL_IMAGES, Cells, CflowTraining, draw_cells, steps_of_an_epoch
 from detectors.scoring.metrics import auroc
 from detectors.training import CHECKPOINT, learning_rate
 from tests.helpers.trained_heads import same, weights_of
@@ -203,7 +195,7 @@ def test_a_flow_of_one_channel_is_refused():
 @pytest.mark.parametrize("chunk", [1, 7, 24, 2048])
 @pytest.mark.parametrize("images", [0, 1, 2, 9])
 def test_all_vectors_of_images_at_once_get_the_likelihoods_of_each(monkeypatch, chunk, images):
-    monkeypatch.setattr(coupling, "CHUNK", chunk)
+    monkeypatch.setattr(passes, "CHUNK", chunk)
     flow = make_flow(5, (3, 4))
     values = vectors(12, 5, images)
     fast = FlowPass(flow).grid_log_likelihood(values, Workspace(flow.mean))
@@ -298,7 +290,7 @@ def test_an_epoch_sees_every_vector_and_hardly_any_twice(positions, images, step
         part = cells.part(step, steps)
         assert abs(len(part.positions) - len(cells.positions) / steps) < 1
         for chunk in part.chunks():
-            assert len(chunk.positions) * chunk.images <= max(coupling.CHUNK, chunk.images)
+            assert len(chunk.positions) * chunk.images <= max(passes.CHUNK, chunk.images)
             for position, first in zip(chunk.positions, chunk.first, strict=True):
                 seen[position, first : first + chunk.images] += 1
     assert int(seen.min()) == 1
@@ -309,7 +301,7 @@ def test_an_epoch_sees_every_vector_and_hardly_any_twice(positions, images, step
 @pytest.mark.parametrize(("fibre_batch", "steps"), [(1024, 52), (5376, 10), (64, 80), (10**6, 1)])
 def test_a_step_takes_a_batch_of_vectors_and_every_layer_has_a_cell_in_it(fibre_batch, steps):
     positions, images = [256, 64, 16], 160
-    assert cflow_training.steps_of_an_epoch(positions, images, fibre_batch=fibre_batch) == steps
+    assert steps_of_an_epoch(positions, images, fibre_batch=fibre_batch) == steps
 
 
 def test_cells_gather_their_own_vectors():
@@ -396,7 +388,7 @@ def test_threads_share_the_work_and_are_given_back():
 @pytest.mark.parametrize("halvings", [0, 1, 5])
 def test_autograd_trains_as_the_gradients_by_hand_do(monkeypatch, halvings):
     by_hand = Cflow(**SMALL, epochs=2).fit(make_features(40), FitContext())
-    monkeypatch.setattr(cflow_training._Training, "_gradients_by_hand", cflow_training._Training._gradients_by_autograd)
+    monkeypatch.setattr(CflowTraining, "_gradients_by_hand", CflowTraining._gradients_by_autograd)
     with working_memory.halved(halvings):
         by_autograd = Cflow(**SMALL, epochs=2).fit(make_features(40), FitContext())
     assert by_autograd.diagnostics["train_loss"] == pytest.approx(by_hand.diagnostics["train_loss"], rel=1e-4)

@@ -23,10 +23,11 @@ from detectors.backbones.pyramid import build_backbone, load_network
 from detectors.base import Detector, FitContext, Prediction, seeded
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
-from detectors.heads.cutpaste import head as cutpaste
 from detectors.heads.cutpaste import training as cutpaste_training
-from detectors.heads.cutpaste.head import Cutpaste, Gaussian, Network, SupportVectors, Tail
-from detectors.heads.cutpaste.training import Patches, draw_rectangles, draw_scars, paste
+from detectors.heads.cutpaste.head import Cutpaste
+from detectors.heads.cutpaste.network import Network, Tail
+from detectors.heads.cutpaste.pasting import Patches, draw_rectangles, draw_scars, paste
+from detectors.heads.cutpaste.second_stage import NU, SMALLEST_VARIANCE, VARIANCE_FLOOR, Gaussian, SupportVectors
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.export import export_detector
 from detectors.runtime.exported import load_exported
@@ -159,7 +160,7 @@ def embeddings(count: int = 60, size: int = 6, *, seed: int = 0) -> torch.Tensor
 def test_the_density_is_scipys_mahalanobis_distance_under_ledoit_wolf():
     z, maps = embeddings(), torch.randn(5, 6, 3, 4, generator=generator(1)) + 3
     covariance = LedoitWolf().fit(z.numpy()).covariance_
-    covariance += np.eye(6) * (cutpaste.VARIANCE_FLOOR * covariance.diagonal().mean() + cutpaste.SMALLEST_VARIANCE)
+    covariance += np.eye(6) * (VARIANCE_FLOOR * covariance.diagonal().mean() + SMALLEST_VARIANCE)
     precision = np.linalg.inv(covariance)
     wanted = [mahalanobis(one, z.numpy().mean(axis=0), precision) for one in maps.mean(dim=(2, 3)).numpy()]
     np.testing.assert_allclose(Gaussian.fitted_to(z)(maps)[0].numpy(), wanted, rtol=1e-4)
@@ -167,7 +168,7 @@ def test_the_density_is_scipys_mahalanobis_distance_under_ledoit_wolf():
 
 def test_the_one_class_svm_is_scikit_learns():
     z, maps = embeddings(), torch.randn(9, 6, 2, 2, generator=generator(1)) * 4 + 3
-    machine = OneClassSVM(kernel="rbf", gamma="scale", nu=cutpaste.NU).fit(z.numpy())
+    machine = OneClassSVM(kernel="rbf", gamma="scale", nu=NU).fit(z.numpy())
     stage = SupportVectors.fitted_to(z)
     decision = machine.decision_function(maps.mean(dim=(2, 3)).double().numpy())
     rho = float(machine.offset_[0])
@@ -373,7 +374,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
 def test_onnx_scores_as_the_detector_does(tmp_path, network, second_stage):
     artifact = Artifact(fitted(network=network, second_stage=second_stage))
     images = torch.cat([random_images(2, seed=1), 255 - random_images(1, seed=2)])
-    comparison = export_detector(artifact, tmp_path / "x.onnx", "onnx", random_images=images)
+    comparison = export_detector(artifact, tmp_path / "x.onnx", "onnx", images=images)
     assert comparison.relative < 1e-3
     found, wanted = load_exported(tmp_path / "x.onnx").predict(images), artifact.predict(images)
     torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-3, atol=1e-3)
@@ -426,7 +427,10 @@ def test_a_pretrained_network_scores_each_image_by_itself_and_is_saved_whole(tmp
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-3, atol=1e-3)
     save_artifact(Artifact(detector), tmp_path / "saved")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutpaste, "load_network", lambda *args, **options: pytest.fail("weights are in the artifact"))
+        patch.setattr(
+            "detectors.heads.cutpaste.network.load_network",
+            lambda *args, **options: pytest.fail("weights are in the artifact"),
+        )
         loaded = load_artifact(tmp_path / "saved").detector
     assert torch.equal(loaded(images).scores, together.scores)
 

@@ -19,7 +19,7 @@ from detectors.data.splits import make_splits
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.flows.convolutional import ConvolutionalFlow
-from detectors.heads.fastflow.head import Fastflow, maps_of
+from detectors.heads.fastflow.head import Fastflow
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.export import export_detector
 from detectors.scoring.evaluation import single_metric
@@ -152,7 +152,7 @@ def test_training_makes_normals_it_never_saw_more_likely():
         with torch.no_grad():
             likelihoods.append(
                 [
-                    float(flow.negative_log_likelihood(maps_of(held_out, stride, slice(None))).mean())
+                    float(flow.negative_log_likelihood(held_out.channels_last(stride)).mean())
                     for stride, flow in head.flows.items()
                 ]
             )

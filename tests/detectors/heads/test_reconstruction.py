@@ -18,10 +18,10 @@ from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
 from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.heads.reconstruction import training as reconstruction_training
+from detectors.heads.ganomaly.training import AdversarialTraining
 from detectors.heads.reconstruction.convolutional import Decoder, Encoder, Plan
-from detectors.heads.reconstruction.head import Scale, Ssim
-from detectors.heads.vae.head import divergence
+from detectors.heads.reconstruction.network import Scale, Ssim
+from detectors.heads.vae.network import divergence
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.export import DetectorGraph
 from detectors.scoring.metrics import auroc
@@ -245,14 +245,14 @@ def test_the_global_generator_does_not_matter(name):
 
 def test_discriminator_and_generator_both_learn(monkeypatch):
     seen: dict[str, Any] = {}
-    begin = reconstruction_training._Adversarial.begin_epoch
+    begin = AdversarialTraining.begin_epoch
 
     def keep(module: training.Training) -> None:
         seen.setdefault("before", {name: value.clone() for name, value in module.model.state_dict().items()})
         seen["model"] = module.model
         begin(module)
 
-    monkeypatch.setattr(reconstruction_training._Adversarial, "begin_epoch", keep)
+    monkeypatch.setattr(AdversarialTraining, "begin_epoch", keep)
     head_class("ganomaly")(**SMALL).fit(make_features(), FitContext())
     after = seen["model"].state_dict()
     for part in ("network.encoder", "network.decoder", "network.second_encoder", "discriminator"):

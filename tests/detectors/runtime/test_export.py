@@ -18,13 +18,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from detectors import graphs
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector, Head, Prediction
 from detectors.catalog import built_in_names, head_class
 from detectors.data.images import RESIZE_RULE
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
+from detectors.heads.patchcore import graph as patchcore_graph
 from detectors.heads.patchcore.head import Patchcore
 from detectors.runtime import artifact as artifact_module
 from detectors.runtime import export, exported
@@ -96,13 +96,13 @@ def test_the_graph_scores_as_the_detector_does(name, settings, size):
 
 def test_a_large_bank_is_gone_through_in_parts(monkeypatch):
     detector = fitted("patchcore", reweighting=2, coreset_ratio=0.2)
-    monkeypatch.setattr(graphs, "PRODUCT_BYTES", 4 * len(detector.head.bank_) * 7)
+    monkeypatch.setattr(patchcore_graph, "PRODUCT_BYTES", 4 * len(detector.head.bank_) * 7)
     graph = DetectorGraph(detector)
     assert graph.head.step == 7
     with torch.no_grad():
         close(Prediction(*graph(random_images(3, seed=1))), detector(random_images(3, seed=1)))
-    monkeypatch.setattr(graphs, "PRODUCT_BYTES", 1)
-    monkeypatch.setattr(graphs, "MAX_PARTS", 4)
+    monkeypatch.setattr(patchcore_graph, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(patchcore_graph, "MAX_PARTS", 4)
     assert DetectorGraph(detector).head.step == 16
 
 
@@ -144,7 +144,7 @@ def make_export(tmp_path_factory) -> Callable[[str, exported.Format], Made]:
         if (name, format) not in made:
             artifact = artifacts.setdefault(name, as_artifact(fitted(name)))
             target = folder / (f"{name}.onnx" if format == "onnx" else name)
-            found = export_detector(artifact, target, format, random_images=random_images(5, seed=1))
+            found = export_detector(artifact, target, format, images=random_images(5, seed=1))
             made[name, format] = artifact, target, found
         return made[name, format]
 
@@ -300,7 +300,7 @@ def quick(monkeypatch, make_export) -> Callable[..., export.Comparison]:
 def test_a_head_without_a_graph_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(Padim, "export_module", Head.export_module)
     with pytest.raises(InputError, match="padim cannot be exported") as caught:
-        export_detector(as_artifact(fitted("padim")), tmp_path / "x.onnx", "onnx", random_images=random_images(1))
+        export_detector(as_artifact(fitted("padim")), tmp_path / "x.onnx", "onnx", images=random_images(1))
     only_line(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -381,7 +381,7 @@ def test_weights_too_large_for_one_onnx_file_are_told_before_the_work(quick, mon
 
 def test_no_images_to_compare_on_are_refused(quick, tmp_path):
     with pytest.raises(InputError, match="no images"):
-        quick(tmp_path / "x.onnx", random_images=random_images(1)[:0])
+        quick(tmp_path / "x.onnx", images=random_images(1)[:0])
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(make_export, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)
     target = tmp_path / ("x.onnx" if format == "onnx" else "x")
     with pytest.raises(InputError, match=r"pip install 'anomaly-studies\[export\]'") as caught:
-        export_detector(artifact, target, format, random_images=random_images(1))
+        export_detector(artifact, target, format, images=random_images(1))
     assert package in only_line(caught.value)
     if package != "onnxscript":
         with pytest.raises(InputError, match=r"pip install 'anomaly-studies\[export\]'"):
