@@ -38,8 +38,9 @@ from optuna.trial import TrialState
 from detectors.data.rendered import RenderSpec, render_dataset
 from studies.home import Home
 from studies.search import storage as studies_storage
+from studies.search.attributes import DISCARDED
 from studies.search.storage import open_storage
-from studies.search.view import DISCARDED, StudyView
+from studies.search.view import StudyView
 
 NAME = "killed"
 WORKER_SECONDS = 10.0

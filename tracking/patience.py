@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,6 +44,24 @@ class Patience:
     """Called before each further try; what it raises ends the waiting."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    @contextmanager
+    def guarded(self, may_go_on: Callable[[], None]) -> Iterator[None]:
+        """Within the block, `may_go_on` is called before each further try."""
+        before, self.may_go_on = self.may_go_on, may_go_on
+        try:
+            yield
+        finally:
+            self.may_go_on = before
+
+    @contextmanager
+    def shortened(self, give_up_seconds: float) -> Iterator[None]:
+        """Within the block, wait for so many seconds at most."""
+        before, self.give_up_seconds = self.give_up_seconds, min(self.give_up_seconds, give_up_seconds)
+        try:
+            yield
+        finally:
+            self.give_up_seconds = before
 
     def until_back(self, action: Callable[[int], T], *, is_away: Callable[[BaseException], bool], what: str) -> T:
         """The result of `action`, which is called with the number of the try, from 0.

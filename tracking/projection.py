@@ -36,17 +36,23 @@ class Projection:
     """Writes one study into one MLflow store. Used by the driver alone: the single writer."""
 
     def __init__(
-        self, tracking_uri: str, *, artifact_root: Path | None = None, lock_folder: Path | None = None
+        self,
+        tracking_uri: str,
+        *,
+        artifact_root: Path | None = None,
+        lock_folder: Path | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Args:
             artifact_root: where a local store keeps artifacts; None lets the server decide.
             lock_folder: where a local store's first migration is guarded against other processes.
+            patience: for how long a store that is away is waited for, and who hears of it.
 
         Raises:
             InputError: the store cannot be reached or opened.
         """
         self.tracking_uri, self._artifact_root = tracking_uri, artifact_root
-        self.patience = Patience()
+        self._patience = patience or Patience()
         self._client = open_client(tracking_uri, lock_folder=lock_folder, artifacts=artifact_root)
         self._study: StudyRecord | None = None
         self._experiment_id = ""
@@ -192,7 +198,7 @@ class Projection:
         """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
         with errors_told_plainly(self.tracking_uri):
             what = f"MLflow store {without_password(self.tracking_uri)}"
-            return self.patience.until_back(action, is_away=is_away, what=what)
+            return self._patience.until_back(action, is_away=is_away, what=what)
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
         """Params, metrics, data and files of one trial."""

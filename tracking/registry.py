@@ -104,19 +104,21 @@ class Registry:
         audit: Path,
         cache: Path,
         lock_folder: Path | None = None,
+        patience: Patience | None = None,
         artifacts: Path | None = None,
     ) -> None:
         """Args:
             audit: the file that keeps the record; see `tracking.audit`.
             cache: folder for detectors that were fetched from the store.
             lock_folder: where a local store's first migration is guarded against other processes.
+            patience: for how long a store that is away is waited for, and who hears of it.
             artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
         Raises:
             InputError: the store cannot be reached or opened.
         """
         self.tracking_uri, self.audit, self._cache = tracking_uri, Audit(audit), cache
-        self.patience = Patience()
+        self._patience = patience or Patience()
         self._client: MlflowClient = open_client(tracking_uri, lock_folder=lock_folder, artifacts=artifacts)
 
     # --- reading
@@ -454,7 +456,7 @@ class Registry:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         with errors_told_plainly(self.tracking_uri):
-            return self.patience.until_back(
+            return self._patience.until_back(
                 lambda tries: action(), is_away=is_away, what=f"MLflow store {without_password(self.tracking_uri)}"
             )
 

@@ -141,7 +141,7 @@ def _studies(home: Home, found: Inventory) -> tuple[list[tuple[StudyView, bool]]
     from detectors.errors import InputError
     from studies.home import sqlite_file
     from studies.search import storage as studies_storage
-    from studies.search.driver import driver_lock
+    from studies.search.run import driver_lock
     from studies.search.view import StudyView
 
     views: list[StudyView] = []
@@ -185,7 +185,7 @@ def _add_features(found: Inventory, home: Home, running: Sequence[StudyView], *,
 
 def _add_trials(found: Inventory, view: StudyView, *, keep: int, busy: bool) -> None:
     """Checkpoints, detectors and leftovers of one study."""
-    from studies.search.driver import driver_lock
+    from studies.search.run import driver_lock
     from studies.worker.jobs import CHECKPOINTS, DETECTOR
 
     lock = driver_lock(view.home, view.header.name)
@@ -208,7 +208,7 @@ def _add_trials(found: Inventory, view: StudyView, *, keep: int, busy: bool) -> 
 
 def _best(view: StudyView, count: int) -> set[int]:
     """Numbers of the best trials, by the rule that selects one."""
-    from studies.search.view import select
+    from studies.search.selection import select
 
     rest = [trial.frozen for trial in view.trials()]
     chosen: set[int] = set()

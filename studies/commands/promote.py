@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
     from rich.console import Console
 
     from studies.home import Home
     from studies.release.promotion import Promoter, Promotion
+    from studies.search.patient_storage import PatientStorage
     from studies.search.view import StudyView, TrialView
     from tracking.registry import Registry, Version
 
@@ -114,12 +114,17 @@ def models(
 
 
 @contextmanager
-def _registry(console: Console) -> Iterator[tuple[Home, RDBStorage, Registry]]:
+def _registry(console: Console) -> Iterator[tuple[Home, PatientStorage, Registry]]:
     from studies.release.locate import open_home
     from studies.release.promotion import open_registry
+    from tracking.patience import Patience
 
     home, storage = open_home()
-    yield home, storage, open_registry(home, tell=lambda text: console.print(text, style="yellow", markup=False))
+    yield (
+        home,
+        storage,
+        open_registry(home, patience=Patience(tell=lambda text: console.print(text, style="yellow", markup=False))),
+    )
 
 
 @contextmanager
@@ -158,15 +163,13 @@ def _trial(view: StudyView, number: int, promoter: Promoter) -> TrialView:
     if found is not None and found.detectors:
         return found
     from studies.executors.inline import InlineExecutor
-    from studies.search.driver import Driver
     from studies.search.plan import Options, make_plan
-    from tracking.projection import Projection
+    from studies.search.run import refit_trial
+    from studies.search.stores import Stores
 
     promoter.tell(f"fitting trial {number} of {view.study.study_name} once more, and scoring it on test")
-    home = view.home
-    plan = make_plan(view.config, home, Options(device=str(promoter.device), offline=True))
-    projection = Projection(home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks)
-    return Driver(plan, InlineExecutor(), storage=promoter.storage, projection=projection).refit(number)
+    plan = make_plan(view.config, view.home, Options(device=str(promoter.device), offline=True))
+    return refit_trial(plan, InlineExecutor(), Stores.open(view.home), number)
 
 
 def _print(outcome: Promotion, console: Console, *, dry_run: bool) -> None:

@@ -170,16 +170,12 @@ def _plan(config: StudyConfig, home: Home, options: Options, live: Live | EventL
 
 
 def _drive(plan: Plan, live: Live | EventLines, *, fresh: bool, make_executor: Callable[[Plan], Executor]) -> Outcome:
-    from studies.search.driver import Driver
-    from studies.search.storage import open_storage
-    from tracking.projection import Projection
+    from studies.search.run import run_study
+    from studies.search.stores import Stores
 
     live.preparing("opening the stores", 0, 0)
-    home = plan.home
-    storage = open_storage(home)
-    projection = Projection(home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks)
-    executor = make_executor(plan)
-    return Driver(plan, executor, storage=storage, projection=projection, listener=live).run(fresh=fresh)
+    stores = Stores.open(plan.home, live)
+    return run_study(plan, make_executor(plan), stores, fresh=fresh, listener=live)
 
 
 def _jobs(text: str | None, *, remote: bool) -> int | Literal["auto"]:

@@ -128,10 +128,9 @@ def _token(path: Path | None) -> str | None:
 
 def _open_registry(home: Home) -> Registry:
     from studies.release.promotion import open_registry
+    from tracking.patience import Patience
 
-    registry = open_registry(home)
-    registry.patience.give_up_seconds = STORE_SECONDS
-    return registry
+    return open_registry(home, patience=Patience(give_up_seconds=STORE_SECONDS))
 
 
 def _listen(host: str, port: int) -> socket.socket:

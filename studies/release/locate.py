@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optuna.storages import RDBStorage
-
 from detectors.errors import InputError
 from detectors.runtime.artifact import is_artifact
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
+from studies.search.patient_storage import PatientStorage
 from studies.search.view import StudyView
 
 
-def open_home() -> tuple[Home, RDBStorage]:
+def open_home() -> tuple[Home, PatientStorage]:
     """Home and storage. Raises `InputError` where no study was run here; nothing is created by looking."""
     home = Home.from_environment()
     path = sqlite_file(home.storage_url)

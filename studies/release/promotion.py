@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import RDBStorage
-
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import write_json, write_text
@@ -27,10 +25,12 @@ from studies.release.gate import Contender, Gate, GateReport
 from studies.release.retrain import Retrained
 from studies.search import storage as studies_storage
 from studies.search.lease import Lease
+from studies.search.patient_storage import PatientStorage
 from studies.search.plan import choose_device
 from studies.search.summary import headline
 from studies.search.view import StudyView, TrialView
 from studies.worker.trial import environment
+from tracking.patience import Patience
 from tracking.registry import CHAMPION, Registry, Source, Version
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,127}")
@@ -68,17 +68,23 @@ class Promotion:
         return self.report is not None and not self.report.passed
 
 
-def open_registry(home: Home, *, tell: Tell = lambda text: None) -> Registry:
-    """The registry of a home. Raises `InputError` where its store cannot be opened."""
-    registry = Registry(
+def open_registry(home: Home, *, patience: Patience | None = None) -> Registry:
+    """The registry of a home.
+
+    Args:
+        patience: for how long a store that is away is waited for, and who hears of it.
+
+    Raises:
+        InputError: its store cannot be opened.
+    """
+    return Registry(
         home.tracking_uri,
         audit=home.root / "registry.jsonl",
         cache=home.root / "models",
         lock_folder=home.locks,
         artifacts=home.mlflow_artifacts,
+        patience=patience,
     )
-    registry.patience.tell = tell
-    return registry
 
 
 class Promoter:
@@ -87,7 +93,7 @@ class Promoter:
     def __init__(
         self,
         home: Home,
-        storage: RDBStorage,
+        storage: PatientStorage,
         registry: Registry,
         *,
         device: str = "auto",

@@ -13,8 +13,9 @@ from studies.report import phrases
 from studies.report.charts import Table, shortened
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
+from studies.search.attributes import INTERRUPTED
 from studies.search.space import describe_dimension
-from studies.search.view import INTERRUPTED, TrialView
+from studies.search.view import TrialView
 from studies.show import tables
 from studies.show.study_tables import METRIC_COLUMNS
 
@@ -193,9 +194,7 @@ def measurement_tables(search: Search) -> Iterator[tuple[str, Table]]:
                 ),
             ),
         )
-    places = {
-        str(sorted(place.items())): place for trial in search.trials if (place := trial.outcome.get("environment"))
-    }
+    places = {str(sorted(place.items())): place for trial in search.trials if (place := trial.outcome.environment)}
     if places:
         names = dict.fromkeys(name for place in places.values() for name in place)
         heads = ("what", *([f"place {index}" for index in range(1, len(places) + 1)] if len(places) > 1 else ["value"]))

@@ -90,7 +90,7 @@ def study_section(view: StudyView, id: str) -> StudySection:
 
 def _about(view: StudyView, search: Search) -> str:
     """Detectors, data set, and when the study began and brought its last result."""
-    ends = [end for trial in search.trials if (end := trial.outcome.get("finished")) is not None]
+    ends = [end for trial in search.trials if (end := trial.outcome.finished) is not None]
     last_result = f", last result {phrases.moment(max(ends))}" if ends else ""
     names = phrases.listed([phrases.detector(name) for name in view.config.detectors])
     return f"{names} on {view.header.experiment}, begun {phrases.moment(view.header.created)}{last_result}"

@@ -238,7 +238,7 @@ def _rate_tile(label: str, count: int, of: int) -> Tile:
 
 def _machine(trial: TrialView) -> str:
     """Where the speed of the trial was measured: device, its name, CPU threads."""
-    environment = trial.outcome.get("environment", {})
+    environment = trial.outcome.environment
     threads = trial.metrics.get("latency_threads")
     parts = [str(environment[name]) for name in ("device", "device_name") if environment.get(name)]
     return " ".join(parts) + (f" with {phrases.several(int(threads), 'thread')}" if threads and parts else "")

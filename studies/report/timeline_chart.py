@@ -123,7 +123,7 @@ def _caption(search: Search, spans: dict[int, tuple[float, float]], stages: Iter
 def stage_seconds(trial: TrialView) -> dict[str, float]:
     """Seconds that a trial spent on each kind of work, summed over its image sets and products."""
     totals: dict[str, float] = {}
-    for stage, seconds in trial.outcome.get("seconds", {}).items():
+    for stage, seconds in trial.outcome.seconds.items():
         kind = stage.rpartition(": ")[2].partition(" (")[0]
         kind = phrases.STAGES.get(kind, kind)
         totals[kind] = totals.get(kind, 0.0) + seconds
@@ -133,8 +133,8 @@ def stage_seconds(trial: TrialView) -> dict[str, float]:
 def _span(trial: TrialView) -> tuple[float, float] | None:
     """Begin and end in seconds since the epoch; None for a trial that is running or whose times are not known."""
     outcome = trial.outcome
-    begin = outcome.get("started", _timestamp(trial.frozen.datetime_start))
-    end = outcome.get("finished", _timestamp(trial.frozen.datetime_complete))
+    begin = outcome.started if outcome.started is not None else _timestamp(trial.frozen.datetime_start)
+    end = outcome.finished if outcome.finished is not None else _timestamp(trial.frozen.datetime_complete)
     if begin is None or end is None or trial.state == "RUNNING":
         return None
     return begin, max(begin, end)

@@ -2,36 +2,152 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeVar
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from detectors.errors import InputError
 from tracking.patience import Patience, is_lasting
 
-BEHIND_THE_CACHE = ("_create_new_trial", "_get_best_trial_id", "_get_trials", "_set_trial_param")
-"""What the cache that Optuna puts before every `RDBStorage` calls of it beside the public methods."""
+READER_SECONDS = 10.0
+"""How long somebody waits who has no work to lose. A driver brings more patience."""
+T = TypeVar("T")
 
 # It shows the SQL of a query that a lost connection ended, and then tries the lost connection again.
 logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
 
 
-class PatientStorage(RDBStorage):
-    """`RDBStorage` whose every call is tried again while the database cannot be reached.
+class PatientStorage(BaseStorage):
+    """An `RDBStorage`, behind the cache that Optuna puts before it, whose every call is tried again while the database is away.
 
-    A call raises `InputError` where the database did not come back in the time that `patience` gives it.
+    A call raises `InputError` where the database did not come back in the time that the patience gives it.
     """
 
-    patience: Patience = Patience(give_up_seconds=10.0)
-    """The driver, which has work to lose, brings more."""
-    shown_url: str = "the Optuna database"
+    def __init__(
+        self, database: RDBStorage, *, patience: Patience | None = None, shown_url: str = "the Optuna database"
+    ) -> None:
+        """Args: `shown_url` names the database in messages, without a password."""
+        self.database = database
+        self._cached, self._shown_url = get_storage(database), shown_url
+        self._patience = patience or Patience(give_up_seconds=READER_SECONDS)
+
+    @property
+    def engine(self) -> Engine:
+        """SQLAlchemy's engine of the database, for tables beside Optuna's."""
+        return self.database.engine
+
+    # Studies
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        return self._patiently(lambda: self._cached.create_new_study(directions, study_name))
+
+    def delete_study(self, study_id: int) -> None:
+        self._patiently(lambda: self._cached.delete_study(study_id))
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda: self._cached.set_study_user_attr(study_id, key, value))
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda: self._cached.set_study_system_attr(study_id, key, value))
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._patiently(lambda: self._cached.get_study_id_from_name(study_name))
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._patiently(lambda: self._cached.get_study_name_from_id(study_id))
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._patiently(lambda: self._cached.get_study_directions(study_id))
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._patiently(lambda: self._cached.get_study_user_attrs(study_id))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._patiently(lambda: self._cached.get_study_system_attrs(study_id))
+
+    def get_all_studies(self) -> list[Any]:
+        return self._patiently(self._cached.get_all_studies)
+
+    # Trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        return self._patiently(lambda: self._cached.create_new_trial(study_id, template_trial))
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._patiently(lambda: self._cached.set_trial_param(trial_id, param_name, param_value_internal, distribution))
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As `BaseStorage.set_trial_state_values`; a first try that was stored but not confirmed counts as done."""
+        is_repeated = False
+
+        def once() -> bool:
+            nonlocal is_repeated
+            try:
+                is_set = self._cached.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not is_repeated:
+                    raise
+                # The connection broke after the first try was stored.
+                return True
+            finally:
+                was_repeated, is_repeated = is_repeated, True
+            # The same, of a queued trial that was set running. Nobody else could do it: there is one driver.
+            return is_set or (was_repeated and self._cached.get_trial(trial_id).state == TrialState.RUNNING)
+
+        return self._patiently(once)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._patiently(lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda: self._cached.set_trial_user_attr(trial_id, key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._patiently(lambda: self._cached.set_trial_system_attr(trial_id, key, value))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._patiently(lambda: self._cached.get_trial(trial_id))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
+
+    # Short ways that the cache has, and that would else go through all trials
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return self._patiently(lambda: self._cached.get_trial_id_from_study_id_trial_number(study_id, trial_number))
+
+    def get_trial_number_from_id(self, trial_id: int) -> int:
+        return self._patiently(lambda: self._cached.get_trial_number_from_id(trial_id))
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return self._patiently(lambda: self._cached.get_best_trial(study_id))
+
+    def remove_session(self) -> None:
+        self._cached.remove_session()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        try:
+            return self._patience.until_back(lambda tries: action(), is_away=is_away, what=self._shown_url)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            first = str(getattr(error.__cause__ or error, "orig", error)).strip().splitlines()[0]
+            raise InputError(
+                f"{self._shown_url} cannot be reached any more ({first}); run the same command again"
+            ) from error
 
 
 def is_away(error: BaseException) -> bool:
@@ -45,39 +161,3 @@ def is_away(error: BaseException) -> bool:
     # What a server that shuts down says is no operational error to every driver, but the connection is gone.
     connection_lost = isinstance(cause, OperationalError | InterfaceError) or cause.connection_invalidated
     return connection_lost and not is_lasting(str(cause.orig))
-
-
-def patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A storage's method that is tried again while the database is away."""
-
-    @functools.wraps(method)
-    def call(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
-        def once(tries: int) -> Any:
-            try:
-                result = method(self, *arguments, **named)
-            except UpdateFinishedTrialError:
-                if tries == 0 or method.__name__ != "set_trial_state_values":
-                    raise
-                # The connection broke after the first try was stored.
-                return True
-            if tries and method.__name__ == "set_trial_state_values" and result is False:
-                # The same, of a queued trial that was set running. Nobody else could do it: there is one driver.
-                return self.get_trial(arguments[0]).state == TrialState.RUNNING
-            return result
-
-        try:
-            return self.patience.until_back(once, is_away=is_away, what=self.shown_url)
-        except Exception as error:
-            if not is_away(error):
-                raise
-            first = str(getattr(error.__cause__ or error, "orig", error)).strip().splitlines()[0]
-            raise InputError(
-                f"{self.shown_url} cannot be reached any more ({first}); run the same command again"
-            ) from error
-
-    return call
-
-
-for _name in (*(_name for _name in dir(BaseStorage) if not _name.startswith("_")), *BEHIND_THE_CACHE):
-    if callable(_method := getattr(RDBStorage, _name, None)):
-        setattr(PatientStorage, _name, patiently(_method))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from detectors.errors import InputError
@@ -22,6 +22,7 @@ from studies.home import Home, prepare_sqlite, sqlite_file
 from studies.search.patient_storage import PatientStorage
 from studies.search.plan import Plan, differences
 from tracking.addresses import without_password
+from tracking.patience import Patience
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -61,24 +62,30 @@ class Header:
     splits_digest: str
 
 
-def open_storage(home: Home) -> PatientStorage:
-    """The Optuna storage, its tables made where they are missing. Raises `InputError` where it cannot be opened."""
+def open_storage(home: Home, *, patience: Patience | None = None) -> PatientStorage:
+    """The Optuna storage, its tables made where they are missing.
+
+    Args:
+        patience: for how long a database that is away is waited for, and who hears of it; a few seconds by default.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
     url = home.storage_url
     prepare_sqlite(url)
     try:
         with file_lock(home.locks / "optuna-migration.lock"):
-            storage = _open(url)
+            database = _open(url)
     except ImportError as error:
         hint = "; pip install 'anomaly-studies[postgres]'" if url.startswith("postgresql") else ""
         raise InputError(f"Optuna storage {without_password(url)}: no driver for this database{hint}") from error
     except (SQLAlchemyError, RuntimeError, ValueError) as error:
         first = without_password(str(error)).strip().splitlines()[0]
         raise InputError(f"Optuna storage {without_password(url)}: {first}; check STUDY_STORAGE") from error
-    storage.shown_url = f"Optuna storage {without_password(url)}"
-    return storage
+    return PatientStorage(database, patience=patience, shown_url=f"Optuna storage {without_password(url)}")
 
 
-def _open(url: str) -> PatientStorage:
+def _open(url: str) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": 60}}
     if url.startswith("postgresql"):
         options = {"pool_pre_ping": True, "connect_args": CONNECTION}
@@ -87,23 +94,23 @@ def _open(url: str) -> PatientStorage:
     for pause in PAUSES:
         # Other machines may be making the tables in the same moment.
         with suppress(IntegrityError, ProgrammingError):
-            return PatientStorage(url, engine_kwargs=options)
+            return RDBStorage(url, engine_kwargs=options)
         time.sleep(pause)
-    return PatientStorage(url, engine_kwargs=options)
+    return RDBStorage(url, engine_kwargs=options)
 
 
-def study_names(storage: RDBStorage) -> list[str]:
+def study_names(storage: BaseStorage) -> list[str]:
     """Optuna names of all studies, generations included."""
     return sorted(optuna.get_all_study_names(storage=storage))
 
 
-def latest(storage: RDBStorage, name: str) -> str | None:
+def latest(storage: BaseStorage, name: str) -> str | None:
     """The Optuna name of a study's last generation, None where there is none."""
     found = [known for known in study_names(storage) if known.partition(GENERATION)[0] == name]
     return max(found, key=_generation, default=None)
 
 
-def all_studies(storage: RDBStorage) -> Iterator[tuple[optuna.Study, Header]]:
+def all_studies(storage: BaseStorage) -> Iterator[tuple[optuna.Study, Header]]:
     """All studies, generations included, by name; one that was stopped while it was created is passed over."""
     for name in study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
@@ -112,12 +119,12 @@ def all_studies(storage: RDBStorage) -> Iterator[tuple[optuna.Study, Header]]:
             yield study, header
 
 
-def find_by_uid(storage: RDBStorage, uid: str) -> tuple[optuna.Study, Header] | None:
+def find_by_uid(storage: BaseStorage, uid: str) -> tuple[optuna.Study, Header] | None:
     """The study of this uid; None where there is none."""
     return next((found for found in all_studies(storage) if found[1].uid == uid), None)
 
 
-def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
+def load_study(storage: BaseStorage, name: str) -> tuple[optuna.Study, Header]:
     """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
     names = study_names(storage)
     found = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
@@ -133,7 +140,7 @@ def load_study(storage: RDBStorage, name: str) -> tuple[optuna.Study, Header]:
     return study, header
 
 
-def create_or_resume(storage: RDBStorage, plan: Plan, *, fresh: bool) -> tuple[optuna.Study, Header, bool]:
+def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[optuna.Study, Header, bool]:
     """The study that a plan belongs to.
 
     Returns:
@@ -215,7 +222,7 @@ def _resolved_config(plan: Plan) -> dict[str, Any]:
     return config
 
 
-def _create(storage: RDBStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
+def _create(storage: BaseStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
     try:
         return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (DuplicatedStudyError, ValueError) as error:

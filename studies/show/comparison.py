@@ -163,7 +163,7 @@ def study_rows(view: StudyView) -> list[Row]:
 
 def _row(view: StudyView, trial: TrialView) -> Row:
     metrics = trial.metrics | trial.test_metrics
-    params, environment = trial.params, trial.outcome.get("environment", {})
+    params, environment = trial.params, trial.outcome.environment
     seeds = metrics.get("seeds")
     device = " ".join(str(environment[name]) for name in ("device", "device_name") if environment.get(name))
     return Row(

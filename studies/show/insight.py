@@ -13,7 +13,8 @@ import optuna
 from optuna.trial import TrialState
 
 from studies.file.encoding import encode
-from studies.search.view import DISCARDED, StudyView, TrialView
+from studies.search.attributes import TrialAttributes
+from studies.search.view import StudyView, TrialView
 
 MIN_TRIALS = 8
 """Fewest finished trials from which the importance of a parameter is computed."""
@@ -54,7 +55,7 @@ def savings(view: StudyView) -> Savings | None:
     """The work that pruning saved; None if no trial was pruned."""
     trials, epochs, seconds, spent = 0, 0, 0.0, 0.0
     for trial in view.trials():
-        stages = trial.outcome.get("seconds", {})
+        stages = trial.outcome.seconds
         pace = stages.get("fit", 0.0) + stages.get("validate", 0.0)
         spent += pace
         done, wanted = max(trial.frozen.intermediate_values, default=0), trial.params.get("epochs")
@@ -78,7 +79,7 @@ def importances(view: StudyView) -> dict[str, float]:
     trials = [
         trial
         for trial in view.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if DISCARDED not in trial.user_attrs
+        if TrialAttributes.of(trial).discarded is None
     ]
     if len(trials) < MIN_TRIALS:
         return {}

@@ -46,7 +46,7 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "test_metrics": trial.test_metrics,
         "failure": trial.failure,
         "seconds": trial.seconds,
-        "stages": trial.outcome.get("seconds", {}),
+        "stages": trial.outcome.seconds,
         "asked": _timestamp(trial.frozen.datetime_start),
         "told": _timestamp(trial.frozen.datetime_complete),
         "folder": str(trial.folder),

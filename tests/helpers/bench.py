@@ -18,12 +18,14 @@ from optuna.trial import FrozenTrial
 from detectors.files import write_json
 from studies.home import Home
 from studies.search import storage as studies_storage
-from studies.search.driver import Driver
-from studies.search.notices import Notice, Said
+from studies.search.attributes import DISCARDED
+from studies.search.notices import Listener, Notice, Said
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
+from studies.search.run import refit_trial, run_study
 from studies.search.storage import open_storage
-from studies.search.view import DISCARDED, StudyView
+from studies.search.stores import Stores
+from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import (
     DETECTOR,
     LOG_FILE,
@@ -38,7 +40,6 @@ from studies.worker.jobs import (
     TrialResult,
 )
 from tests.helpers.builders import BACKBONE, make_config
-from tracking.projection import Projection
 
 Answer = Mapping[str, float] | LostKind | BaseException
 Script = Callable[[Job], Answer]
@@ -143,6 +144,30 @@ class Killed(BaseException):
 
 
 @dataclass
+class BenchRun:
+    """One run of a study that has not begun."""
+
+    plan: Plan
+    executor: Any
+    listener: Listener
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, *, fresh: bool = False) -> Outcome:
+        stores = Stores.open(self.plan.home, self.listener)
+        return run_study(self.plan, self.executor, stores, fresh=fresh, listener=self.listener, **self.options)
+
+    def refit(self, number: int) -> TrialView:
+        return refit_trial(self.plan, self.executor, Stores.open(self.plan.home), number, listener=self.listener)
+
+    def kill(self) -> None:
+        """Run until somebody raises `Killed`."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("studies.search.run.wind_up", lambda session, patience, error: None)
+            with pytest.raises(Killed):
+                self.run()
+
+
+@dataclass
 class Bench:
     """One STUDY_HOME in which a study is run again and again, as separate processes would."""
 
@@ -151,7 +176,7 @@ class Bench:
     home: Home
     notices: list[Notice] = field(default_factory=list)
 
-    def driver(self, executor: Any = None, *, backbones: Sequence[str] | None = None, **changes: Any) -> Driver:
+    def driver(self, executor: Any = None, *, backbones: Sequence[str] | None = None, **changes: Any) -> BenchRun:
         listener = changes.pop("listener", None)
         options = {"clock": clock} if (clock := changes.pop("clock", None)) else {}
         config = make_config(self.root, **changes)
@@ -163,24 +188,14 @@ class Bench:
             if listener is not None:
                 listener(notice)
 
-        return Driver(
-            plan,
-            executor or ScriptedExecutor(),
-            storage=open_storage(self.home),
-            projection=Projection(self.home.tracking_uri, artifact_root=self.home.mlflow_artifacts),
-            listener=listen,
-            **options,
-        )
+        return BenchRun(plan, executor or ScriptedExecutor(), listen, options)
 
     def run(self, executor: Any = None, *, fresh: bool = False, **changes: Any) -> Outcome:
         return self.driver(executor, **changes).run(fresh=fresh)
 
     def kill(self, executor: ScriptedExecutor, **changes: Any) -> None:
         """Run until the script raises `Killed`."""
-        driver = self.driver(executor, **changes)
-        driver._wind_up = lambda error: None  # type: ignore[method-assign]
-        with pytest.raises(Killed):
-            driver.run()
+        self.driver(executor, **changes).kill()
 
     def view(self, name: str = "tiny") -> StudyView:
         return StudyView(*studies_storage.load_study(open_storage(self.home), name), self.home)

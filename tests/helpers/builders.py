@@ -9,8 +9,8 @@ from typing import Any
 from detectors import catalog
 from studies.file.config import StudyConfig, validate
 from studies.home import Home
-from studies.search.driver import derive_seed
 from studies.search.plan import Options, Plan, make_plan
+from studies.search.samplers import derive_seed
 from studies.worker.jobs import Job, Task
 
 BACKBONE = "resnet18@random"

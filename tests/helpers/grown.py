@@ -11,8 +11,9 @@ from optuna.trial import TrialState, create_trial
 
 from studies.home import Home
 from studies.search import storage as studies_storage
+from studies.search.attributes import JOB, OUTCOME
 from studies.search.storage import open_storage
-from studies.search.view import JOB, OUTCOME, StudyView
+from studies.search.view import StudyView
 
 
 def open_view(folder: Path, name: str) -> StudyView:

@@ -16,7 +16,7 @@ MODULES = [
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",
     "studies.cli",
-    "studies.search.driver",
+    "studies.search.run",
     "studies.executors.inline",
     "studies.executors.local",
     "studies.show.live",

@@ -23,8 +23,9 @@ from optuna.trial import TrialState
 
 from studies.home import Home
 from studies.search import storage as studies_storage
+from studies.search.attributes import DISCARDED
 from studies.search.storage import open_storage
-from studies.search.view import DISCARDED, StudyView
+from studies.search.view import StudyView
 from tests.helpers.builders import raw_config
 from tests.helpers.preloaded import Ended, quick_trials, study
 
@@ -71,7 +72,8 @@ def arm(point: Point) -> None:
     setattr(owner, name, deadly)
 
 
-MLFLOW, OPTUNA, DRIVER = "mlflow:MlflowClient", "optuna:Study", "studies.search.driver:Driver"
+MLFLOW, OPTUNA = "mlflow:MlflowClient", "optuna:Study"
+REFIT, OPENED = "studies.search.refit:Refit", "studies.search.opened:OpenStudy"
 TRIAL = "optuna.trial:Trial"
 # The first run of MLflow is the parent's; each trial is written when it starts and when it ends, in one batch each.
 POINTS = {
@@ -95,13 +97,13 @@ POINTS = {
     "between batch and end": Point(f"{MLFLOW}.log_batch", 5, "after"),
     "between files and end": Point(f"{MLFLOW}.log_artifacts", 3, "after"),
     "before the end was synced": Point(f"{MLFLOW}.set_tag", 4, "before"),
-    "before the refit": Point(f"{DRIVER}._run_after_search", 1, "before"),
-    "after the refit": Point(f"{DRIVER}._run_after_search", 1, "after"),
+    "before the refit": Point(f"{REFIT}.run", 1, "before"),
+    "after the refit": Point(f"{REFIT}.run", 1, "after"),
     "before the selected trial is marked": Point("tracking.projection:Projection.write_trial", 7, "before"),
     "while the selected trial is marked": Point(f"{MLFLOW}.log_inputs", 5, "after"),
-    "before the parent is closed": Point(f"{DRIVER}._close_parent", 1, "before"),
+    "before the parent is closed": Point(f"{OPENED}.close_parent", 1, "before"),
     "while the parent is closed": Point(f"{MLFLOW}.set_terminated", 5, "before"),
-    "after the parent was closed": Point(f"{DRIVER}._close_parent", 1, "after"),
+    "after the parent was closed": Point(f"{OPENED}.close_parent", 1, "after"),
 }
 IN_THE_REFIT = {
     "before test is scored": Point("studies.worker.trial:_Worker._choose_threshold", 1, "after"),
@@ -109,8 +111,8 @@ IN_THE_REFIT = {
     "between detector and result": Point("studies.worker.trial:save_artifact", 1, "after"),
 }
 IN_RECOVERY = {
-    "before the orphan is looked at": Point(f"{DRIVER}._settle", 1, "before"),
-    "before its result is told": Point(f"{DRIVER}._tell", 1, "before"),
+    "before the orphan is looked at": Point("studies.search.run:take_up", 1, "before"),
+    "before its result is told": Point("studies.search.telling:Telling.tell", 1, "before"),
     "between its outcome and tell": Point(f"{OPTUNA}.tell", 1, "before"),
     "after its result was told": Point(f"{OPTUNA}.tell", 1, "after"),
     "while its run is written": Point(f"{MLFLOW}.log_batch", 2, "after"),

@@ -248,7 +248,7 @@ def test_a_study_outlives_a_node(make, cluster: Cluster, bench: Bench):
     retried = [notice for notice in bench.notices if isinstance(notice, Retried)]
     assert retried
     assert all("node_lost" in notice.reason for notice in retried)
-    attempts = {trial.number: trial.job["attempt"] for trial in outcome.view.trials()}
+    attempts = {trial.number: trial.submission.attempt for trial in outcome.view.trials()}
     assert {number for number, attempt in attempts.items() if attempt == 2} == {notice.number for notice in retried}
     assert {run.info.status for run in bench.runs()} == {"FINISHED"}
     assert sorted(bench.children()) == list(range(8))

@@ -36,9 +36,10 @@ from studies.report.study_section import study_section
 from studies.report.timeline_chart import timeline
 from studies.report.trade_off_chart import trade_off
 from studies.search import storage as studies_storage
+from studies.search.attributes import JOB, OUTCOME
 from studies.search.outcome import StudyFailedError
 from studies.search.storage import open_storage
-from studies.search.view import JOB, OUTCOME, StudyView
+from studies.search.view import StudyView
 from studies.worker.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, read_result
 from studies.worker.scores import SCORES_FILE, read_scores, write_scores
 from tests.helpers.bench import THREE, Bench, Killed, ScriptedExecutor, Training, quality
@@ -141,7 +142,7 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
     for word in ("Where it fails", "The search", "All trials", "How it was measured", "study run tiny.yaml --fresh"):
         assert word in page.text
     assert view.header.identity["data"]["test"][:16] in page.text
-    assert view.selected().outcome["environment"]["torch"] in page.text
+    assert view.selected().outcome.environment["torch"] in page.text
 
 
 def test_the_page_opens_no_connection_and_runs_only_its_own_script(finished: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_recovery_that_is_killed_is_recovered_from(scene: Scene, name: str) ->
     assert again.code == 0, again.err
     view = assert_whole(scene)
     assert [trial.state for trial in view.trials()] == ["COMPLETE"] * TRIALS
-    assert [trial.job["attempt"] for trial in view.trials()] == [1, 1, 1]
+    assert [trial.submission.attempt for trial in view.trials()] == [1, 1, 1]
 
 
 def test_a_driver_that_is_killed_again_and_again_at_the_same_trial_gives_it_up(scene: Scene) -> None:
@@ -126,7 +126,7 @@ def test_a_signal_to_a_driver_with_a_busy_worker(scene: Scene, how: str) -> None
         assert scene.run().code == 0
     view = assert_whole(scene)
     if how == "SIGKILL":
-        assert [trial.job["attempt"] for trial in view.trials()] == [1, 2, 1]
+        assert [trial.submission.attempt for trial in view.trials()] == [1, 2, 1]
     else:
         states = [(trial.state, trial.failure) for trial in view.trials()]
         assert states == [("COMPLETE", ""), ("FAIL", "interrupted"), ("COMPLETE", ""), ("COMPLETE", "")]
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(scene: Scene) -> 
         assert process.wait(PATIENCE) == 0, scene.output
     assert "crashed: worker ended by SIGKILL" in scene.output
     view = assert_whole(scene)
-    assert [trial.job["attempt"] for trial in view.trials()] == [1, 2, 1]
+    assert [trial.submission.attempt for trial in view.trials()] == [1, 2, 1]
 
 
 def test_kills_at_random_moments(study_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,12 @@ from optuna.trial import TrialState
 from detectors.errors import InputError
 from studies.executors.inline import InlineExecutor
 from studies.search import storage as studies_storage
+from studies.search.attributes import JOB, OUTCOME, Submission
 from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
+from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
+from studies.search.queue import Queue
 from studies.search.storage import open_storage
-from studies.search.view import JOB, OUTCOME
 from studies.show import study_json, study_tables, tables
 from studies.worker.jobs import DETECTOR, RESULT_FILE, Done, Event, Job, Lost, LostKind, Report, Stage
 from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor, Training, by_layers, quality, three
@@ -604,7 +606,7 @@ def test_an_interruption_at_any_notice_leaves_nothing_running(bench: Bench, kind
     assert bench.parent().info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("method", ["ask", "_suggest", "_submit", "write_trial", "_view"])
+@pytest.mark.parametrize("method", ["ask", "suggest", "write", "write_trial", "trial"])
 def test_an_interruption_while_a_trial_is_made_loses_neither_trial_nor_baseline(bench: Bench, method: str) -> None:
     study = {"baselines": [{"n_features": 33}]}
     driver = bench.driver(**study)
@@ -612,12 +614,18 @@ def test_an_interruption_while_a_trial_is_made_loses_neither_trial_nor_baseline(
 
     def once(*args: Any, **kwargs: Any) -> Any:
         setattr(owner, method, original)
-        if method in ("ask", "_suggest"):
+        if method in ("ask", "suggest"):
             original(*args, **kwargs)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        owner = {"ask": optuna.Study, "write_trial": Projection}.get(method, driver)
+        owner = {
+            "ask": optuna.Study,
+            "suggest": Queue,
+            "write": Submission,
+            "write_trial": Projection,
+            "trial": OpenStudy,
+        }[method]
         original = getattr(owner, method)
         patch.setattr(owner, method, once)
         with pytest.raises(KeyboardInterrupt):
@@ -730,20 +738,18 @@ def test_more_orphans_than_the_budget_leaves_room_for_are_put_back(bench: Bench)
 
 
 @pytest.mark.parametrize("suggested", [False, True])
-def test_a_trial_killed_within_ask_is_adopted(bench: Bench, suggested: bool) -> None:
+def test_a_trial_killed_within_ask_is_adopted(bench: Bench, monkeypatch: pytest.MonkeyPatch, suggested: bool) -> None:
     study = {"baselines": [{"n_features": 33}]}
-    driver = bench.driver(**study)
-    driver._wind_up = lambda error: None  # type: ignore[method-assign]
-    suggest = driver._suggest
+    suggest = Queue.suggest
 
     def die(*args: Any) -> Any:
         if suggested:
             suggest(*args)
         raise Killed
 
-    driver._suggest = die  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        driver.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "suggest", die)
+        bench.driver(**study).kill()
     (orphan,) = bench.frozen()
     assert orphan.state == TrialState.RUNNING
     assert JOB not in orphan.user_attrs
@@ -765,18 +771,16 @@ def test_an_outcome_that_was_decided_but_not_told_stands(bench: Bench, monkeypat
     assert bench.children()[0].data.tags["trial.failure"] == "exception: as the script says"
 
 
-def test_a_duplicate_killed_before_it_was_told_stays_discarded(bench: Bench) -> None:
-    driver = bench.driver(ScriptedExecutor(by_layers), **three())
-    driver._wind_up = lambda error: None  # type: ignore[method-assign]
-    discard = driver._discard
+def test_a_duplicate_killed_before_it_was_told_stays_discarded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    discard = Queue.discard
+    with monkeypatch.context() as patch:
 
-    def die(trial: Any) -> None:
-        driver.study.tell = _die  # type: ignore[method-assign]
-        discard(trial)
+        def die(queue: Queue, trial: Any) -> None:
+            patch.setattr(optuna.Study, "tell", _die)
+            discard(queue, trial)
 
-    driver._discard = die  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        driver.run()
+        patch.setattr(Queue, "discard", die)
+        bench.driver(ScriptedExecutor(by_layers), **three()).kill()
     assert any(trial.state == TrialState.RUNNING for trial in bench.all_frozen())
     bench.run(ScriptedExecutor(by_layers), **three())
     assert all(trial.state != TrialState.RUNNING for trial in bench.all_frozen())

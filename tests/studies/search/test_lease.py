@@ -28,7 +28,7 @@ from studies.search import lease as lease_module
 from studies.search.lease import Holder, Lease
 from studies.search.notices import Started
 from studies.search.outcome import LeaseLostError
-from studies.search.patient_storage import PatientStorage, patiently
+from studies.search.patient_storage import PatientStorage
 from studies.search.storage import open_storage
 from studies.worker.jobs import Job
 from tests.helpers.bench import Bench, ScriptedExecutor
@@ -408,7 +408,7 @@ def test_what_waited_for_a_database_asks_first_whether_it_may_go_on(
     left: list[Any] = []
     original = RDBStorage.set_trial_user_attr
 
-    def cut(storage: PatientStorage, *arguments: Any, **named: Any) -> None:
+    def cut(storage: RDBStorage, *arguments: Any, **named: Any) -> None:
         if not left:
             rob(open_storage(bench.home))
             left.append(snapshot(bench))
@@ -416,7 +416,7 @@ def test_what_waited_for_a_database_asks_first_whether_it_may_go_on(
         original(storage, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PatientStorage, "set_trial_user_attr", patiently(cut))
+        patch.setattr(RDBStorage, "set_trial_user_attr", cut)
         with pytest.raises(KeyboardInterrupt if interrupted else LeaseLostError):
             bench.run()
     assert [snapshot(bench)] == left
@@ -424,7 +424,7 @@ def test_what_waited_for_a_database_asks_first_whether_it_may_go_on(
 
 def test_a_lease_that_is_renewed_all_the_time_disturbs_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both write to one SQLite file, from two threads."""
-    monkeypatch.setattr("studies.search.driver.Lease", lambda engine, study: Lease(engine, study, renew_seconds=0.001))
+    monkeypatch.setattr("studies.search.run.Lease", lambda engine, study: Lease(engine, study, renew_seconds=0.001))
     bench.run(budget={"trials": 15})
     assert bench.states() == ["COMPLETE"] * 15
     assert len(bench.children()) == 15

@@ -7,9 +7,9 @@ import pytest
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.overrides import parse_idea
-from studies.search.driver import make_sampler
+from studies.search.attributes import ORIGIN
+from studies.search.samplers import make_sampler
 from studies.search.space import dimension_values
-from studies.search.view import ORIGIN
 from studies.show import insight, study_json, study_tables
 from studies.worker.jobs import Job
 from tests.helpers.bench import Bench, ScriptedExecutor, Training, quality

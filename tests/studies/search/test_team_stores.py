@@ -206,7 +206,7 @@ def test_a_recovery_that_is_killed_is_recovered_from(scene: Scene, name: str) ->
     again = scene.run()
     assert again.code == 0, again.err
     view = assert_whole(scene)
-    assert [trial.job["attempt"] for trial in view.trials()] == [1, 1, 1]
+    assert [trial.submission.attempt for trial in view.trials()] == [1, 1, 1]
 
 
 # Two drivers
@@ -379,7 +379,7 @@ def test_the_command_waits_for_both_and_says_so(
     assert "Traceback" not in ended.out + ended.err
     assert_no_password(ended.out + ended.err)
     view = assert_whole(scene)
-    assert [(trial.state, trial.job["attempt"]) for trial in view.trials()] == [("COMPLETE", 1)] * TRIALS
+    assert [(trial.state, trial.submission.attempt) for trial in view.trials()] == [("COMPLETE", 1)] * TRIALS
 
 
 @pytest.mark.parametrize(("what", "which"), [("runs/create", {1, 2, 4}), ("", {4, 17, 31, 46, 62})])

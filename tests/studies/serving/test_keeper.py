@@ -31,6 +31,7 @@ from tests.helpers.in_process import running, started
 from tests.helpers.servers import MlflowServer
 from tests.helpers.small_models import make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
+from tracking.patience import Patience
 from tracking.registry import Registry
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -216,7 +217,12 @@ def test_a_registry_that_is_away_for_a_while_costs_nothing(
     run = make_run(server.uri, tmp_path / "artifacts")
     versions = [registry.register("widgets", source(one, run, key=str(n))) for n, one in enumerate(folders)]
     registry.promote(versions[0], details={})
-    registry.patience.give_up_seconds = 0.2
+    registry = Registry(
+        server.uri,
+        audit=tmp_path / "registry.jsonl",
+        cache=tmp_path / "models",
+        patience=Patience(give_up_seconds=0.2),
+    )
     said: list[str] = []
     keeper = Keeper(RegistrySource(registry, "widgets", "champion"), device=torch.device("cpu"), say=said.append)
     assert keeper.start().wanted.version == "1"

@@ -24,8 +24,9 @@ from detectors.files import write_json
 from studies.file.config import validate
 from studies.file.keys import SHARED_PARAMETERS
 from studies.home import Home
+from studies.search.attributes import JOB, OUTCOME
 from studies.search.storage import Header
-from studies.search.view import JOB, OUTCOME, StudyView
+from studies.search.view import StudyView
 from studies.show import comparison, comparison_files, comparison_table
 from studies.show.comparison import Comparison, Row
 from studies.show.published import MEAN, Catalogue, catalogue, read_catalogue

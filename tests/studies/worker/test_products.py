@@ -148,7 +148,7 @@ def test_wilcoxon_gives_up_a_setting_that_is_worse_on_every_product(bench: Bench
         stopped: list[int] = field(default_factory=list)
         done: dict[int, bool] = field(default_factory=dict)
 
-        def poll(self, timeout):
+        def events(self, timeout):
             if self.waiting and self.waiting[0].task == "trial" and not self.done.get(self.waiting[0].number):
                 job = self.waiting[0]
                 self.done[job.number] = True

@@ -23,8 +23,8 @@ from detectors.scoring.metrics import auroc
 from studies.file import yaml_file
 from studies.file.config import validate
 from studies.home import Home
-from studies.search.driver import derive_seed
 from studies.search.plan import Plan
+from studies.search.samplers import derive_seed
 from studies.worker import products, trial
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, Event, Job, Stage, TrialResult, read_result

@@ -1,0 +1,63 @@
+"""Jobs for workers, from a trial's setting and the study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from studies.executors.base import Executor
+from studies.executors.slots import available_cores
+from studies.search.opened import OpenStudy
+from studies.search.samplers import derive_seed
+from studies.worker.jobs import Job, Task
+
+
+class JobFactory:
+    """Makes the jobs of one study for one executor, among whose slots this machine's cores are divided."""
+
+    def __init__(self, opened: OpenStudy, executor: Executor) -> None:
+        self._opened, self._executor = opened, executor
+
+    def make(
+        self,
+        task: Task,
+        number: int,
+        params: Mapping[str, Any],
+        *,
+        attempt: int,
+        memory_halvings: int = 0,
+        replicate: int = 0,
+    ) -> Job:
+        """A job.
+
+        Args:
+            params: the full setting.
+            replicate: 0 for the study's own seeds; every other number draws others for all that is random.
+        """
+        plan, view, space = self._opened.plan, self._opened.view, self._opened.space
+        seed, weights_dir = self._opened.config.sampler.seed, plan.options.weights_dir
+        folders = {
+            "trial": view.trial_folder(number),
+            "final": view.final_folder(number),
+            "replicate": view.replicate_folder(number, replicate),
+        }
+        return Job(
+            task=task,
+            study_uid=view.header.uid,
+            number=number,
+            attempt=attempt,
+            config=self._opened.config.to_json(),
+            params=dict(params),
+            strides=tuple(space.strides(params["backbone"])),
+            weights_sha256=plan.backbones[params["backbone"]].sha256,
+            splits_digest=plan.images.digest,
+            seed=derive_seed(seed, f"replicate {replicate}" if replicate else "trial", number),
+            structural_seed=derive_seed(seed, "structure", replicate) if replicate else seed,
+            home=str(plan.home.root),
+            folder=str(folders[task]),
+            device=str(plan.device),
+            threads=max(1, available_cores() // max(1, self._executor.slots)),
+            weights_dir=str(weights_dir) if weights_dir else None,
+            networks=plan.networks_of(params),
+            memory_halvings=memory_halvings,
+        )

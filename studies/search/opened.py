@@ -1,0 +1,96 @@
+"""A study that is open for writing: what the collaborators of a driver read and write."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.file.config import StudyConfig
+from studies.search import summary
+from studies.search.notices import Listener
+from studies.search.plan import Plan
+from studies.search.records import study_record, trial_record
+from studies.search.space import SearchSpace
+from studies.search.storage import Header
+from studies.search.view import StudyView, TrialView
+from tracking.projection import Projection
+from tracking.records import StudyState
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """One study in both stores. Only the driver that holds its lease has one."""
+
+    plan: Plan
+    """With the backbones that the study was created with."""
+    study: optuna.Study
+    view: StudyView
+    projection: Projection
+    notify: Listener
+    """Hears what happens."""
+
+    @classmethod
+    def create(
+        cls, plan: Plan, study: optuna.Study, header: Header, *, projection: Projection, notify: Listener
+    ) -> OpenStudy:
+        """What the study was created with wins over what this machine could offer now."""
+        backbones = {name: plan.backbones[name] for name in header.backbones}
+        plan = replace(plan, backbones=backbones)
+        config = plan.config.model_copy(update={"protocol": plan.images.protocol})
+        opened = cls(plan, study, StudyView(study, header, plan.home, config=config), projection, notify)
+        summary.write_files(opened.view, opened.space)
+        return opened
+
+    @property
+    def config(self) -> StudyConfig:
+        """The study file, with the protocol that ``auto`` came to."""
+        return self.view.config
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space over the study's backbones."""
+        return self.plan.space
+
+    def all_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Optuna's trials of these states, or all, by number; do not change them."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def frozen(self, number: int) -> FrozenTrial:
+        """One of Optuna's trials as it is now."""
+        return self.all_trials()[number]
+
+    def trial(self, number: int) -> TrialView:
+        """One trial as it is now, without the marks of selection."""
+        return self.view.view(self.frozen(number))
+
+    def count_finished(self) -> int:
+        """Trials that count towards the budget: complete and pruned ones."""
+        return len(self.all_trials(TrialState.COMPLETE, TrialState.PRUNED))
+
+    # MLflow
+
+    def open_parent(self) -> None:
+        """Find or make the parent run, and mark it as running."""
+        self.projection.open(study_record(self.view, state="RUNNING", note=summary.note(self.view)))
+
+    def write_trial(self, trial: TrialView) -> None:
+        """Bring a trial's child run up to date."""
+        self.projection.write_trial(trial_record(self.view, trial))
+
+    def write_finished_trials(self) -> None:
+        """Bring the child runs of all trials up to date that do not run any more; cheap where they are."""
+        for trial in self.view.trials():
+            if trial.state != "RUNNING":
+                self.write_trial(trial)
+
+    def close_parent(self, state: StudyState, reason: str) -> None:
+        """End the parent run; nothing where there is none."""
+        if not self.projection.parent_run_id:
+            return
+        summary.write_files(self.view, self.space)
+        note = summary.note(self.view, reason)
+        finished_ms = int(time.time() * 1000)
+        self.projection.write_study(study_record(self.view, state=state, note=note, finished_ms=finished_ms))

@@ -1,0 +1,98 @@
+"""After the search: the selected trial is fitted once more, scored on test and saved; where asked for, with more seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from detectors.errors import InputError
+from studies.executors.base import Executor
+from studies.search.driver import POLL_SECONDS
+from studies.search.job_factory import JobFactory
+from studies.search.notices import Progressed, Started
+from studies.search.opened import OpenStudy
+from studies.search.outcome import StudyFailedError
+from studies.search.view import TrialView
+from studies.worker.jobs import RESULT_FILE, RETRIED, Done, Event, Lost, Stage, Task, TrialResult, read_result
+
+
+class Refit:
+    """Refits of one study. Each is a job, and a line in the ledger of test."""
+
+    def __init__(
+        self, opened: OpenStudy, executor: Executor, jobs: JobFactory, *, check_lease: Callable[[], None]
+    ) -> None:
+        """Args: `check_lease` raises where another driver has the study by now."""
+        self._opened, self._executor, self._jobs, self._check_lease = opened, executor, jobs, check_lease
+
+    def finish_selected(self) -> TrialView | None:
+        """Refit the selected trial with all its seeds, unless that was done before, and mark it in MLflow.
+
+        Raises:
+            StudyFailedError: no trial can be selected, or a refit failed.
+            InputError: images or weights are not what they were.
+        """
+        selected = self._opened.view.selected()
+        if selected is None:
+            raise StudyFailedError(self._why_none_is_selected())
+        if not selected.detectors or not self._has_threshold_of_config(selected.final):
+            self.run(selected, "final")
+        for replicate in range(1, self._opened.config.seeds):
+            if read_result(selected.replicate_folder(replicate)) is None:
+                self.run(selected, "replicate", replicate)
+        # The mark of the selected trial may have moved.
+        self._opened.write_finished_trials()
+        return self._opened.view.selected()
+
+    def run(self, trial: TrialView, task: Task, replicate: int = 0) -> None:
+        """Fit a trial's setting once more and score it on test, trying again what is tried again for a trial.
+
+        Raises:
+            InputError, StudyFailedError: there is no result.
+        """
+        halvings, attempts = trial.submission.memory_halvings, self._opened.config.execution.attempts
+        for attempt in range(1, attempts + 1):
+            job = self._jobs.make(
+                task, trial.number, trial.params, attempt=attempt, memory_halvings=halvings, replicate=replicate
+            )
+            if attempt == 1:
+                (job.path / RESULT_FILE).unlink(missing_ok=True)
+            self._executor.submit(job)
+            self._opened.notify(Started(job))
+            end = self._wait_for_end()
+            if isinstance(end, Done) or read_result(job.path) is not None:
+                return
+            if end.kind == "bad_input":
+                raise InputError(end.message)
+            if end.kind not in RETRIED or attempt == attempts:
+                raise StudyFailedError(f"the refit of trial {trial.number} failed: {end.kind}: {end.message}")
+            halvings += end.kind == "out_of_memory"
+
+    def _wait_for_end(self) -> Done | Lost:
+        """The end of the only job under way."""
+        ends: list[Done | Lost] = []
+
+        def handle(event: Event) -> None:
+            self._check_lease()
+            if isinstance(event, Stage):
+                self._opened.notify(Progressed(event))
+            elif isinstance(event, Done | Lost):
+                ends.append(event)
+
+        while not ends:
+            self._executor.poll(POLL_SECONDS, handle)
+        return ends[0]
+
+    def _why_none_is_selected(self) -> str:
+        config = self._opened.config
+        if not self._opened.count_finished():
+            return f"no trial finished; `study show {config.name}` lists the failures"
+        constraints = ", ".join(f"{name} {condition}" for name, condition in config.constraints.items())
+        return f"no finished trial meets the constraints ({constraints}); relax them"
+
+    def _has_threshold_of_config(self, final: TrialResult | None) -> bool:
+        """Whether a refit is there and its threshold follows the rule that the study file gives now."""
+        if final is None or final.threshold is None:
+            return final is not None
+        wanted = self._opened.config.threshold
+        rate = wanted.rate if wanted.rule == "false_alarm_rate" else None
+        return bool(final.threshold["rule"] == wanted.rule and final.threshold["rate"] == rate)

@@ -1,0 +1,204 @@
+"""Running a study: hold it, open it, settle what was left, search, refit the selected trial.
+
+The driver is the single writer of both stores; a lease in the database and a lock on this machine keep a second one away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from detectors.errors import InputError
+from detectors.files import file_lock
+from studies.executors.base import Executor
+from studies.home import Home
+from studies.search.driver import Driver
+from studies.search.job_factory import JobFactory
+from studies.search.lease import Lease
+from studies.search.notices import Listener, Opened, Said
+from studies.search.opened import OpenStudy
+from studies.search.outcome import LeaseLostError, Outcome
+from studies.search.plan import Plan
+from studies.search.queue import Queue
+from studies.search.refit import Refit
+from studies.search.samplers import make_pruner
+from studies.search.settling import put_back, take_up
+from studies.search.stopping import Stopping
+from studies.search.storage import create_or_resume
+from studies.search.stores import Stores
+from studies.search.telling import Telling
+from studies.search.view import TrialView
+from tracking.patience import Patience
+
+LAST_WAIT_SECONDS = 2.0
+"""For a store that is away when the run is to end."""
+
+
+def run_study(
+    plan: Plan,
+    executor: Executor,
+    stores: Stores,
+    *,
+    fresh: bool = False,
+    listener: Listener = lambda notice: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Run one study to the end of its budget, refit the selected trial and score it on test.
+
+    Call it again, in this or another process, to go on where it was stopped.
+
+    Args:
+        executor: closed in any case.
+        fresh: start a new generation beside the study of this name.
+        clock: seconds that never go back, for the time limit.
+
+    Raises:
+        InputError: the study cannot be resumed, another driver runs it, images or stores fail.
+        StudyFailedError: too many failures in a row, or no trial to select.
+        KeyboardInterrupt: after the running trials were put back.
+    """
+    with _open(plan, executor, stores, listener, fresh=fresh) as session:
+        opened, queue, telling = session.opened, session.queue, session.telling
+        opened.open_parent()
+        listener(
+            Opened(
+                opened.study.study_name,
+                session.is_new,
+                counted=opened.count_finished(),
+                feasible=sum(trial.feasible is True for trial in opened.view.trials()),
+                budget=opened.config.budget.trials,
+                constrained=bool(opened.config.constraints),
+                parent_run_id=opened.projection.parent_run_id,
+            )
+        )
+        take_up(opened, queue, telling)
+        queue.fill()
+        jobs = JobFactory(opened, executor)
+        driver = Driver(
+            opened,
+            executor,
+            queue=queue,
+            jobs=jobs,
+            telling=telling,
+            stopping=Stopping(opened, queue, clock=clock),
+            check_lease=session.check_lease,
+        )
+        reason = driver.search()
+        put_back(opened, queue, telling)
+        selected = Refit(opened, executor, jobs, check_lease=session.check_lease).finish_selected()
+        listener(Said(f"search ended: {reason}"))
+        opened.close_parent("FINISHED", reason)
+        return Outcome(opened.view, reason, selected, opened.projection.parent_run_id)
+
+
+def refit_trial(
+    plan: Plan,
+    executor: Executor,
+    stores: Stores,
+    number: int,
+    *,
+    listener: Listener = lambda notice: None,
+) -> TrialView:
+    """Fit a finished trial once more, score it on test (a ledger line) and save its detector, unless that was done before.
+
+    Raises:
+        InputError: no such trial, or one that did not finish; as `run_study` does.
+        StudyFailedError: the refit failed.
+    """
+    with _open(plan, executor, stores, listener) as session:
+        opened = session.opened
+        chosen = next((trial for trial in opened.view.trials() if trial.number == number), None)
+        if chosen is None or chosen.state != "COMPLETE":
+            state = "does not exist" if chosen is None else f"is {chosen.state}"
+            raise InputError(f"trial {number} of study {opened.study.study_name!r} {state}; choose a finished one")
+        if not chosen.detectors:
+            opened.open_parent()
+            Refit(opened, executor, JobFactory(opened, executor), check_lease=session.check_lease).run(chosen, "final")
+            chosen = opened.trial(number)
+            opened.write_trial(chosen)
+            opened.close_parent("FINISHED", f"trial {number} was refitted")
+        return chosen
+
+
+def driver_lock(home: Home, name: str) -> Path:
+    """The lock file that a driver holds as long as it runs the study of this name (the one in the study file)."""
+    digest = hashlib.sha256(f"{home.storage_url}\0{name}".encode()).hexdigest()
+    return home.locks / f"driver-{digest[:16]}.lock"
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A study that is held and open."""
+
+    opened: OpenStudy
+    is_new: bool
+    queue: Queue
+    telling: Telling
+    check_lease: Callable[[], None]
+
+
+@contextmanager
+def _open(
+    plan: Plan, executor: Executor, stores: Stores, listener: Listener, *, fresh: bool = False
+) -> Iterator[_Session]:
+    with closing(executor), _held(plan, stores, listener) as lease:
+
+        def check_lease() -> None:
+            _check(lease, plan.config.name)
+
+        with stores.patience.guarded(check_lease):
+            study, header, is_new = create_or_resume(stores.storage, plan, fresh=fresh)
+            study.pruner = make_pruner(plan.config)
+            opened = OpenStudy.create(plan, study, header, projection=stores.projection, notify=listener)
+            session = _Session(opened, is_new, Queue(opened), Telling(opened), check_lease)
+            try:
+                yield session
+            except BaseException as error:
+                executor.close()
+                if not isinstance(error, LeaseLostError) and not lease.is_lost():
+                    wind_up(session, stores.patience, error)
+                raise
+
+
+@contextmanager
+def _held(plan: Plan, stores: Stores, listener: Listener) -> Iterator[Lease]:
+    """Refuse to run beside another driver of the same study."""
+    name = plan.config.name
+    lease = Lease(stores.storage.engine, name)
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(driver_lock(plan.home, name), wait=False))
+        except BlockingIOError as error:
+            holder = None
+            with suppress(SQLAlchemyError):
+                holder = lease.holder()
+            raise InputError(
+                f"study {name!r} is being run by {holder or 'another process'}; wait for it or stop it"
+            ) from error
+        held.enter_context(lease.hold(lambda text: listener(Said(text))))
+        yield lease
+
+
+def _check(lease: Lease, name: str) -> None:
+    """Raise `LeaseLostError` where another driver has the study by now."""
+    if lease.is_lost():
+        raise LeaseLostError(
+            f"study {name!r} was taken over by another driver while this one stood still; it goes on there"
+        )
+
+
+def wind_up(session: _Session, patience: Patience, error: BaseException) -> None:
+    """End a run that cannot go on. What fails here too (a full disk, a store that is gone) is left to the next run."""
+    # Who ends a run does not want to wait, and what was waited for in vain does not come back now.
+    with suppress(Exception), patience.shortened(LAST_WAIT_SECONDS):
+        put_back(session.opened, session.queue, session.telling)
+        if isinstance(error, KeyboardInterrupt):
+            session.opened.close_parent("KILLED", "interrupted; the same command goes on")
+        else:
+            session.opened.close_parent("FAILED", str(error))

@@ -1,0 +1,51 @@
+"""When a search ends: the budget, the goal, stagnation, or nothing left to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.trial import TrialState
+
+from studies.search.opened import OpenStudy
+from studies.search.queue import Queue
+
+
+class Stopping:
+    """The limits of one run, whose time counts from the making of this object."""
+
+    def __init__(self, opened: OpenStudy, queue: Queue, *, clock: Callable[[], float]) -> None:
+        """Args: `clock` gives seconds that never go back."""
+        self._opened, self._config, self._queue, self._clock = opened, opened.config, queue, clock
+        self._begin = clock()
+
+    def reason(self, running: int) -> str | None:
+        """Why no other trial is to start, in words; None while one may.
+
+        Args:
+            running: trials under way, which count towards the budget.
+        """
+        budget, finished = self._config.budget, self._opened.count_finished()
+        if finished + running >= budget.trials:
+            return f"{finished} of {budget.trials} trials are done"
+        if self._queue.is_exhausted:
+            what = "configuration of the search space" if self._config.search else "baseline"
+            return f"every {what} was tried"
+        if budget.timeout is not None and self._clock() - self._begin > budget.timeout:
+            return f"the time limit of {budget.timeout:.0f} s is reached"
+        if budget.goal is not None and self._is_goal_met(budget.goal):
+            return f"the goal of {budget.goal:g} is reached"
+        if budget.stagnation is not None and self._trials_since_best() >= budget.stagnation:
+            return f"no better trial among the last {budget.stagnation}"
+        return None
+
+    def _is_goal_met(self, goal: float) -> bool:
+        selected = self._opened.view.selected()
+        if selected is None or selected.value is None:
+            return False
+        return selected.value >= goal if self._config.direction == "maximize" else selected.value <= goal
+
+    def _trials_since_best(self) -> int:
+        """Finished trials after the one that set the present best value."""
+        sign = 1 if self._config.direction == "maximize" else -1
+        values = [sign * frozen.values[0] for frozen in self._opened.all_trials(TrialState.COMPLETE)]
+        return len(values) - 1 - values.index(max(values)) if values else 0
