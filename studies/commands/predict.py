@@ -113,9 +113,9 @@ def _name(failed: list[dict[str, Any]], console: Console) -> None:
 def _load(model: str, device: str) -> Model:
     from detectors.errors import InputError
     from detectors.runtime.artifact import is_artifact, load_artifact
+    from detectors.runtime.devices import choose_device
     from detectors.runtime.exported import is_exported, load_exported
     from studies.release.locate import detector_folder
-    from studies.search.plan import choose_device
 
     path = Path(model)
     if not is_exported(path) or is_artifact(path):

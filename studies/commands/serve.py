@@ -60,7 +60,7 @@ def serve(
         from studies.serving.app import create_app
     except ImportError as error:
         raise InputError(f"{MISSING} ({error.name} is missing)") from error
-    from studies.search.plan import choose_device
+    from detectors.runtime.devices import choose_device
     from studies.serving.models import Keeper, find_source
     from studies.serving.protocol import PromptProtocol
     from studies.serving.settings import Settings

@@ -18,6 +18,7 @@ from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import write_json, write_text
 from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact
+from detectors.runtime.devices import choose_device
 from detectors.runtime.latency import DeviceLock
 from studies.file import datasets
 from studies.home import Home
@@ -26,7 +27,6 @@ from studies.release.retrain import Retrained
 from studies.search import storage as studies_storage
 from studies.search.lease import Lease
 from studies.search.patient_storage import PatientStorage
-from studies.search.plan import choose_device
 from studies.search.summary import headline
 from studies.search.view import StudyView, TrialView
 from studies.worker.trial import environment

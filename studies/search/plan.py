@@ -1,11 +1,10 @@
-"""A study that is ready to run: the file, the images, the backbones, and what identifies it when it is resumed."""
+"""A study that is ready to run: the file, its images, its backbones and the device."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,35 +16,42 @@ from detectors.backbones.weights import BackboneSpec, available_backbones, find_
 from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
+from detectors.runtime.devices import choose_device
 from studies.file import datasets
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
 from studies.file.keys import DETECTOR_KEY
+from studies.file.sections import Baseline
 from studies.home import Home
+from studies.search.identity import Identity, study_identity
 from studies.search.space import SearchSpace
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is done, done, in all)."""
+"""Called with the name of a step, how many of its items are done, and how many there are."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is run here, as opposed to what it is."""
+    """How a study is run on this machine, as opposed to what it is."""
 
     device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     jobs: int | Literal["auto"] = 1
+    """Trials at the same time; ``auto`` leaves it to the executor."""
     offline: bool = False
+    """Open no connection; backbones without weights on this machine are left out."""
     weights_dir: Path | None = None
+    """Folder that is searched for weights first."""
     remote: bool = False
-    """Trials run on other machines, whose devices are not looked for here."""
-    ideas: tuple[Mapping[str, Any], ...] = ()
+    """Trials run on other machines; a device of this one is not needed."""
+    ideas: tuple[Baseline, ...] = ()
     """A person's own settings, tried before all others."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a driver needs to know."""
+    """A study, checked against this machine: everything that the search needs to know."""
 
     config: StudyConfig
     home: Home
@@ -53,16 +59,22 @@ class Plan:
     device: torch.device
     images: StudyImages
     backbones: dict[str, WeightsIdentity]
-    """Of the file, those whose weights are there."""
+    """The backbones of the file whose weights are there, and which weights these are."""
     dropped: tuple[str, ...]
-    """Of the file, those without weights on this machine (``--offline``)."""
+    """The backbones of the file that have no weights on this machine (``--offline``)."""
     networks: dict[str, WeightsIdentity] = field(default_factory=dict)
-    """That detectors start from, with pretrained weights."""
+    """The networks that detectors start from, with pretrained weights."""
     warnings: tuple[str, ...] = ()
-    space: SearchSpace = field(init=False)
+    """What is doubtful about the images, a line each."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "space", SearchSpace(self.config, backbones=list(self.backbones)))
+        """Raises `InputError` for a search that these backbones do not allow."""
+        _ = self.space
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search over these backbones."""
+        return SearchSpace(self.config, backbones=list(self.backbones))
 
     @property
     def experiment(self) -> str:
@@ -76,59 +88,26 @@ class Plan:
 
     @property
     def splits(self) -> Splits:
-        """The sets of the first product."""
+        """The image sets of the first product."""
         return self.images.parts[0].splits
 
-    def networks_of(self, params: Mapping[str, Any]) -> dict[str, str]:
+    def networks_of(self, setting: Mapping[str, Any]) -> dict[str, str]:
         """{network that a detector starts from with this setting: sha256 of its weights}.
 
         A setting that somebody queued for an earlier run of the study may name one that was not looked for now.
         """
-        name = params.get(DETECTOR_KEY) or self.config.detectors[0]
-        asked = catalog.networks(name, params)
-        return {network: self.networks[network].sha256 for network in asked if network in self.networks}
+        detector = setting.get(DETECTOR_KEY) or self.config.detectors[0]
+        names = catalog.networks(detector, setting)
+        return {name: self.networks[name].sha256 for name in names if name in self.networks}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a resumed study must agree on, part by part, JSON-able."""
-        search = {
-            name: dimension.model_dump(mode="json", exclude_none=True) for name, dimension in self.config.search.items()
-        }
-        networks = {name: self.networks[name].sha256 for name in self.config.networks()}
-        return ({"networks": networks} if networks else {}) | {
-            "detector": self.config.detector,
-            "protocol": self.images.protocol,
-            "data": self.images.digests,
-            "image_size": list(self.config.data.size),
-            "search": search,
-            "fixed": dict(self.config.fixed),
-            # In their order, which is that of Optuna's values; the first one selects.
-            "objectives": [[name, way] for name, way in self.config.objectives.items()],
-            "seed": self.config.sampler.seed,
-        }
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, else the CPU. Raises `InputError` for a device this machine does not have."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: give auto, cpu, cuda or cuda:N") from error
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise InputError(f"device {name!r}: give auto, cpu, cuda or cuda:N")
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return torch.device("cuda", device.index or 0)
+    def identity(self) -> Identity:
+        """What a resumed study must agree on."""
+        return study_identity(self.config, self.images, self.networks)
 
 
 def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Progress | None = None) -> Plan:
-    """Read the data, divide it, find the weights; everything that can be wrong with a study is told here.
+    """Read the images, divide them into sets, find the weights: whatever can be wrong with a study is reported before it runs.
 
     Raises:
         InputError: data missing or damaged, no backbone available, impossible space or device.
@@ -137,7 +116,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     def step(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
-    # On the nodes of a cluster each finds its own.
+    # Each node of a cluster chooses its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
     images = datasets.load(config, home, progress=step("rendering images"))
     warnings = []
@@ -175,56 +154,33 @@ def _check_objectives(config: StudyConfig, splits: Splits) -> None:
 
 
 def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:
-    """Identities of those with weights; offline, the names of the others, else these are an error."""
-    weights_folder(options.weights_dir)
-    found: dict[str, WeightsIdentity] = {}
+    """The backbones that have weights, and the names of those left out because they have none (only with ``offline``).
+
+    Raises:
+        InputError: no backbone has weights, or one has none and it may not be left out.
+    """
+    weights_folder(options.weights_dir)  # raises where it names no folder
+    identities: dict[str, WeightsIdentity] = {}
     dropped: list[str] = []
     for name in config.backbones:
         spec = BackboneSpec.parse(name)
         if find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline) is None:
             dropped.append(name)
             continue
-        found[name] = weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
-    if not found:
+        identities[name] = weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
+    if not identities:
         available = available_backbones(weights_dir=options.weights_dir)
         raise InputError(
             f"none of the study's backbones ({', '.join(config.backbones)}) has weights on this machine; "
             f"available: {', '.join(available) or 'none'}; put weights into --weights-dir, "
             f"leave out --offline, or add NAME@random"
         )
-    return found, dropped
+    return identities, dropped
 
 
 def _find_networks(config: StudyConfig, options: Options) -> dict[str, WeightsIdentity]:
-    """Raises `InputError` where pretrained weights are missing: it names the network and the way out."""
+    """The networks that detectors start from. Raises `InputError` that names a network without weights and the way out."""
     return {
         name: weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
         for name in config.networks((*config.baselines, *options.ideas))
     }
-
-
-def digest(identity: dict[str, Any]) -> str:
-    """sha256 (hex) of an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """In words, where two identities differ."""
-    found = []
-    for key in sorted({*stored, *wanted}):
-        before, now = stored.get(key), wanted.get(key)
-        if before == now:
-            continue
-        if key == "data" and isinstance(before, dict) and isinstance(now, dict):
-            changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-            found.append(f"the images of {', '.join(changed)}")
-        elif isinstance(before, dict) and isinstance(now, dict):
-            changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-            found += [f"{key}.{name} (was {_shown(before.get(name))}, now {_shown(now.get(name))})" for name in changed]
-        else:
-            found.append(f"{key} (was {_shown(before)}, now {_shown(now)})")
-    return found
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is None else json.dumps(value)

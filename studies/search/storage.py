@@ -19,8 +19,9 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies.home import Home, prepare_sqlite, sqlite_file
+from studies.search.identity import differences
 from studies.search.patient_storage import PatientStorage
-from studies.search.plan import Plan, differences
+from studies.search.plan import Plan
 from tracking.addresses import without_password
 from tracking.patience import Patience
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 
 from detectors.backbones.pyramid import weights_identity
 from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.home import Home, prepare_sqlite, sqlite_file
-from studies.search.plan import Options, Plan, choose_device, differences, digest, make_plan
+from studies.search.plan import Plan
 from studies.search.storage import (
     HEADER,
     all_studies,
@@ -29,7 +25,7 @@ from studies.search.storage import (
     read_header,
     study_names,
 )
-from tests.helpers.builders import BACKBONE, build_plan, make_config, paper_config
+from tests.helpers.builders import BACKBONE, build_plan, make_config
 
 
 @pytest.fixture(scope="module")
@@ -262,28 +258,6 @@ def test_protocol_auto_is_the_protocol_it_came_to(storage, plan, tiny_mvtec, tmp
     assert header.config["protocol"] == "holdout"
 
 
-def test_another_detector_is_named():
-    assert differences({"detector": "padim"}, {"detector": "other"}) == ['detector (was "padim", now "other")']
-
-
-IDENTITIES = st.dictionaries(
-    st.sampled_from(["detector", "seed", "search", "fixed", "data"]),
-    st.one_of(st.integers(0, 3), st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), max_size=3)),
-)
-
-
-@given(IDENTITIES, IDENTITIES)
-def test_there_is_a_difference_where_identities_differ_and_only_there(stored: dict[str, Any], wanted: dict[str, Any]):
-    assert bool(differences(stored, wanted)) == (stored != wanted)
-    assert differences(stored, stored) == []
-
-
-def test_digest_of_an_identity_ignores_the_order_of_keys(plan):
-    identity = plan.identity
-    assert digest(identity) == digest(dict(reversed(identity.items())))
-    assert digest(identity) != digest(identity | {"seed": 99})
-
-
 # --- weights
 
 
@@ -325,93 +299,6 @@ def test_backbones_are_fixed_when_the_study_is_created(storage, tiny_mvtec, tmp_
     _, resumed, new = create_or_resume(storage, both, fresh=False)
     assert not new
     assert list(resumed.backbones) == [BUNDLED]
-
-
-# --- plan
-
-
-def test_offline_drops_backbones_without_weights(tiny_mvtec, tmp_path, monkeypatch):
-    monkeypatch.setattr("detectors.backbones.weights.cached_file", lambda spec: None)
-    config = make_config(
-        tiny_mvtec, search={"backbone": {"choices": ["resnet18", BACKBONE]}}, fixed={"layers": [8, 16]}
-    )
-    plan = build_plan(config, tmp_path)
-    assert list(plan.backbones) == [BACKBONE]
-    assert plan.dropped == ("resnet18",)
-    assert plan.space.backbones == (BACKBONE,)
-    alone = make_config(tiny_mvtec, fixed={"backbone": "resnet18", "layers": [8, 16]})
-    with pytest.raises(InputError) as caught:
-        build_plan(alone, tmp_path)
-    message = one_line(caught)
-    for word in ("none of the study's backbones (resnet18) has weights", BUNDLED, "--weights-dir", "NAME@random"):
-        assert word in message
-
-
-def test_weights_of_a_folder_that_is_none(tiny_mvtec, tmp_path):
-    with pytest.raises(InputError, match="no such weights folder"):
-        build_plan(make_config(tiny_mvtec), tmp_path, weights_dir=tmp_path / "nowhere")
-
-
-def test_progress_is_told(tiny_mvtec, tmp_path):
-    seen: list[tuple[str, int, int]] = []
-    options = Options(device="cpu", offline=True)
-    make_plan(make_config(tiny_mvtec), Home(tmp_path), options, progress=lambda *told: seen.append(told))
-    assert seen[-1] == ("checking images", 48, 48)
-    seen.clear()
-    make_plan(make_config(tiny_mvtec), Home(tmp_path), options, progress=lambda *told: seen.append(told))
-    assert seen == []  # the same images are not decoded again
-
-
-def test_pixel_objectives_need_masks(tiny_mvtec, own_widgets, tmp_path):
-    objectives = {"pixel_aupro": "maximize"}
-    assert build_plan(make_config(tiny_mvtec, objectives=objectives), tmp_path).splits.test.has_masks
-    for mask in (own_widgets / "widget" / "ground_truth" / "dent").iterdir():
-        mask.unlink()
-    with pytest.raises(InputError, match="objective pixel_aupro needs a mask for every defective image of validation"):
-        build_plan(make_config(own_widgets, objectives=objectives), tmp_path)
-
-
-def test_a_damaged_image_is_told_before_anything_is_computed(own_widgets, tmp_path):
-    damaged = own_widgets / "widget" / "train" / "good" / "005.png"
-    damaged.write_bytes(b"no image")
-    with pytest.raises(InputError) as caught:
-        build_plan(make_config(own_widgets), tmp_path / "home")
-    message = one_line(caught)
-    assert "005.png" in message
-    assert "not a readable image" in message
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        ({"dataset": "tiny", "category": "widget"}, "data.root is missing: say where data set 'tiny' lies"),
-        ({"dataset": "tiny", "root": "ROOT"}, "data.category is missing"),
-        ({"dataset": "tiny", "root": "ROOT", "category": "gadget"}, "no category 'gadget'"),
-        ({"dataset": "tiny", "root": "ROOT/none", "category": "widget"}, "no such folder"),
-    ],
-)
-def test_data_that_are_not_there(tiny_mvtec, tmp_path, data, words):
-    data = {key: value.replace("ROOT", str(tiny_mvtec)) for key, value in data.items()}
-    with pytest.raises(InputError) as caught:
-        build_plan(make_config(tiny_mvtec, data=data), tmp_path)
-    assert words in one_line(caught)
-
-
-def test_protocol_paper_has_no_validation(tiny_mvtec, tmp_path):
-    plan = build_plan(paper_config(tiny_mvtec), tmp_path)
-    assert plan.splits.validation is None
-    assert set(plan.identity["data"]) == {"train", "test"}
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:99", ""])
-def test_devices_that_are_none(name):
-    with pytest.raises(InputError, match=f"device '{name}': "):
-        choose_device(name)
-
-
-def test_devices():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # --- home
