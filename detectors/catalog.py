@@ -1,7 +1,8 @@
 """The detectors that exist, by name. A detector's module is imported when it is asked for, not before.
 
 Every detector is an entry point of the group `GROUP`, whose name is the detector's and which leads to its `Head`: those of this
-project are listed in its pyproject.toml, other packages add theirs in the same way.
+project are listed in its pyproject.toml, other packages add theirs in the same way. A head that a person named as FILE.py:CLASS
+has its place here too, under its own name, in the process that was given it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import difflib
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
-from detectors import entry_points
+from detectors import entry_points, head_files
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
 from detectors.entry_points import DISTRIBUTION, distribution_of, offered, only_one
 from detectors.errors import InputError
@@ -41,6 +43,8 @@ def head_class(name: str) -> type[Head]:
         InputError: there is no such detector (the message lists the known ones and says how to add one), two packages offer
             it, or the package that adds it is broken.
     """
+    if (named := head_files.named(name)) is not None:
+        return named
     known_names = names()
     if name in known_names:
         return _load(only_one(offered(GROUP)[name], "detector"))
@@ -62,6 +66,19 @@ def networks(name: str, setting: Mapping[str, Any]) -> list[str]:
     """
     values = {parameter: setting.get(parameter.name, parameter.default) for parameter in parameters(name).values()}
     return [str(value) for parameter, value in values.items() if value in parameter.networks]
+
+
+def load_head_file(reference: str, *, base: Path | None = None) -> type[Head]:
+    """The head of ``FILE.py:CLASS``, which a person named; from now on `head_class` knows it by its name.
+
+    Args:
+        base: folder that a relative path starts from; None for the working folder.
+
+    Raises:
+        InputError: as `detectors.head_files.load_head` does; also where an installed package has a detector of this name.
+    """
+    owners = {name: distribution_of(points[0]) or points[0].value for name, points in offered(GROUP).items()}
+    return head_files.load_head(reference, base=base, taken=owners)
 
 
 @cache

@@ -63,6 +63,11 @@ class Home:
         return self.root / "locks"
 
     @property
+    def heads(self) -> Path:
+        """Texts of the files that studies took their detectors from, by sha256; see `detectors.head_files`."""
+        return self.root / "heads"
+
+    @property
     def rendered(self) -> Path:
         """Rendered data sets."""
         return self.root / "rendered"

@@ -30,11 +30,11 @@ OPTIONAL = {"ray", "psycopg", "fastapi", "uvicorn", "multipart", "python_multipa
 FLOORS: dict[str, list[list[str]]] = {
     "detectors": [
         ["errors", "working_memory", "precision"],
-        ["files", "data"],
+        ["files", "data", "entry_points"],
         ["scoring", "backbones"],
         ["features"],
         ["embedding", "base"],
-        ["flows", "training"],
+        ["flows", "training", "head_files"],
         ["graphs"],
         ["heads"],
         ["catalog"],

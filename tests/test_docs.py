@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def test_study_files_are_valid(block: Block, tmp_path: Path, monkeypatch: pytest
         raw = whole | raw
     if raw["detector"] == "diagonal":
         offer_example(monkeypatch)
+    if raw["detector"] == "diagonal.py:Diagonal":
+        shutil.copy(EXAMPLE, tmp_path)
     path = tmp_path / f"{raw['name']}.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert isinstance(load(str(path)), StudyConfig)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from detectors import head_files
 from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction, with_prefix
@@ -30,6 +31,7 @@ from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import new_folder, write_json
+from detectors.head_files import HeadCode, find_head
 from detectors.scoring.evaluation import Threshold
 
 FORMAT = 1
@@ -45,6 +47,13 @@ class _Weights(BaseModel):
     tag: str
     sha256: str
     origin: str
+
+
+class _Code(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: str
+    class_name: str
+    sha256: str = Field(pattern=head_files.SHA256.pattern)
 
 
 class Description(BaseModel):
@@ -64,6 +73,17 @@ class Description(BaseModel):
     normal_scores: list[float]
     provenance: dict[str, Any]
     tensors_sha256: str
+    code: _Code | None = None
+    """The file that the head came from, where that is no package's; left out of the JSON otherwise."""
+
+    @property
+    def head_code(self) -> HeadCode | None:
+        """`code` as a plain record."""
+        return HeadCode(self.code.file, self.code.class_name, self.code.sha256) if self.code else None
+
+    def to_json(self) -> str:
+        """What `parse_description` reads back."""
+        return self.model_dump_json(exclude=None if self.code else {"code"})
 
 
 AnyDescription = TypeVar("AnyDescription", bound=Description)
@@ -116,6 +136,7 @@ def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
         normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
         provenance=dict(artifact.provenance),
         tensors_sha256=tensors_sha256,
+        code=_Code.model_validate(code.to_json()) if (code := head_files.code_of(type(detector.head))) else None,
     )
 
 
@@ -152,7 +173,7 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
     with new_folder(folder) as temporary:
         _write_tensors(stored_tensors(detector), temporary / TENSORS)
         description = describe(artifact, tensors_sha256=file_sha256(temporary / TENSORS))
-        write_json(temporary / DESCRIPTION, description.model_dump(mode="json"))
+        write_json(temporary / DESCRIPTION, json.loads(description.to_json()))
         # safetensors keeps its file to its owner; whoever may read the one shall read the other.
         shutil.copymode(temporary / DESCRIPTION, temporary / TENSORS)
     return folder
@@ -162,7 +183,8 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     """Read a detector back; its scores are those of the detector that was saved.
 
     Raises:
-        InputError: no artifact there, a newer format, or files that were changed or damaged.
+        InputError: no artifact there, a newer format, files that were changed or damaged, or a head whose code is not here: of a
+            package that is not installed, or of a file that nobody named on this machine.
     """
     description = _read_description(folder)
     tensors = _read_tensors(folder / TENSORS, description.tensors_sha256)
@@ -206,7 +228,11 @@ def is_artifact(folder: Path) -> bool:
 
 
 def _make_head(description: Description, folder: Path) -> Head:
-    head_type: Callable[..., Head] = head_class(description.detector)
+    code = description.head_code
+    try:
+        head_type: Callable[..., Head] = find_head(code) if code else head_class(description.detector)
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from error
     try:
         return head_type(**description.settings)
     except TypeError as error:

@@ -276,7 +276,7 @@ def _write_openvino(program: Any, artifact: Artifact, folder: Path) -> None:
 
 def _description(artifact: Artifact, tensors_sha256: str) -> str:
     described = describe(artifact, tensors_sha256=tensors_sha256).model_dump()
-    return ExportDescription(**described, version=package_version()).model_dump_json()
+    return ExportDescription(**described, version=package_version()).to_json()
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from detectors import catalog
 from detectors.errors import InputError
+from detectors.head_files import HeadCode, find_head
 from detectors.scoring.evaluation import METRICS
 from studies.file import checks
 from studies.file.keys import DETECTOR_KEY, ParameterKey
@@ -23,12 +24,16 @@ from studies.file.sections import (
     Dimension,
     ExecutionConfig,
     GateConfig,
+    HeadFile,
     ParameterValue,
     PrunerConfig,
     SamplerConfig,
     Section,
     ThresholdConfig,
 )
+
+STORED = "stored"
+"""Of the validation's context: the study comes from a store, where it was put by `StudyConfig.to_json`."""
 
 
 class StudyConfig(Section):
@@ -62,6 +67,22 @@ class StudyConfig(Section):
     """Configurations that are tried first."""
     seeds: int = Field(1, ge=1, le=20)
     """The selected configuration is fitted and scored on test with so many seeds; the first is the one that is kept."""
+    heads: dict[str, HeadFile] = Field({})
+    """Which file, class and sha256 each detector given as FILE.py:CLASS came from; filled in when a study file is read."""
+
+    @classmethod
+    def from_store(cls, raw: Mapping[str, Any]) -> StudyConfig:
+        """A study that was validated when it was stored: its detectors are not looked up, and none of their code is run."""
+        return cls.model_validate(raw, context={STORED: True})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_heads(cls, raw: Any, info: ValidationInfo) -> Any:
+        """Make known what a worker needs; the files themselves are read by `studies.file.library` alone."""
+        if not _is_stored(info) and isinstance(raw, dict) and isinstance(raw.get("heads"), dict):
+            for record in raw["heads"].values():
+                find_head(HeadCode.from_json(record))
+        return raw
 
     @model_validator(mode="before")
     @classmethod
@@ -77,13 +98,13 @@ class StudyConfig(Section):
 
     @field_validator("detector", mode="before")
     @classmethod
-    def _known_detector(cls, value: Any) -> Any:
+    def _known_detector(cls, value: Any, info: ValidationInfo) -> Any:
         names = value if isinstance(value, list) else [value]
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{value!r} is neither a detector nor a list of them")
         if len(set(names)) < len(names):
             raise ValueError("the same detector is listed twice")
-        for name in names:
+        for name in [] if _is_stored(info) else names:
             catalog.head_class(name)
         return names if len(names) > 1 else names[0]
 
@@ -95,7 +116,9 @@ class StudyConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> StudyConfig:
+    def _sections_agree(self, info: ValidationInfo) -> StudyConfig:
+        if _is_stored(info):
+            return self
         if self.protocol == "paper" and self.search:
             raise ValueError(
                 "protocol paper scores the whole test set, so nothing may be searched on it; "
@@ -166,7 +189,12 @@ class StudyConfig(Section):
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary that `validate` reads back."""
-        return self.model_dump(mode="json", exclude_none=True)
+        exclude = None if self.heads else {"heads"}
+        return self.model_dump(mode="json", exclude_none=True, exclude=exclude)
+
+
+def _is_stored(info: ValidationInfo) -> bool:
+    return bool((info.context or {}).get(STORED))
 
 
 def metric_of(config: StudyConfig, objective: str) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 from detectors import catalog
 from detectors.backbones.weights import BUNDLED, PIXELS
-from studies.file import yaml_file
 from studies.file.config import StudyConfig, validate
 from studies.file.keys import ParameterKey
-from studies.file.library import find
+from studies.file.library import read
 from studies.file.overrides import override
 
 DEMO_TRIALS = 8
@@ -24,9 +23,8 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     Raises:
         InputError: as `studies.file.library.load` does.
     """
-    path = find(name)
-    raw = yaml_file.read(path)
-    file = validate(raw, source=str(path))
+    raw, source = read(name)
+    file = validate(raw, source=source)
     raw["name"] = f"{file.name}-demo"
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
@@ -45,7 +43,7 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
         for base in raw.get("baselines", [])
         if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
     ]
-    return validate(override(raw, settings), source=f"{path} with --demo")
+    return validate(override(raw, settings), source=f"{source} with --demo")
 
 
 def _with_bundled_weights(

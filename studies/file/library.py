@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from detectors import catalog
 from detectors.errors import InputError
+from detectors.head_files import code_of, is_reference
 from studies.file import yaml_file
 from studies.file.config import StudyConfig, validate
+from studies.file.general import study_of
 from studies.file.messages import did_you_mean
 from studies.file.overrides import override
 
@@ -50,8 +54,63 @@ def load(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     Raises:
         InputError: no such file, or something in it is wrong; the message names file, key, value and what would be valid.
     """
-    path = find(name)
-    raw = yaml_file.read(path)
+    raw, source = read(name)
     if not isinstance(raw, dict):
-        return validate(raw, source=str(path))
-    return validate(override(raw, settings), source=f"{path} with --set" if settings else str(path))
+        return validate(raw, source=source)
+    # What the command line names is relative to where that was typed.
+    raw = with_heads(override(raw, settings), base=Path(), source=source)
+    return validate(raw, source=f"{source} with --set" if settings else source)
+
+
+def read(name: str) -> tuple[Any, str]:
+    """The plain form of a study, not validated yet, and where it comes from.
+
+    Args:
+        name: of a study, a path, ``FILE.py:CLASS``, or a detector that a package adds without a study file.
+
+    Raises:
+        InputError: no such file, no YAML, or a detector's file is not sound.
+    """
+    if is_reference(name):
+        return with_heads(study_of(catalog.load_head_file(name)) | {"detector": name}, base=Path(), source=name), name
+    try:
+        path = find(name)
+    except InputError:
+        if name not in catalog.names():
+            raise
+        return study_of(catalog.head_class(name)), name
+    return with_heads(yaml_file.read(path), base=path.parent, source=str(path)), str(path)
+
+
+def with_heads(raw: Any, *, base: Path, source: str) -> Any:
+    """A study's plain form in which detectors given as ``FILE.py:CLASS`` go by their names.
+
+    The files are run: whoever calls this has a study file that a person named. Which text each head came from is noted under
+    ``heads``.
+
+    Args:
+        base: folder that relative paths start from.
+        source: begins every message.
+
+    Raises:
+        InputError: a file is not there, or has no such head.
+    """
+    if not isinstance(raw, dict):
+        return raw
+    listed = raw.get("detector")
+    records: dict[str, Any] = {}
+
+    def name_of(detector: Any) -> Any:
+        if not isinstance(detector, str) or not is_reference(detector):
+            return detector
+        try:
+            head = catalog.load_head_file(detector, base=base)
+        except InputError as error:
+            raise InputError(str(error) if source == detector else f"{source}: detector: {error}") from error
+        code = code_of(head)
+        if code is not None:
+            records[head.name] = code.to_json()
+        return head.name
+
+    named = [name_of(one) for one in listed] if isinstance(listed, list) else name_of(listed)
+    return raw | {"detector": named, "heads": {**raw.get("heads", {}), **records}} if records else raw

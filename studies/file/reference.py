@@ -32,6 +32,8 @@ and {cost}.
 Percentiles of the latency are in milliseconds for one image, `throughput` in images per second at batch 32, `train_seconds`
 without the features.
 """
+FILLED_IN = {"heads"}
+"""Keys that are noted when a study file is read."""
 MANY = 3
 """Kinds of a value from which on they are not listed."""
 SHARED = (
@@ -66,17 +68,22 @@ def text() -> str:
     return page.replace("``", "`")  # from the style of docstrings to that of Markdown
 
 
+def _written(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys that a person writes."""
+    return ((name, field) for name, field in schema["properties"].items() if name not in FILLED_IN)
+
+
 def _sections(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
     """The file's own keys, then those of each section in it."""
     yield f"## The keys\n\n{_table(_rows(schema, definitions), 'key')}"
-    for name, field in schema["properties"].items():
+    for name, field in _written(schema):
         if (inner := _inner(field, definitions)) is not None:
             yield f"## {name}\n\n{inner['description']}\n\n{_table(_rows(inner, definitions), 'key')}"
 
 
 def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     required = schema.get("required", [])
-    for name, field in schema["properties"].items():
+    for name, field in _written(schema):
         if _inner(field, definitions) is not None:
             yield f"`{name}`", "section", "", f"see [{name}](#{name})"
         else:

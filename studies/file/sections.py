@@ -252,3 +252,14 @@ def _check_condition(value: str) -> str:
 
 
 Condition = Annotated[str, BeforeValidator(lambda value: _check_condition(str(value)))]
+
+
+class HeadFile(Section):
+    """The file that a detector's head came from, where it is no package's: filled in when a study file is read."""
+
+    file: str
+    """Name of the file."""
+    class_name: str
+    """The head in it."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of its text."""

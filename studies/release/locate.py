@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detectors.errors import InputError
+from detectors.head_files import look_in
 from detectors.runtime.artifact import is_artifact
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
@@ -15,6 +16,7 @@ from studies.search.view import StudyView
 def open_home() -> tuple[Home, PatientStorage]:
     """Home and storage. Raises `InputError` where no study was run here; nothing is created by looking."""
     home = Home.from_environment()
+    look_in(home.heads)
     path = sqlite_file(home.storage_url)
     if path is not None and not path.is_file():
         raise InputError(
@@ -48,6 +50,7 @@ def detector_folder(model: str) -> Path:
     Raises:
         InputError: there is none.
     """
+    look_in(Home.from_environment().heads)
     if model.startswith(REGISTERED):
         from studies.release.promotion import open_registry
 

@@ -17,6 +17,7 @@ from typing import Any
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import write_json, write_text
+from detectors.head_files import look_in
 from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact
 from detectors.runtime.devices import choose_device
 from detectors.runtime.latency import DeviceLock
@@ -77,6 +78,7 @@ def open_registry(home: Home, *, patience: Patience | None = None) -> Registry:
     Raises:
         InputError: its store cannot be opened.
     """
+    look_in(home.heads)
     return Registry(
         home.tracking_uri,
         audit=home.root / "registry.jsonl",

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from detectors.base import Detector, FitContext
-from detectors.catalog import head_class
 from detectors.data.folder import read_folder
 from detectors.data.samples import GOOD, ImageSet, Sample, file_sha256
 from detectors.data.splits import Splits, stable_order
@@ -82,7 +81,7 @@ def retrain(
     seed = view.config.sampler.seed
     seed_everything(seed)
     backbone = model.backbone  # with the weights that it was saved with
-    head = head_class(model.head.name)(**model.head.settings)
+    head = type(model.head)(**model.head.settings)
     detector = Detector(backbone, head, image_size=model.image_size, smoothing_sigma=model.smoothing_sigma)
     store = FeatureStore(home.features)
 

@@ -22,7 +22,10 @@ def study_identity(config: StudyConfig, images: StudyImages, networks: Mapping[s
     """
     search = {name: dimension.model_dump(mode="json", exclude_none=True) for name, dimension in config.search.items()}
     started_from = {name: networks[name].sha256 for name in config.networks()}
-    return ({"networks": started_from} if started_from else {}) | {
+    heads = {name: record.sha256 for name, record in config.heads.items()}
+    # Absent where there are none, as in studies of version 0.1.
+    code = ({"networks": started_from} if started_from else {}) | ({"heads": heads} if heads else {})
+    return code | {
         "detector": config.detector,
         "protocol": images.protocol,
         "data": images.digests,
@@ -41,6 +44,10 @@ def differences(stored: Identity, wanted: Identity) -> list[str]:
     for key in sorted({*stored, *wanted}):
         before, now = stored.get(key), wanted.get(key)
         if before == now:
+            continue
+        if key == "heads":
+            edited = {name for name, _ in {*(before or {}).items()} ^ {*(now or {}).items()}}
+            lines.append(f"the code of {', '.join(sorted(edited))}")
             continue
         if not (isinstance(before, dict) and isinstance(now, dict)):
             lines.append(f"{key} ({_change(before, now)})")

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from detectors import catalog
+from detectors import catalog, head_files
 from detectors.backbones.pyramid import WeightsIdentity, weights_identity
 from detectors.backbones.weights import BackboneSpec, available_backbones, find_weights, weights_folder
 from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
+from detectors.head_files import HeadCode
 from detectors.runtime.devices import choose_device
 from studies.file import datasets
 from studies.file.checks import MIN_WILCOXON
@@ -116,6 +117,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     def step(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
+    _keep_heads(config, home)
     # Each node of a cluster chooses its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
     images = datasets.load(config, home, progress=step("rendering images"))
@@ -140,6 +142,13 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         networks=_find_networks(config, options),
         warnings=tuple(warnings),
     )
+
+
+def _keep_heads(config: StudyConfig, home: Home) -> None:
+    """Keep the files that detectors came from, for workers and for later commands."""
+    head_files.look_in(home.heads)
+    for record in config.heads.values():
+        head_files.keep(HeadCode.from_json(record.model_dump()), home.heads)
 
 
 def _check_objectives(config: StudyConfig, splits: Splits) -> None:

@@ -154,7 +154,7 @@ class StudyView:
     def __init__(self, study: optuna.Study, header: Header, home: Home, *, config: StudyConfig | None = None) -> None:
         """Args: `config` is the study file as it is now; without it, as it was at the last run."""
         self.study, self.header, self.home = study, header, home
-        self.config = config or StudyConfig.model_validate(header.config)
+        self.config = config or StudyConfig.from_store(header.config)
 
     @property
     def folder(self) -> Path:

@@ -29,6 +29,7 @@ from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.files import append_line, told_plainly, write_json, write_text
+from detectors.head_files import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
 from detectors.scoring.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric
@@ -55,7 +56,9 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
         InputError: images or weights are missing, damaged or not those that the study was created with.
         NumericalError: the detector left the finite numbers.
     """
-    config, home = validate(job.config, source=f"trial {job.number}"), Home(Path(job.home))
+    home = Home(Path(job.home))
+    look_in(home.heads)
+    config = validate(job.config, source=f"trial {job.number}")
     if config.data.is_several:
         return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
     with working_memory.halved(job.memory_halvings):

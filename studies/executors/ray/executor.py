@@ -21,12 +21,14 @@ from typing import Any, Literal
 
 from detectors.errors import InputError
 from detectors.files import append_line, write_text
+from detectors.head_files import HeadCode, text_of
 from studies.executors.failure import describe, kind_of
 from studies.executors.process import Runner
 from studies.executors.ray import node as on_node
 from studies.executors.ray.node import Begun, Mailbox, Orders, Returned
 from studies.executors.ray.parcels import unpack
 from studies.executors.slots import Slot, available_cores, check_gpus_per_trial, plan_slots
+from studies.file.datasets import DEFAULT_ROOT
 from studies.home import Home
 from studies.worker.jobs import LOG_FILE, Event, Job, Lost, LostKind
 
@@ -469,11 +471,16 @@ def _orders(job: Job) -> Orders:
     secret = uuid.uuid4().hex
     beacon = Home(Path(job.home)).locks / f"ray-{secret[:12]}"
     write_text(beacon, secret)
-    from studies.file.datasets import DEFAULT_ROOT
-
     root = Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT).expanduser().absolute()
     weights = os.environ.get("STUDY_WEIGHTS")
-    return Orders(str(beacon), secret, str(root), str(Path(weights).expanduser().absolute()) if weights else None)
+    codes = [HeadCode.from_json(record) for record in job.config.get("heads", {}).values()]
+    return Orders(
+        str(beacon),
+        secret,
+        str(root),
+        str(Path(weights).expanduser().absolute()) if weights else None,
+        heads={code.sha256: text_of(code) for code in codes},
+    )
 
 
 def _need(job: Job) -> str:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import InputError
+from detectors.files import write_bytes
+from detectors.head_files import look_in
 from studies.executors.failure import describe, kind_of
 from studies.executors.process import Runner, perform
 from studies.executors.ray.parcels import pack
@@ -29,7 +31,7 @@ TELL_SECONDS = 30.0
 """How long a job waits for the mailbox before it goes on without."""
 STALE_SECONDS = 7 * 24 * 3600.0
 """Age at which the checkpoints of a job that never came back are removed from a node."""
-SHARED = ("checked", "features", "locks", "memos", "rendered")
+SHARED = ("checked", "features", "heads", "locks", "memos", "rendered")
 """Folders of a node's home that all its jobs share."""
 
 
@@ -53,6 +55,17 @@ class Orders:
     weights: str | None
     """STUDY_WEIGHTS of the driver; taken where it exists on the node, unless that has its own."""
     version: str = field(default_factory=lambda: version("anomaly-studies"))
+
+    heads: Mapping[str, bytes] = field(default_factory=dict)
+    """{sha256: text} of the files that the study's detectors came from."""
+
+    def keep_heads(self, home: Home) -> None:
+        """Put the driver's heads where the jobs of this node look for them."""
+        look_in(home.heads)
+        for sha256, text in self.heads.items():
+            path = home.heads / f"{sha256}.py"
+            if not path.is_file():
+                write_bytes(path, text)
 
     def share_home(self) -> bool:
         """Whether this node sees the driver's home."""
@@ -152,8 +165,9 @@ def check(job: Job, orders: Orders) -> str | None:
         if (here := version("anomaly-studies")) != orders.version:
             return f"anomaly-studies {here} is installed there, and {orders.version} on the driver; install the same"
         job = orders.prepare(job)
-        config = validate(job.config, source="the driver's study")
         home = Home(Path(job.home) if orders.share_home() else node_home()).prepare()
+        orders.keep_heads(home)
+        config = validate(job.config, source="the driver's study")
         images = datasets.load(config, home)
         if images.digest != job.splits_digest:
             return f"its images of {images.experiment} are not the driver's; copy those there"
@@ -180,13 +194,14 @@ def work(job: Job, orders: Orders, token: str, mailbox: Any, run: Runner | None)
     try:
         if orders.share_home():
             return Returned(perform(job, post.tell, post.is_stopped, run))
-        return _work_apart(job, post, run)
+        return _work_apart(job, orders, post, run)
     except Exception as error:
         return Returned(Lost(job.number, job.attempt, kind_of(error), describe(error)))
 
 
-def _work_apart(job: Job, post: _Post, run: Runner | None) -> Returned:
+def _work_apart(job: Job, orders: Orders, post: _Post, run: Runner | None) -> Returned:
     """Do a job in this node's home, where nobody but its own jobs looks."""
+    orders.keep_heads(Home(node_home()))
     own = own_home(node_home(), job)
     here = replace(job, home=str(own), folder=str(own / "job"))
     end = perform(here, post.tell, post.is_stopped, run)

@@ -1,0 +1,256 @@
+"""Heads in a file of their own, which a person names as ``FILE.py:CLASS``; no package is needed.
+
+A file's code is run only because a person named it: on the command line, in a study file, or in the environment variable
+``STUDY_HEADS``. What was named once is kept by the sha256 of its text. A saved detector says which text its head came from, and
+gets exactly that one from there, or an error. Nothing that an artifact, a store or a registry says ever leads to another file.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import CodeType
+
+from detectors.base import Head
+from detectors.errors import InputError
+from detectors.files import write_bytes
+
+VARIABLE = "STUDY_HEADS"
+"""Environment variable: paths of files with heads, with the system's path separator between them. A file is run when a saved
+detector or a study needs its text."""
+REFERENCE = re.compile(r"(?P<file>.+\.py)(?::(?P<class_name>.*))?")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+"""A detector's name: it is a key of study files and a tag of MLflow."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HeadCode:
+    """Which class of which text a head is."""
+
+    file: str
+    """Name of the file, for messages."""
+    class_name: str
+    sha256: str
+    """Of the file's text, hex."""
+
+    def to_json(self) -> dict[str, str]:
+        """For a study's configuration and a saved detector."""
+        return {"file": self.file, "class_name": self.class_name, "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, str]) -> HeadCode:
+        """What `to_json` gave. Raises `InputError` for anything else."""
+        try:
+            code = cls(str(raw["file"]), str(raw["class_name"]), str(raw["sha256"]))
+        except (KeyError, TypeError) as error:
+            raise InputError("the record of a head's file needs file, class_name and sha256") from error
+        if not SHA256.fullmatch(code.sha256):
+            raise InputError(f"{code.sha256!r} is no sha256 of a head's file")
+        return code
+
+
+class _Known:
+    """The texts that persons named in this process, and the heads made of them. Entries are added, never changed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.texts: dict[str, bytes] = {}
+        """By sha256."""
+        self.heads: dict[tuple[str, str], type[Head]] = {}
+        """By sha256 and class name."""
+        self.codes: dict[type[Head], HeadCode] = {}
+        self.latest: dict[str, type[Head]] = {}
+        """By the detector's name: the text that was named last."""
+        self.folders: list[Path] = []
+        """Where `keep` wrote texts that persons named in earlier processes."""
+
+
+_known = _Known()
+
+
+def is_reference(text: str) -> bool:
+    """Whether a detector is given as a file: ``FILE.py:CLASS`` or, with the class forgotten, ``FILE.py``."""
+    return REFERENCE.fullmatch(text) is not None
+
+
+def load_head(reference: str, *, base: Path | None = None, taken: Mapping[str, str] | None = None) -> type[Head]:
+    """Run the file that a person named, and make its head known under the name that the class has.
+
+    Args:
+        reference: ``FILE.py:CLASS``.
+        base: folder that a relative path starts from; None for the working folder.
+        taken: names that are other detectors', and whose they are.
+
+    Raises:
+        InputError: no such file, an error in it, no such class, no `Head`, or a name that is taken.
+    """
+    path, class_name = _parse(reference, base or Path())
+    try:
+        text = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path}: cannot be read ({reason}); give a detector as FILE.py:CLASS") from error
+    code = HeadCode(path.name, class_name, sha256(text).hexdigest())
+    head = _make(code, text, path)
+    if owner := (taken or {}).get(head.name):
+        raise InputError(f"{path}: {class_name}.name is {head.name!r}, a detector of {owner}; give it another name")
+    with _known.lock:
+        _known.latest[head.name] = head
+    return head
+
+
+def named(name: str) -> type[Head] | None:
+    """The head of this name whose file was named last in this process."""
+    return _known.latest.get(name)
+
+
+def code_of(head: type[Head]) -> HeadCode | None:
+    """Where a head comes from; None for one of a package."""
+    return _known.codes.get(head)
+
+
+def text_of(code: HeadCode) -> bytes:
+    """The file's text. Raises `InputError` where nobody named it here."""
+    with _known.lock:
+        if code.sha256 in _known.texts:
+            return _known.texts[code.sha256]
+        named = [Path(name).expanduser() for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+        for path in [*(_kept(folder, code) for folder in _known.folders), *named]:
+            # Digested again, for others may write there.
+            if path.is_file() and sha256(text := path.read_bytes()).hexdigest() == code.sha256:
+                _known.texts[code.sha256] = text
+                return text
+    raise InputError(
+        f"the head {code.class_name} comes from a file {code.file} that nobody named here (sha256 {code.sha256[:12]}); "
+        f"set {VARIABLE}=PATH/{code.file} if you have that file and trust it"
+    )
+
+
+def find_head(code: HeadCode) -> type[Head]:
+    """The head of a study or a saved detector, made of the very text that this one names.
+
+    Raises:
+        InputError: nobody named that text here; the message says how to do so.
+    """
+    head = _make(code, text_of(code), Path(code.file))
+    with _known.lock:
+        _known.latest[head.name] = head
+    return head
+
+
+def look_in(folder: Path) -> None:
+    """Look for texts in a folder that `keep` writes to, from now on in this process."""
+    with _known.lock:
+        if folder not in _known.folders:
+            _known.folders.append(folder)
+
+
+def keep(code: HeadCode, folder: Path) -> Path:
+    """Keep a text for other processes and later days: it stays what it is while its file is edited.
+
+    Raises:
+        InputError: the folder cannot be written, or the text is not known.
+    """
+    path = _kept(folder, code)
+    text = text_of(code)
+    if not path.is_file() or path.read_bytes() != text:
+        write_bytes(path, text)
+    return path
+
+
+def _kept(folder: Path, code: HeadCode) -> Path:
+    return folder / f"{code.sha256}.py"
+
+
+def _parse(reference: str, base: Path) -> tuple[Path, str]:
+    """Absolute path and class name. Raises `InputError` where the class is missing."""
+    match = REFERENCE.fullmatch(reference)
+    if match is None or not (match["class_name"] or "").isidentifier():
+        raise InputError(f"{reference}: give a detector of your own as FILE.py:CLASS, such as my_head.py:MyHead")
+    return (base / Path(match["file"]).expanduser()).absolute(), match["class_name"]
+
+
+class _Loader(importlib.abc.InspectLoader):
+    """Runs a text that was read already: what is run is what was digested, and nothing is written beside the file."""
+
+    def __init__(self, text: bytes, path: Path) -> None:
+        self._text, self._path = text, path
+
+    def get_source(self, fullname: str) -> str:
+        """For `InspectLoader`."""
+        return importlib.util.decode_source(self._text)
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compiled with the file's path, for tracebacks."""
+        return self.source_to_code(self._text, str(self._path))
+
+
+def _make(code: HeadCode, text: bytes, path: Path) -> type[Head]:
+    """The class of a text, which is run once per process."""
+    key = (code.sha256, code.class_name)
+    with _known.lock:
+        if key in _known.heads:
+            return _known.heads[key]
+        head = _checked(_run(code, text, path), code.class_name, path)
+        _known.texts[code.sha256] = text
+        _known.heads[key], _known.codes[head] = head, code
+        return head
+
+
+def _run(code: HeadCode, text: bytes, path: Path) -> dict[str, object]:
+    """The names that a text defines."""
+    module_name = f"study_head_{code.sha256[:16]}"
+    if (module := sys.modules.get(module_name)) is not None:
+        return vars(module)
+    spec = importlib.util.spec_from_loader(module_name, _Loader(text, path), origin=str(path))
+    if spec is None:
+        raise InputError(f"{path}: cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    # Dataclasses and Lightning look a class's module up.
+    sys.modules[module_name] = module
+    try:
+        _Loader(text, path).exec_module(module)
+    except SyntaxError as error:
+        del sys.modules[module_name]
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except BaseException as error:
+        del sys.modules[module_name]
+        if not isinstance(error, Exception | SystemExit):
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise InputError(f"{path}: cannot be loaded ({type(error).__name__}: {first}); mend it") from error
+    return vars(module)
+
+
+def _checked(defined: Mapping[str, object], class_name: str, path: Path) -> type[Head]:
+    """A class that can be a detector's head. Raises `InputError` that says what is missing."""
+    head = defined.get(class_name)
+    heads = sorted(
+        name
+        for name, value in defined.items()
+        if isinstance(value, type) and issubclass(value, Head) and value is not Head
+    )
+    if head is None:
+        raise InputError(f"{path}: has no class {class_name}; its heads: {', '.join(heads) or 'none'}")
+    if not (isinstance(head, type) and issubclass(head, Head)) or head is Head:
+        raise InputError(
+            f"{path}: {class_name} is no subclass of detectors.base.Head; its heads: {', '.join(heads) or 'none'}"
+        )
+    if missing := [name for name in ("name", "searchable") if not hasattr(head, name)]:
+        raise InputError(f"{path}: {class_name} lacks the class attribute {missing[0]}")
+    if inspect.isabstract(head):
+        raise InputError(f"{path}: {class_name} lacks {', '.join(sorted(head.__abstractmethods__))}")
+    if not (isinstance(head.name, str) and NAME.fullmatch(head.name)):
+        raise InputError(f"{path}: {class_name}.name {head.name!r} is no name; use letters, digits, _ and -")
+    return head
