@@ -22,9 +22,6 @@ READER_SECONDS = 10.0
 """How long somebody waits who has no work to lose. A driver brings more patience."""
 T = TypeVar("T")
 
-# It shows the SQL of a query that a lost connection ended, and then tries the lost connection again.
-logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
-
 
 class PatientStorage(BaseStorage):
     """An `RDBStorage`, behind the cache that Optuna puts before it, whose every call is tried again while the database is away.
@@ -37,6 +34,8 @@ class PatientStorage(BaseStorage):
     ) -> None:
         """Args: `shown_url` names the database in messages, without a password."""
         self.database = database
+        # Its warnings show the SQL of a query that a lost connection ended; that connection is then tried again.
+        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
         self._cached, self._shown_url = get_storage(database), shown_url
         self._patience = patience or Patience(give_up_seconds=READER_SECONDS)
 

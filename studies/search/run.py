@@ -26,6 +26,7 @@ from studies.search.opened import OpenStudy
 from studies.search.outcome import LeaseLostError, Outcome
 from studies.search.plan import Plan
 from studies.search.queue import Queue
+from studies.search.quiet import quiet_optuna
 from studies.search.refit import Refit
 from studies.search.samplers import make_pruner
 from studies.search.settling import put_back, take_up
@@ -147,7 +148,7 @@ class _Session:
 def _open(
     plan: Plan, executor: Executor, stores: Stores, listener: Listener, *, fresh: bool = False
 ) -> Iterator[_Session]:
-    with closing(executor), _held(plan, stores, listener) as lease:
+    with quiet_optuna(), closing(executor), _held(plan, stores, listener) as lease:
 
         def check_lease() -> None:
             _check(lease, plan.config.name)

@@ -22,10 +22,9 @@ from studies.home import Home, prepare_sqlite, sqlite_file
 from studies.search.identity import differences
 from studies.search.patient_storage import PatientStorage
 from studies.search.plan import Plan
+from studies.search.quiet import quiet_optuna
 from tracking.addresses import without_password
 from tracking.patience import Patience
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Direction = Literal["maximize", "minimize"]
 HEADER = "header"
@@ -225,7 +224,8 @@ def _resolved_config(plan: Plan) -> dict[str, Any]:
 
 def _create(storage: BaseStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
     try:
-        return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+        with quiet_optuna():
+            return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (DuplicatedStudyError, ValueError) as error:
         raise InputError(f"study {name!r}: {error}") from error
 

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from studies.file.encoding import encode
 from studies.search.attributes import TrialAttributes
+from studies.search.quiet import quiet_optuna
 from studies.search.view import StudyView, TrialView
 
 MIN_TRIALS = 8
@@ -83,7 +84,8 @@ def importances(view: StudyView) -> dict[str, float]:
     ]
     if len(trials) < MIN_TRIALS:
         return {}
-    judged = optuna.create_study(direction=view.config.direction)
+    with quiet_optuna():
+        judged = optuna.create_study(direction=view.config.direction)
     for trial in trials:
         judged.add_trial(
             optuna.trial.create_trial(
@@ -106,7 +108,8 @@ def importances(view: StudyView) -> dict[str, float]:
 
 def _importance(view: StudyView, trials: Sequence[optuna.trial.FrozenTrial], name: str) -> float:
     """Importance of one parameter among the trials that have it, not normalised; 0 if it cannot be computed."""
-    alone = optuna.create_study(direction=view.config.direction)
+    with quiet_optuna():
+        alone = optuna.create_study(direction=view.config.direction)
     # The range of a parameter may differ from trial to trial; the widest one contains all values.
     widest = _widest([trial.distributions[name] for trial in trials])
     for trial in trials:
