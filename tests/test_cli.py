@@ -516,6 +516,32 @@ def test_a_study_that_fails_ends_with_1_and_one_line(shell: Shell, tiny_mvtec: P
     assert line.startswith("error: no finished trial meets the constraints (fps >= 1e9); relax them")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list"],
+        ["show", "tiny"],
+        ["show", "tinny"],
+        ["run", "padim_scerw"],
+        ["run", "tiny.yaml", "--inline", "--offline"],
+        ["predict", "tiny", "good.png"],
+        ["predict", "tiny", "none.png"],
+    ],
+    ids=" ".join,
+)
+def test_in_a_process_of_its_own_a_command_prints_nothing_else(
+    done: Shell, tiny_mvtec: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """The other tests run commands within their own process, where a library's own lines could go unseen."""
+    shutil.copytree(done.folder, tmp_path / "work")
+    shutil.copy(tiny_mvtec / "widget" / "test" / "good" / "000.png", tmp_path / "work" / "good.png")
+    shell = make_shell(tmp_path / "work")
+    here, apart = shell(*words), shell.in_a_process(*words)
+    assert (apart.code, apart.out, apart.err) == (here.code, here.out, here.err)
+
+
+@pytest.mark.slow
 def test_the_command_itself_with_worker_processes(tmp_path: Path, empty_stores: Path) -> None:
     """Installed script, spawned workers, two trials at a time, nothing patched."""
     shell = make_shell(tmp_path / "work", empty_stores)

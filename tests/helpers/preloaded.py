@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 MODULES = [
     "matplotlib.pyplot",
@@ -84,10 +86,17 @@ def _main(
     main()
 
 
-def quick_trials() -> None:
-    """Give every detector the same speed and draw no curves, which take most of a small trial's time."""
-    from studies.worker import plots, trial
+def quick_patches() -> list[Any]:
+    """Patches that give every detector the same speed and draw no curves, which take most of a small trial's time."""
     from tests.helpers.small_models import LATENCY
 
-    trial.measure_latency = lambda detector, images, device: LATENCY  # type: ignore[assignment]
-    plots.write_curves = lambda scores, labels, folder, *, title: None
+    return [
+        mock.patch("studies.worker.trial.measure_latency", return_value=LATENCY),
+        mock.patch("studies.worker.plots.write_curves"),
+    ]
+
+
+def quick_trials() -> None:
+    """Apply `quick_patches` for as long as this process lives."""
+    for patch in quick_patches():
+        patch.start()

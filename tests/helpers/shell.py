@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
+from huggingface_hub import constants
 
-from tests.helpers.preloaded import Ended, quick_trials, study
+from tests.helpers import command_line, preloaded
 from tests.helpers.widgets import copy_stores
 
 BACKBONE = "resnet18@random"
 NAMES = ("STUDY_STORAGE", "MLFLOW_TRACKING_URI", "STUDY_WEIGHTS", "MVTEC_AD_ROOT", "STUDY_DEBUG")
 """Of a person's environment, what must not reach a test."""
+NOWHERE = "http://127.0.0.1:9"
+"""An address where nobody listens: a test that goes to the network fails, and does so at once."""
+Ended = command_line.Ended | preloaded.Ended
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,28 @@ class Shell:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(self, *words: object, **environment: str) -> Ended:
-        clean = dict.fromkeys(NAMES)
-        return study(words, folder=self.folder, environment=clean | self.environment | environment, before=quick_trials)
+    def __call__(self, *words: object, **environment: str) -> command_line.Ended:
+        """Run ``study WORDS...`` within this process, as if it had been given in the folder."""
+        with self._surroundings(environment):
+            return command_line.study(*words)
+
+    def in_a_process(self, *words: object, **environment: str) -> preloaded.Ended:
+        """The same in a process of its own, half a second later, where all that reaches the terminal counts."""
+        changes = dict.fromkeys(NAMES) | self.environment | environment
+        return preloaded.study(words, folder=self.folder, environment=changes, before=preloaded.quick_trials)
+
+    @contextlib.contextmanager
+    def _surroundings(self, environment: dict[str, str]) -> Iterator[None]:
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(contextlib.chdir(self.folder))
+            undone.enter_context(mock.patch.dict(os.environ, self.environment | environment))
+            for name in set(NAMES) - set(self.environment) - set(environment):
+                os.environ.pop(name, None)
+            # The library read its variables when it was imported.
+            undone.enter_context(mock.patch.multiple(constants, ENDPOINT=NOWHERE, HF_HUB_OFFLINE=True))
+            for patch in preloaded.quick_patches():
+                undone.enter_context(patch)
+            yield
 
     @property
     def home(self) -> Path:
@@ -41,8 +68,7 @@ def make_shell(folder: Path, stores: Path | None = None) -> Shell:
     folder.mkdir(parents=True, exist_ok=True)
     if stores is not None:
         copy_stores(stores, folder / "home")
-    # An address where nobody listens: a test that goes to the network fails, and does so at once.
-    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    offline = {"HF_ENDPOINT": NOWHERE, "HF_HUB_OFFLINE": "1"}
     return Shell(folder, {"STUDY_HOME": str(folder / "home"), **offline})
 
 
