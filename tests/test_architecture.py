@@ -42,11 +42,12 @@ FLOORS: dict[str, list[list[str]]] = {
         ["testing"],
     ],
     "tracking": [
-        ["addresses", "interrupts", "moved", "records"],
+        ["addresses", "interrupts", "mlflow_settings", "moved", "records"],
         ["patience", "audit"],
         ["store"],
         ["views", "pyfunc"],
         ["model", "projection"],
+        ["registered_models"],
         ["registry"],
     ],
     "studies": [

@@ -224,7 +224,7 @@ def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, ne
         shutil.copy(path, new_images / f"copy-{path.name}")
     ended = shell("retrain", "tiny", "--images", new_images)
     assert ended.code == 2
-    assert "what is tested on cannot be learnt from" in ended.err
+    assert "test images cannot be fitted to" in ended.err
     ended = shell("retrain", "tiny", "--only-new")
     assert ended.code == 2
     assert "--only-new needs --images" in ended.err

@@ -1,1 +1,1 @@
-"""What is remembered and deployed: the projection of a study into MLflow. Knows nothing of Optuna."""
+"""Studies in MLflow: their runs, and the registered models that are made of their detectors. Does not depend on Optuna."""

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, put off while a store is being written."""
+"""Ctrl-C and SIGTERM, postponed while a store is being written.
+
+Signals belong to the process, and so does the state here. Only a program's entry point calls `handle_interrupts`.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 3.0
-"""How long a signal waits for a store that does not answer."""
+"""Longest time for which a signal is postponed."""
 
 
 class _State:
     depth = 0
-    """Blocks that are not to be disturbed, one within the other, in the main thread."""
+    """Number of nested `undisturbed` blocks in which the main thread is."""
     waiting: int | None = None
-    """The signal that arrived in one."""
+    """Number of the signal that arrived within them; None if none did."""
     timer: threading.Timer | None = None
+    """Sends the signal again after `GRACE_SECONDS`."""
     lock = threading.Lock()
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
-    """A signal handler: raises `KeyboardInterrupt`, at once or at the end of the block that is not to be disturbed.
+    """A signal handler that raises `KeyboardInterrupt`, at once or at the end of the outermost `undisturbed` block.
 
-    A second signal does not wait, nor does the first one longer than `GRACE_SECONDS`.
+    A second signal is not postponed, and the first one by `GRACE_SECONDS` at most.
     """
     if _State.depth and _State.waiting is None:
         _State.waiting = number
@@ -37,7 +41,7 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
 
 
 def handle_interrupts() -> None:
-    """Make `interrupt` the handler of Ctrl-C, unless that is ignored here, and of SIGTERM."""
+    """Make `interrupt` the handler of SIGTERM, and of Ctrl-C unless the process ignores it."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
@@ -45,10 +49,10 @@ def handle_interrupts() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let the block end before `interrupt` acts upon a signal that arrives in it.
+    """Postpone `KeyboardInterrupt` from a signal that arrives within the block to the end of the block.
 
-    An exception out of nowhere in the middle of a database's call leaves a connection that reads what was there before, so that
-    putting things in order fails too; one within a destructor is lost, and the signal with it.
+    If it were raised in the middle of a call of a database, the connection would be left with an open transaction and later
+    calls would read old data. If it were raised within a destructor, Python would drop it. Has no effect outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,7 +79,7 @@ def _stop_timer() -> None:
 
 
 def _send_again(number: int) -> None:
-    """To the thread that waits, so that what it waits in comes back."""
+    """Send the signal to the main thread again, so that the system call in which it waits returns."""
     with _State.lock:
         main = threading.main_thread().ident
         if _State.timer is not None and main is not None and hasattr(signal, "pthread_kill"):

@@ -1,4 +1,4 @@
-"""Waiting for a database or server that is away for a while, as when it is restarted."""
+"""Waiting for a database or server that cannot be reached for a while, as during its restart."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from tracking.interrupts import undisturbed
 
 T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0
+"""Pause after the first failure, which doubles up to the second value."""
 SILENT_SECONDS = 1.0
-"""What is over by then, such as a lock that two writers met at, is nobody's business."""
+"""A wait that ends earlier, as for a lock between two writers, is not reported."""
 TELL_EVERY_SECONDS = 15.0
+"""Time between two reports of the same wait."""
 
 LASTING = (
     "disk is full",
@@ -27,21 +29,22 @@ LASTING = (
     "read-only",
     "readonly",
 )
-"""Words of a database's errors against which waiting does not help."""
+"""Parts of the messages of errors that do not go away by waiting."""
 
 
 @dataclass
 class Patience:
-    """How long to wait, and whom to tell meanwhile.
+    """How long to wait for a store, and how to report it.
 
     ``Patience().until_back(action, is_away=..., what="...")`` runs `action` until it succeeds, with growing pauses.
     """
 
     give_up_seconds: float = 600.0
+    """Longest wait, after which the last error is raised."""
     tell: Callable[[str], None] = lambda text: None
-    """Told in words, soon after the start and then now and again, what is waited for, and when it is back."""
+    """Called with a sentence soon after a wait begins, then every `TELL_EVERY_SECONDS`, and when the wait is over."""
     may_go_on: Callable[[], None] = lambda: None
-    """Called before each further try; what it raises ends the waiting."""
+    """Called before each further try. An exception that it raises ends the wait."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -64,18 +67,19 @@ class Patience:
             self.give_up_seconds = before
 
     def until_back(self, action: Callable[[int], T], *, is_away: Callable[[BaseException], bool], what: str) -> T:
-        """The result of `action`, which is called with the number of the try, from 0.
+        """The result of `action`, which is repeated until it succeeds.
 
-        Ctrl-C and SIGTERM end the waiting, but not `action` in its midst.
+        Ctrl-C and SIGTERM end the wait, but do not interrupt `action`.
 
         Args:
-            is_away: whether an exception means that waiting may help; any other ends it at once.
-            what: what is away, for the person: ``MLflow server http://...``.
+            action: called with the number of the try, from 0.
+            is_away: whether to try again after an exception.
+            what: what cannot be reached, as the report names it: ``MLflow server http://...``.
 
         Raises:
-            Exception: the last one of `action`, when the time is up or it is none that waiting helps against.
+            Exception: the last one of `action`, if `is_away` rejects it or the time is up.
         """
-        begin, told, pause, tries = self.clock(), float("-inf"), FIRST_WAIT_SECONDS, 0
+        begin, last_report, pause, tries = self.clock(), float("-inf"), FIRST_WAIT_SECONDS, 0
         while True:
             try:
                 with undisturbed():
@@ -86,19 +90,19 @@ class Patience:
                 waited = self.clock() - begin
                 if not is_away(error) or waited + pause > self.give_up_seconds:
                     raise
-                if waited + pause >= SILENT_SECONDS and waited - told >= TELL_EVERY_SECONDS:
+                if waited + pause >= SILENT_SECONDS and waited - last_report >= TELL_EVERY_SECONDS:
                     left = self.give_up_seconds - waited
                     self.tell(f"{what} does not answer; waiting for it, for up to {left:.0f} s; nothing is lost")
-                    told = waited
+                    last_report = waited
                 self.sleep(pause)
                 pause, tries = min(2 * pause, LONGEST_WAIT_SECONDS), tries + 1
             else:
-                if told >= 0:
+                if last_report >= 0:
                     self.tell(f"{what} is back after {self.clock() - begin:.0f} s")
                 return result
 
 
 def is_lasting(message: str) -> bool:
-    """Whether a database's error is one that waiting does not help against: a full disk, a wrong password, no such table."""
+    """Whether an error of a database does not go away by waiting, such as a full disk or a wrong password."""
     text = message.lower()
     return any(word in text for word in LASTING)

@@ -22,7 +22,7 @@ from detectors.errors import InputError
 from tracking.addresses import without_password
 from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
-from tracking.store import errors_told_plainly, is_away, open_client, origin_tags
+from tracking.store import is_away, open_client, origin_tags, store_calls
 from tracking.views import experiment_tags, saved_view
 
 PAGE = 1000
@@ -131,7 +131,7 @@ class Projection:
         Raises:
             InputError: the study has no run there, or the store cannot be reached.
         """
-        with errors_told_plainly(self.tracking_uri):
+        with store_calls(self.tracking_uri):
             found = self._client.get_experiment_by_name(experiment)
             runs = (
                 self._client.search_runs(
@@ -196,7 +196,7 @@ class Projection:
 
     def _patiently(self, action: Callable[[int], T]) -> T:
         """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
-        with errors_told_plainly(self.tracking_uri):
+        with store_calls(self.tracking_uri):
             what = f"MLflow store {without_password(self.tracking_uri)}"
             return self._patience.until_back(action, is_away=is_away, what=what)
 

@@ -1,4 +1,4 @@
-"""What is projected into MLflow, as plain data: no Optuna on this side."""
+"""What is written into MLflow, as plain data that does not depend on Optuna."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ class DatasetRecord:
     context: str
     """``train``, ``validation`` or ``test``."""
     digest: str
+    """sha256 of the images."""
     source: str
-    """Where the images lay."""
+    """Folder or address of the images."""
     counts: dict[str, int]
+    """{type of defect, or ``good``: number of images}"""
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study, as its parent run shows it."""
+    """A study, as it is written to its parent run. Times are milliseconds since the epoch."""
 
     uid: str
     name: str
@@ -37,23 +39,23 @@ class StudyRecord:
     state: StudyState = "RUNNING"
     finished_ms: int | None = None
     note: str = ""
-    """Markdown shown above the run."""
+    """Description of the run in Markdown."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    """Repeated on every child, since filters of the MLflow UI can hide a parent."""
+    """Tags that the runs of all trials get too, because filters of the MLflow UI can hide the parent run."""
     datasets: tuple[DatasetRecord, ...] = ()
     artifacts: Path | None = None
     """Folder whose files become the run's artifacts."""
     columns: tuple[str, ...] = ()
-    """Of the table of its trials: ``metrics.<name>``, ``params.<name>``, ``tags.<name>``."""
+    """Columns of the table of its trials: ``metrics.<name>``, ``params.<name>`` or ``tags.<name>``."""
     order_by: str = ""
-    """The column that trials are ordered by; the latest first where there is none."""
+    """The column by which trials are ordered; empty for the latest first."""
     ascending: bool = False
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial, as its child run shows it."""
+    """A trial, as it is written to its child run. Times are milliseconds since the epoch."""
 
     number: int
     attempt: int
@@ -64,11 +66,13 @@ class TrialRecord:
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     steps: tuple[tuple[int, float, int], ...] = ()
-    """Intermediate values: (step, value, time in ms)."""
+    """Intermediate values: (step, value, time)."""
     failure: str = ""
+    """Why the trial failed or was pruned; empty if it finished."""
     feasible: bool | None = None
+    """Whether it meets the constraints; None if that is not known."""
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)
-    """{path among the run's artifacts ("" is their root): folder whose files go there}"""
+    """{path within the run's artifacts ("" is their root): folder whose files are stored there}"""
     log: Path | None = None
-    """Log whose tail explains a failure."""
+    """Log of the trial, whose end is stored if the trial failed."""

@@ -1,9 +1,9 @@
-"""The model registry: versions made once, aliases that never dangle, every deed on record.
+"""The model registry: no source is registered twice, no alias points to nothing, and every action is on record.
 
 A registered model has the aliases ``challenger`` (the newest candidate), ``champion`` (in production) and ``previous`` (the
-champion before). MLflow moves one alias at a time and has no transaction. So the state that is to be reached is written down
-first, as the tag `PENDING` of the registered model; whoever comes next, after a crash, brings the aliases there. A promotion
-is decided once its goal is written, and only then.
+champion before). MLflow moves one alias at a time and has no transactions. Therefore the aliases that are to be reached are
+written first, as the tag `PENDING` of the registered model. If the process dies, the next one that works on the model moves the
+aliases there. A promotion is decided once this tag is written, not earlier.
 """
 
 from __future__ import annotations
@@ -11,91 +11,30 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shutil
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModel
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from typing import Any
 
 from detectors.errors import InputError
-from detectors.files import new_folder
-from detectors.runtime.artifact import is_artifact
-from tracking.addresses import without_password
 from tracking.audit import Action, Audit, AuditLine
-from tracking.model import packed
 from tracking.patience import Patience
-from tracking.pyfunc import ARTIFACT, META
-from tracking.store import default_store, errors_told_plainly, is_away, open_client, origin_tags
+from tracking.registered_models import SOURCE, RegisteredModels, Source, Version
+from tracking.store import origin_tags
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 PENDING = "promotion.pending"
-DEED = "audit."
-"""Beginning of the registered model's tags that repeat the audit lines."""
-SOURCE = "source.key"
-"""Tag of a version and of its logged model: what it was made of. Never two versions for one source."""
-MODEL_NOTE = """Detectors that compete for one place. The alias **champion** is the one in production, **challenger** the newest
-candidate, **previous** the champion before.
-
-    study predict models:/{name}@champion IMAGE...
-    study serve models:/{name}@champion
-    study rollback {name}     # champion and previous change places
-"""
-"""Description of a new registered model."""
-
-T = TypeVar("T")
+AUDIT_TAG = "audit."
+"""Beginning of the names of the registered model's tags that repeat the lines of the audit file."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A saved detector that is to become a version."""
+class Registry(RegisteredModels):
+    """The registered models of one MLflow store, with aliases that move together and a record of every action.
 
-    key: str
-    """The same for the same detector, different for any other."""
-    folder: Path
-    run_id: str
-    """Run that it came from."""
-    description: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """On test; linked to the logged model."""
-    dataset: tuple[str, str] | None = None
-    """Name and digest of the images that the metrics speak of."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version of a registered model."""
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]
-    created_ms: int
-    run_id: str
-    description: str
-
-    @property
-    def uri(self) -> str:
-        """For MLflow."""
-        return f"models:/{self.name}/{self.version}"
-
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
-
-
-class Registry:
-    """The registered models of one MLflow store."""
+    Whoever calls a method that writes must hold the lock for the model, see `studies.release.promotion.Promoter.held`.
+    """
 
     def __init__(
         self,
@@ -109,109 +48,38 @@ class Registry:
     ) -> None:
         """Args:
             audit: the file that keeps the record; see `tracking.audit`.
-            cache: folder for detectors that were fetched from the store.
-            lock_folder: where a local store's first migration is guarded against other processes.
-            patience: for how long a store that is away is waited for, and who hears of it.
+            cache: folder for detectors that are fetched from the store.
+            lock_folder: folder of a lock that keeps processes from creating a local store at the same time.
+            patience: how long to wait for the store, and how to report it; default as `Patience()`.
             artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
         Raises:
             InputError: the store cannot be reached or opened.
         """
-        self.tracking_uri, self.audit, self._cache = tracking_uri, Audit(audit), cache
-        self._patience = patience or Patience()
-        self._client: MlflowClient = open_client(tracking_uri, lock_folder=lock_folder, artifacts=artifacts)
-
-    # --- reading
-
-    def names(self) -> list[str]:
-        """All registered models."""
-        return self._patiently(lambda: [model.name for model in self._pages(self._client.search_registered_models)])
-
-    def versions(self, name: str) -> list[Version]:
-        """Newest first; empty where there is no such model."""
-        return self._patiently(lambda: self._versions(name))
-
-    def version(self, name: str, wanted: str) -> Version:
-        """The version with an alias or number. Raises `InputError` naming what there is."""
-        versions = self.versions(name)
-        if not versions:
-            known = ", ".join(self.names()) or "none yet"
-            raise InputError(f"no registered model {name!r}; there are: {known}. `study promote` makes one")
-        for version in versions:
-            if wanted in (version.version, *version.aliases):
-                return version
-        there = ", ".join(
-            f"{version.version}{f' ({alias})' if (alias := ', '.join(version.aliases)) else ''}" for version in versions
-        )
-        raise InputError(f"model {name!r} has no {wanted!r}; versions: {there}")
-
-    def find(self, name: str, alias: str) -> Version | None:
-        """The version that an alias points to."""
-        return next((version for version in self.versions(name) if alias in version.aliases), None)
-
-    def fetch(self, version: Version) -> Path:
-        """Folder of a version's detector, here. Raises as `fetch_model`."""
-        folder = self.fetch_model(version) / "artifacts" / ARTIFACT
-        if not is_artifact(folder):
-            raise InputError(f"{version}: holds no detector of anomaly-studies")
-        return folder
-
-    def fetch_model(self, version: Version) -> Path:
-        """Folder of a version's MLflow model, here; fetched once and kept.
-
-        Raises:
-            InputError: the store does not answer, or the version's files are gone.
-        """
-        mark = sha256(f"{version.tags.get(SOURCE)}@{version.created_ms}".encode()).hexdigest()[:12]
-        folder = self._cache / f"{version.name}-{version.version}-{mark}"
-        if not (folder / "MLmodel").is_file():
-            self._patiently(lambda: self._download(version, folder))
-        return folder
-
-    def run_of_trial(self, experiment: str, uid: str, number: int) -> str:
-        """Run id of a trial. Raises `InputError` where MLflow does not have it."""
-        found = self._patiently(lambda: self._find_run(experiment, f"{uid}/{number}"))
-        if found is None:
-            raise InputError(
-                f"the MLflow experiment {experiment!r} has no run of trial {number}; `study run` makes it again"
-            )
-        return found
-
-    # --- writing: always under the caller's lock for the model
+        super().__init__(tracking_uri, cache=cache, lock_folder=lock_folder, patience=patience, artifacts=artifacts)
+        self.audit = Audit(audit)
 
     def register(self, name: str, source: Source) -> Version:
-        """The version of a source, made where there is none yet, with the alias ``challenger``."""
+        """The version of a source, which is made if there is none, with the alias ``challenger`` unless it is champion."""
         self.settle(name)
-        made = self._patiently(lambda: self._register(name, source))
-        version = self.version(name, made)
-        self._record(version, "registered", key=_birth(version), details={SOURCE: source.key})
-        if CHAMPION not in version.aliases:
-            self._set_alias(name, CHALLENGER, version.version)
-        return self.version(name, version.version)
+        version = self.version(name, self._patiently(lambda: self._add_version(name, source)))
+        self._record(version, "registered", key=_registration_id(version), details={SOURCE: source.key})
+        return self._challenge(version)
 
     def copy(self, version: Version, name: str) -> Version:
         """The same model as a version of another registered model, with the alias ``challenger`` there."""
         self.settle(name)
-
-        def make() -> str:
-            self._make_model(name)
-            found = self._with_source(name, version.tags[SOURCE])
-            if found is not None:
-                return found
-            made = self._client.copy_model_version(version.uri, name)
-            self._client.set_model_version_tag(name, made.version, "copied.from", f"{version.name}/{version.version}")
-            return str(made.version)
-
-        made = self._patiently(make)
-        copied = self.version(name, made)
+        copy = self.version(name, self._patiently(lambda: self._copy_version(version, name)))
         details = {"copied from": f"{version.name}/{version.version}", SOURCE: version.tags[SOURCE]}
-        self._record(copied, "registered", key=_birth(copied), details=details)
-        if CHAMPION not in copied.aliases:
-            self._set_alias(name, CHALLENGER, copied.version)
-        return self.version(name, copied.version)
+        self._record(copy, "registered", key=_registration_id(copy), details=details)
+        return self._challenge(copy)
 
     def promote(self, version: Version, *, details: Mapping[str, Any]) -> Version:
-        """Make a version the champion, and the champion ``previous``; nothing where it is champion already."""
+        """Make a version the champion and the present champion ``previous``; no change if it is champion already.
+
+        Args:
+            details: what the record keeps about the promotion, JSON-able.
+        """
         self.settle(version.name)
         champion = self.find(version.name, CHAMPION)
         if champion is not None and champion.version == version.version:
@@ -221,10 +89,13 @@ class Registry:
         return self.version(version.name, version.version)
 
     def roll_back(self, name: str, *, reason: str = "") -> tuple[Version, Version]:
-        """Swap champion and previous. Returns the champion now and the one before.
+        """Swap champion and previous.
+
+        Returns:
+            The new champion, and the one before.
 
         Raises:
-            InputError: there is nothing to go back to.
+            InputError: there is no champion, or none before it.
         """
         self.settle(name)
         champion, previous = self.version(name, CHAMPION), self.find(name, PREVIOUS)
@@ -235,122 +106,32 @@ class Registry:
         return self.version(name, CHAMPION), self.version(name, PREVIOUS)
 
     def refuse(self, version: Version, *, details: Mapping[str, Any]) -> None:
-        """Put on record that the gate refused a version."""
+        """Record that the gate refused a version."""
         self._record(version, "refused", key=uuid.uuid4().hex, details=details)
 
     def settle(self, name: str) -> bool:
-        """Finish what a process that died had begun. Returns whether there was anything."""
+        """Finish the promotion that a process which died had decided. Returns whether there was one."""
         tags = self._patiently(lambda: self._tags(name))
         if PENDING not in tags:
             return False
         self._reach(name, json.loads(tags[PENDING]))
         return True
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags on a version."""
-
-        def write() -> None:
-            for key, value in tags.items():
-                self._client.set_model_version_tag(version.name, version.version, key, value)
-
-        self._patiently(write)
-
-    def add_files(self, run_id: str, folder: Path, place: str) -> None:
-        """Add a folder's files to the artifacts of a run."""
-        self._patiently(lambda: self._client.log_artifacts(run_id, str(folder), artifact_path=place))
-
     def faults(self, name: str) -> list[str]:
-        """What is wrong with the record of a model, in words."""
+        """What is wrong with the record of a model, in words; empty if nothing is."""
         tags = self._patiently(lambda: self._tags(name))
         known = {}
         for key, value in tags.items():
-            if key.startswith(DEED):
+            if key.startswith(AUDIT_TAG):
                 line = json.loads(value)
                 known[line["id"]] = f"{line['action']} version {line['version']} of {name} ({line['time']})"
         return self.audit.faults(known)
 
-    # --- how
-
-    def _download(self, version: Version, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as temporary:
-            # MLflow looks up models:/ addresses in the store that is set for the whole process, not in ours.
-            place = self._client.get_model_version_download_uri(version.name, version.version)
-            found = download_artifacts(artifact_uri=place, dst_path=temporary, tracking_uri=self.tracking_uri)
-            with new_folder(folder) as target:
-                shutil.copytree(found, target, dirs_exist_ok=True)
-                # As MLflow itself notes which version a folder is.
-                meta = {"model_name": version.name, "model_version": version.version}
-                (target / META).write_text(yaml.safe_dump(meta), encoding="utf-8")
-
-    def _find_run(self, experiment: str, key: str) -> str | None:
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
-            return None
-        runs = self._client.search_runs([found.experiment_id], f"tags.`trial.key` = '{key}'", max_results=1)
-        return str(runs[0].info.run_id) if runs else None
-
-    def _register(self, name: str, source: Source) -> str:
-        self._make_model(name)
-        if (found := self._with_source(name, source.key)) is not None:
-            return found
-        model = self._log_model(name, source)
-        made = self._client.create_model_version(
-            name,
-            source=model.artifact_location,
-            run_id=source.run_id,
-            tags={**origin_tags(), **source.tags, SOURCE: source.key},
-            description=source.description,
-            model_id=model.model_id,
-        )
-        return str(made.version)
-
-    def _log_model(self, name: str, source: Source) -> LoggedModel:
-        """The logged model of a source: found, or made; one that a dying process left unfinished is filled anew."""
-        run = self._client.get_run(source.run_id)
-        experiment = run.info.experiment_id
-        found = self._client.search_logged_models([experiment], filter_string=f"tags.`{SOURCE}` = '{source.key}'")
-        if ready := [model for model in found if str(model.status) == "READY"]:
-            return ready[0]
-        model = (
-            found[0]
-            if found
-            else self._client.create_logged_model(
-                experiment, name=name, source_run_id=source.run_id, tags={**source.tags, SOURCE: source.key}
-            )
-        )
-        with (
-            default_store(self.tracking_uri),
-            packed(source.folder, metadata={SOURCE: source.key, **source.tags}) as folder,
-        ):
-            self._client.log_model_artifacts(model.model_id, str(folder))
-        end = run.info.end_time or run.info.start_time
-        name_of_data, digest = source.dataset or (None, None)
-        for key, value in source.metrics.items():
-            # With the time of the run's own metrics: repeated, they are stored once.
-            self._client.log_metric(
-                source.run_id,
-                key,
-                value,
-                end,
-                0,
-                model_id=model.model_id,
-                dataset_name=name_of_data,
-                dataset_digest=digest,
-            )
-        return self._client.finalize_logged_model(model.model_id, "READY")
-
-    def _make_model(self, name: str) -> None:
-        try:
-            self._client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            self._client.create_registered_model(name, description=MODEL_NOTE.format(name=name))
-
-    def _with_source(self, name: str, key: str) -> str | None:
-        # Asked by name alone: a filter on tags takes no every character that a key may have.
-        return next((str(found.version) for found in self._raw_versions(name) if found.tags.get(SOURCE) == key), None)
+    def _challenge(self, version: Version) -> Version:
+        """Give a version the alias ``challenger``, unless it is the champion."""
+        if CHAMPION not in version.aliases:
+            self._set_alias(version.name, CHALLENGER, version.version)
+        return self.version(version.name, version.version)
 
     def _move(
         self,
@@ -361,13 +142,19 @@ class Registry:
         before: Version | None,
         details: Mapping[str, Any],
     ) -> None:
+        """Write down where the aliases are to point, then move them.
+
+        Args:
+            goal: {alias: number of the version, or None to leave the alias as it is}.
+            before: the champion before.
+        """
         line = self._line(version, action, key=uuid.uuid4().hex, before=before, details=details)
         plan = {"aliases": dict(goal), "line": line.model_dump(mode="json")}
         self._patiently(lambda: self._client.set_registered_model_tag(version.name, PENDING, json.dumps(plan)))
         self._reach(version.name, plan)
 
     def _reach(self, name: str, plan: Mapping[str, Any]) -> None:
-        """Bring the aliases to where a plan wants them, in an order in which the champion is always there."""
+        """Move the aliases as a plan says, in an order in which there is a champion at any time."""
         aliases, line = plan["aliases"], AuditLine.model_validate(plan["line"])
         for alias in (CHAMPION, PREVIOUS):
             if aliases[alias] is not None:
@@ -376,22 +163,26 @@ class Registry:
         if challenger is not None and challenger.version == aliases[CHAMPION]:
             self._patiently(lambda: self._client.delete_registered_model_alias(name, CHALLENGER))
         self._write(line)
-        self._patiently(lambda: self._forget_plan(name))
+        self._patiently(lambda: self._delete_plan(name))
 
-    def _forget_plan(self, name: str) -> None:
+    def _delete_plan(self, name: str) -> None:
         if PENDING in self._tags(name):
             self._client.delete_registered_model_tag(name, PENDING)
 
+    def _set_alias(self, name: str, alias: str, number: str) -> None:
+        self._patiently(lambda: self._client.set_registered_model_alias(name, alias, number))
+
     def _record(self, version: Version, action: Action, *, key: str, details: Mapping[str, Any]) -> None:
+        """Record an action that moves no champion."""
         champion = self.find(version.name, CHAMPION)
         self._write(self._line(version, action, key=key, before=champion, details=details))
 
     def _write(self, line: AuditLine) -> None:
-        """Into the file first: what MLflow knows of and the file does not, is a fault."""
+        """Write a line to the audit file, then to MLflow. `faults` reports a line that MLflow has and the file does not."""
         self.audit.append(line)
         text = line.model_dump_json(exclude={"previous", "details"})
         moment = re.sub(r"\D", "", line.time)[:14]
-        tag = f"{DEED}{moment}.{sha256(line.id.encode()).hexdigest()[:8]}"
+        tag = f"{AUDIT_TAG}{moment}.{sha256(line.id.encode()).hexdigest()[:8]}"
         self._patiently(lambda: self._client.set_registered_model_tag(line.model, tag, text))
 
     def _line(
@@ -409,58 +200,7 @@ class Registry:
             details=dict(details),
         )
 
-    def _set_alias(self, name: str, alias: str, version: str) -> None:
-        self._patiently(lambda: self._client.set_registered_model_alias(name, alias, version))
 
-    def _tags(self, name: str) -> dict[str, str]:
-        try:
-            return dict(self._client.get_registered_model(name).tags)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-
-    def _versions(self, name: str) -> list[Version]:
-        try:
-            aliases = self._client.get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return []
-        versions = [
-            Version(
-                name=name,
-                version=str(found.version),
-                aliases=tuple(sorted(alias for alias, at in aliases.items() if str(at) == str(found.version))),
-                tags=dict(found.tags),
-                created_ms=int(found.creation_timestamp),
-                run_id=found.run_id or "",
-                description=found.description or "",
-            )
-            for found in self._raw_versions(name)
-        ]
-        return sorted(versions, key=lambda version: -int(version.version))
-
-    def _raw_versions(self, name: str) -> Iterator[ModelVersion]:
-        quoted = name.replace("'", "''")
-        return self._pages(self._client.search_model_versions, filter_string=f"name='{quoted}'")
-
-    def _pages(self, search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            page = search(**arguments, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        with errors_told_plainly(self.tracking_uri):
-            return self._patience.until_back(
-                lambda tries: action(), is_away=is_away, what=f"MLflow store {without_password(self.tracking_uri)}"
-            )
-
-
-def _birth(version: Version) -> str:
-    """Id of the deed of making a version: in another database, a version of the same number is another one."""
+def _registration_id(version: Version) -> str:
+    """Id of the action that made a version; the time makes it differ from a version of the same number in another database."""
     return f"registered {version.name}/{version.version}@{version.created_ms}"

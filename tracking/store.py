@@ -1,30 +1,20 @@
-"""An MLflow store: opening it, and telling what went wrong with it in one line."""
+"""An MLflow store: opening it, calling it, and its errors as one line."""
 
 from __future__ import annotations
 
 import getpass
-import logging
 import os
 import platform
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# MLflow's own retries say nothing for minutes, and repeat a request whose answer was lost: a run would be made twice.
-# `Patience` does the waiting, aloud, and looks for the run first.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-# Else every run that ends is a line on standard output, which may be JSON.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# A bar of MLflow's own would run through ours.
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import requests
@@ -37,12 +27,9 @@ from sqlalchemy.pool import NullPool
 from detectors.errors import InputError
 from detectors.files import file_lock, sync_folder, told_plainly
 from tracking.addresses import without_password
+from tracking.mlflow_settings import mlflow_settings
 from tracking.moved import follow_home
 from tracking.patience import is_lasting
-
-for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):
-    # A new database is migrated through some eighty steps, each with a line; every model saved says what it tries.
-    logging.getLogger(noisy).setLevel(logging.WARNING)
 
 AWAY = (
     "API request to",
@@ -51,27 +38,29 @@ AWAY = (
     "OperationalError",
     "server closed the connection",
 )
-"""In messages of MLflow that come of a server which is away, or whose own database is."""
+"""Parts of MLflow's messages about a server, or the database of a server, that cannot be reached."""
 
 SQLITE = "sqlite:///"
 ANSWER_SECONDS = 10
+"""How long a server may take to answer when a client is opened."""
 CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {"postgresql": {"connect_timeout": 10}, "mysql": {}, "mssql": {}}
-"""How to open a connection to a database that may be on another machine."""
+"""Arguments with which a connection to a database on another machine is opened, by the kind of database."""
 BUSY = (408, 429)
-"""Status codes below 500 that waiting helps against."""
+"""Status codes below 500 after which another try may succeed."""
 
 
 def open_client(uri: str, *, lock_folder: Path | None = None, artifacts: Path | None = None) -> MlflowClient:
-    """A client of a store that answers.
+    """A client of a store, after checking that the store answers.
 
     Args:
-        lock_folder: where a local store's first migration is guarded against other processes.
+        uri: address of the store: a server, a database, or ``sqlite:///FILE``, which is created.
+        lock_folder: folder of a lock that keeps processes from creating a local store at the same time.
         artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
     Raises:
         InputError: the store cannot be reached or opened.
     """
-    with errors_told_plainly(uri):
+    with store_calls(uri):
         _check_reachable(uri)
         with file_lock(lock_folder / "mlflow-migration.lock") if lock_folder else nullcontext():
             _make_sqlite(uri)
@@ -81,7 +70,7 @@ def open_client(uri: str, *, lock_folder: Path | None = None, artifacts: Path | 
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error of MLflow's client comes of a server or database that cannot be reached now."""
+    """Whether an error of MLflow's client means that a server or database cannot be reached at the moment."""
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return True
     if isinstance(error, MlflowException):
@@ -100,18 +89,19 @@ def _connect(uri: str) -> MlflowClient:
 
 
 def _make_sqlite(uri: str) -> None:
-    """Make a SQLite store that is not there yet, and let it appear by rename.
+    """Create a SQLite store that does not exist yet under another name, then rename it.
 
-    A new one is migrated through some eighty steps, for seconds; killed among these, MLflow could never open it again.
+    A new store is migrated in some eighty steps, which takes seconds. If the process were killed meanwhile, MLflow could never
+    open the file again.
     """
     target = Path(uri.removeprefix(SQLITE))
-    # Elsewhere than on POSIX an open database, which MLflow keeps, cannot be renamed.
+    # MLflow keeps the database open, and only POSIX systems can rename an open file.
     if not uri.startswith(SQLITE) or "?" in uri or target.exists() or os.name != "posix":
         return
     with told_plainly(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.new")
-        # What lies here was left by a killed process.
+        # A file of this name was left by a process that was killed.
         temporary.unlink(missing_ok=True)
         _connect(f"{SQLITE}{temporary}")
         temporary.replace(target)
@@ -120,7 +110,7 @@ def _make_sqlite(uri: str) -> None:
 
 @lru_cache(maxsize=1)
 def origin_tags() -> dict[str, str]:
-    """Who and what made a run: the client sets none of these itself."""
+    """Tags of the user, machine and code that make a run, which MLflow's client does not set itself."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": "study",
@@ -154,7 +144,13 @@ def _user() -> str:
 
 
 def _check_reachable(uri: str) -> None:
-    """Ask a server or database at once: MLflow itself would try again for minutes before it said anything."""
+    """Connect to a server or database once.
+
+    MLflow would try again for minutes before it raises an error.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
     parts = urlsplit(uri)
     kind = parts.scheme.partition("+")[0]
     if kind in CONNECT_ARGUMENTS:
@@ -163,7 +159,7 @@ def _check_reachable(uri: str) -> None:
         except ImportError as error:
             raise InputError(
                 f"MLflow store {without_password(uri)}: no driver for this database ({error}); "
-                "pip install 'anomaly-studies[postgres]' brings the one of postgresql+psycopg://"
+                "pip install 'anomaly-studies[postgres]' installs the one for postgresql+psycopg://"
             ) from error
     if kind not in ("http", "https"):
         return
@@ -171,7 +167,7 @@ def _check_reachable(uri: str) -> None:
         port = parts.port or (443 if kind == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
         with suppress(requests.ConnectionError):
-            # Whatever it answers, it does; what hinders MLflow's requests, MLflow tells.
+            # Any answer will do; if MLflow's own requests fail, MLflow raises the error.
             requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS, stream=True).close()
     except (OSError, ValueError) as error:
         reason = f"no answer within {ANSWER_SECONDS} s" if isinstance(error, requests.Timeout) else error
@@ -181,22 +177,30 @@ def _check_reachable(uri: str) -> None:
         ) from error
 
 
+_default_store_lock = threading.RLock()
+
+
 @contextmanager
 def default_store(uri: str) -> Iterator[None]:
-    """Within the block MLflow's functions that name no store use this one; else they make one in the working folder."""
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+    """Within the block, those functions of MLflow that take no store use this one instead of the working folder.
+
+    MLflow keeps this for the whole process; one block at a time therefore, other threads wait.
+    """
+    with _default_store_lock:
+        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
 
 
 @contextmanager
-def errors_told_plainly(uri: str) -> Iterator[None]:
-    """Turn the errors of MLflow and its database into one `InputError` line."""
+def store_calls(uri: str) -> Iterator[None]:
+    """A block of calls to an MLflow store: with our settings of MLflow, and its errors as `InputError` of one line."""
     try:
-        yield
+        with mlflow_settings():
+            yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         first = without_password(str(error)).strip().splitlines()[0]
         raise InputError(f"MLflow store {without_password(uri)}: {first}; check MLFLOW_TRACKING_URI") from error

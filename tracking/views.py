@@ -1,6 +1,6 @@
-"""A study's saved view of MLflow's table of runs: its trials below the study's run, with the columns that matter.
+"""The saved view of a study in MLflow's table of runs: its trials below the study's run, with the most important columns.
 
-MLflow's pages keep saved views as tags of the experiment; ``Views`` above the table lists them, and a link can name one.
+MLflow stores saved views as tags of the experiment. ``Views`` above the table lists them, and a link can open one.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from mlflow.entities import Experiment
 
 from tracking.addresses import without_password
 from tracking.records import StudyRecord
-from tracking.store import errors_told_plainly, open_client
+from tracking.store import open_client, store_calls
 
 PREFIX = "mlflow.sharedViewState."
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 WORKFLOW = "machine_learning"
-"""In a link, MLflow's menu for training: by itself it shows the one for language models, whatever the kind."""
+"""Part of a link that opens MLflow's menu for training; otherwise MLflow shows the menu for language models."""
 NOTE = "mlflow.note.content"
 EXPERIMENT_NOTE = (
     "Studies of {name}. Each run here is a study, the runs below it are its trials. `Views` above the table has one view for "
-    "each study: its trials, the best first, with the columns that matter. `tags.trial.state`, `tags.study.selected` and "
+    "each study: its trials, the best first, with the most important columns. `tags.trial.state`, `tags.study.selected` and "
     "`tags.trial.feasible` find trials."
 )
 TAG_LENGTH = 5000
-"""What MLflow takes as an experiment's tag."""
+"""Most letters of an experiment's tag in MLflow."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where a study is in MLflow's pages."""
+    """The page of a study in MLflow."""
 
     study: str
     path: str
-    """Behind the server's address."""
+    """Path of the page, to be appended to the server's address."""
 
 
 def experiment_tags(experiment: Experiment) -> dict[str, str]:
-    """What an experiment of ours lacks: a description, and the kind by which MLflow chooses its menu."""
+    """Tags that an experiment still lacks: its description, and the kind by which MLflow chooses its menu."""
     wanted = {KIND: TRAINING, NOTE: EXPERIMENT_NOTE.format(name=experiment.name)}
-    # A person may have written another description.
+    # A description that a user wrote is kept.
     return {name: value for name, value in wanted.items() if name not in experiment.tags}
 
 
 def saved_view(study: StudyRecord, parent: str) -> tuple[str, str]:
-    """The tag, by name and value, that holds a study's view.
+    """Name and value of the experiment's tag that stores the view of a study.
 
     Args:
-        parent: id of the study's run, which is shown with its trials below it.
+        parent: id of the study's run, below which its trials are shown.
     """
     columns = list(map(_column, study.columns))
     while True:
@@ -67,7 +67,7 @@ def saved_view(study: StudyRecord, parent: str) -> tuple[str, str]:
             "updatedAt": study.started_ms,
             "state": json.dumps(state),
         }
-        # Pages before 3.17 know no names: they look for the state's own keys.
+        # MLflow before 3.17 does not know named views and reads the keys of the state themselves.
         text = json.dumps(named | state)
         if len(text) <= TAG_LENGTH or not columns:
             return f"{PREFIX}{_key(study.uid)}", text
@@ -75,10 +75,14 @@ def saved_view(study: StudyRecord, parent: str) -> tuple[str, str]:
 
 
 def study_pages(tracking_uri: str) -> list[Page]:
-    """All studies that have a view, the newest first. Raises `InputError` where the store cannot be reached."""
-    with errors_told_plainly(tracking_uri):
+    """The pages of all studies in a store, the newest first.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    with store_calls(tracking_uri):
         experiments = open_client(tracking_uri).search_experiments()
-    found = []
+    pages = []
     for experiment in experiments:
         for tag, text in experiment.tags.items():
             if not tag.startswith(PREFIX):
@@ -87,14 +91,14 @@ def study_pages(tracking_uri: str) -> list[Page]:
                 view = json.loads(text)
                 made, name = int(view["createdAt"]), str(view["name"])
             except (ValueError, KeyError, TypeError):
-                continue  # a person's own, saved by another release
+                continue  # A view that a user saved with another release of MLflow.
             query = urlencode({"workflowType": WORKFLOW, "viewStateShareKey": tag.removeprefix(PREFIX)})
-            found.append((made, Page(name, f"/#/experiments/{experiment.experiment_id}/runs?{query}")))
-    return [page for _, page in sorted(found, key=lambda item: -item[0])]
+            pages.append((made, Page(name, f"/#/experiments/{experiment.experiment_id}/runs?{query}")))
+    return [page for _, page in sorted(pages, key=lambda item: -item[0])]
 
 
 def address_of(page: Page, server: str) -> str:
-    """For a person's browser; without a password that the server's address may hold."""
+    """The address of a page for a web browser, without a password that the server's address may contain."""
     return without_password(server).rstrip("/") + page.path
 
 
@@ -103,6 +107,6 @@ def _key(uid: str) -> str:
 
 
 def _column(name: str) -> str:
-    """``metrics.val/image_auroc`` as the pages write it."""
+    """A column such as ``metrics.val/image_auroc`` as MLflow writes it."""
     kind, _, rest = name.partition(".")
     return f"{kind}.`{rest}`"

@@ -1,1 +1,1 @@
-"""From a trial to production: gate, promotion, retraining."""
+"""From a trial to production: finding detectors, the gate, promotion and retraining."""

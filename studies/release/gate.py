@@ -1,7 +1,7 @@
-"""The gate: whether a challenger may take the champion's place, measured on the same images, with the reasons.
+"""The gate: decides whether a challenger may replace the champion, by measuring both on the same images, and gives the reasons.
 
-Not worse means: the image AUROC is at most `epsilon` below the champion's, and the one-sided 95 % upper bound of the difference,
-from a paired bootstrap, is not below 0.
+A challenger is "not worse" if its image AUROC is at most `epsilon` below the champion's, and the one-sided 95 % upper bound of
+the difference, from a paired bootstrap, is not below 0.
 """
 
 from __future__ import annotations
@@ -33,39 +33,46 @@ from tracking.model import ask
 
 Verdict = Literal["passed", "refused", "not applicable"]
 BATCH = 8
+"""Images that are scored together."""
 LATENCY_IMAGES = 4
+"""Test images on which the latency is measured."""
 RELOAD_TOLERANCE = 1e-4
-"""Largest difference, relative to the spread of the scores, between a model as it was saved and as it is loaded."""
+"""Largest difference of a score between a model as it was saved and as it is loaded, relative to the spread of the scores."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition and how it went."""
+    """One condition of the gate and its outcome."""
 
     name: str
     verdict: Verdict
     value: float | None
+    """What was measured; None if nothing was."""
     limit: float | None
+    """What the value is compared with; None if there is no limit."""
     told: str
+    """The outcome in words. The name is a key of stored gate reports."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on the test images."""
+    """The figures of a model on the test images."""
 
     label: str
     scores: NDArray[np.float64]
+    """[N] image scores."""
     evaluation: Evaluation
     latency: Latency
     size_mb: float
+    """Size of the detector's tensors in units of 10^6 bytes."""
 
     @property
     def auroc(self) -> float | None:
-        """Image AUROC."""
+        """Image AUROC; None if it is undefined."""
         return self.evaluation.metrics.get("image_auroc")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the bulk of the scores' images."""
+        """The figures and scores as JSON-able data."""
         return {
             "label": self.label,
             "metrics": self.evaluation.metrics,
@@ -80,7 +87,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate saw and decided."""
+    """What the gate measured and decided."""
 
     model: str
     challenger: Measured
@@ -91,22 +98,23 @@ class GateReport:
     """``<dataset>/<category>``"""
     config: GateConfig
     difference: tuple[float, float, float] | None = None
-    """AUROC of the challenger minus the champion's, with its 95 % interval."""
+    """Image AUROC of the challenger minus that of the champion, and the ends of its 95 % interval."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Host, device and versions."""
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def passed(self) -> bool:
-        """Whether no rule refuses."""
+        """Whether no rule refused the challenger."""
         return all(rule.verdict != "refused" for rule in self.rules)
 
     @property
     def reasons(self) -> list[str]:
-        """Why it was refused; empty where it passed."""
+        """Why the challenger was refused; empty if it passed."""
         return [rule.told for rule in self.rules if rule.verdict == "refused"]
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts and for the record."""
+        """The report as JSON-able data, for scripts and for the record."""
         return {
             "model": self.model,
             "passed": self.passed,
@@ -124,7 +132,7 @@ class GateReport:
         }
 
     def to_markdown(self) -> str:
-        """For people."""
+        """The report as Markdown."""
         models = [self.challenger, *([self.champion] if self.champion else [])]
         lines = [
             f"# Gate report: {self.model}",
@@ -153,14 +161,16 @@ class GateReport:
 
 
 def _rows(models: Sequence[Measured]) -> list[tuple[str, list[str]]]:
+    """Rows of the table of figures: name, and one cell for each model."""
+
     def shown(value: float | None, form: str = ".4f") -> str:
         return "-" if value is None else format(value, form)
 
     def with_interval(model: Measured) -> str:
-        found = model.evaluation.metrics
-        if (low := found.get("image_auroc_low")) is None:
+        metrics = model.evaluation.metrics
+        if (low := metrics.get("image_auroc_low")) is None:
             return shown(model.auroc)
-        return f"{shown(model.auroc)} ({low:.3f} to {found['image_auroc_high']:.3f})"
+        return f"{shown(model.auroc)} ({low:.3f} to {metrics['image_auroc_high']:.3f})"
 
     rows = [("image AUROC (95 % interval)", [with_interval(model) for model in models])]
     for name, title in (("pixel_auroc", "pixel AUROC"), ("pixel_aupro", "AUPRO")):
@@ -176,19 +186,19 @@ def _rows(models: Sequence[Measured]) -> list[tuple[str, list[str]]]:
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that is measured."""
+    """A model that is to be measured."""
 
     label: str
     folder: Path
-    """Of the detector, as the registry gives it."""
+    """Folder of the detector, as the registry provides it."""
     original: Path | None = None
-    """Of the detector, where it was saved first; None where that is gone."""
+    """Folder in which the detector was saved first; None if it is gone."""
     model: Path | None = None
-    """Of the MLflow model, for the request through the serving path; None where there is none yet."""
+    """Folder of the MLflow model, for a request as in serving; None if there is none yet."""
 
 
 class Gate:
-    """Measures contenders on one set of test images."""
+    """Measures contenders on one set of test images and applies the rules of the study file."""
 
     def __init__(
         self,
@@ -202,13 +212,24 @@ class Gate:
         environment: dict[str, str],
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """Args:
+        test: the test images.
+        data: their data set and category, as the report names them.
+        lock: keeps other work off the device while the latency is measured.
+        seed: of the bootstrap.
+        progress: called with a line about each step.
+        """
         self.config, self.test, self.data = config, test, data
         self.device, self.lock, self.seed = device, lock, seed
         self.environment, self.progress = environment, progress
         self._sets: dict[Size, tuple[ImageSet, list[NDArray[np.uint8]]]] = {}
 
     def judge(self, model: str, challenger: Contender, champion: Contender | None) -> GateReport:
-        """Measure both and apply every rule.
+        """Measure both models and apply every rule.
+
+        Args:
+            model: name of the registered model, for the report.
+            champion: None if there is none yet.
 
         Raises:
             InputError: images or models cannot be read.
@@ -238,7 +259,7 @@ class Gate:
         )
 
     def measure(self, contender: Contender) -> Measured:
-        """Score the test images and take the time of a single one."""
+        """Score the test images and measure the latency of a single one."""
         self.progress(f"{contender.label}: scoring {len(self.test)} test images")
         artifact = load_artifact(contender.folder, device=self.device)
         scores, maps = self._scores(artifact)
@@ -259,6 +280,7 @@ class Gate:
     # --- rules
 
     def _floors(self, measured: Measured) -> Rule:
+        """Whether the metrics are at least the floors of the study file."""
         missed = []
         for name, floor in self.config.floor.items():
             value = measured.evaluation.metrics.get(name.removeprefix("test/"))
@@ -267,40 +289,43 @@ class Gate:
                 missed.append(f"{name} is unknown ({why})")
             elif value < floor:
                 missed.append(f"{name} {value:.4f} is below {floor:g}")
-        wanted = ", ".join(f"{name} {floor:g}" for name, floor in self.config.floor.items())
+        floors = ", ".join(f"{name} {floor:g}" for name, floor in self.config.floor.items())
         limit = self.config.floor.get("test/image_auroc")
-        if not wanted:
+        if not floors:
             return Rule("floor", "not applicable", measured.auroc, limit, "none is set")
         verdict: Verdict = "refused" if missed else "passed"
-        return Rule("floor", verdict, measured.auroc, limit, "; ".join(missed) or f"at least {wanted}")
+        return Rule("floor", verdict, measured.auroc, limit, "; ".join(missed) or f"at least {floors}")
 
     def _limits(self, measured: Measured) -> list[Rule]:
-        found = []
+        """Whether latency and size are within the limits of the study file."""
+        rules = []
         for name, value, limit, unit in (
             ("latency", measured.latency.latency_ms_p95, self.config.latency_ms_p95, "ms (p95, one image)"),
             ("size", measured.size_mb, self.config.model_size_mb, "MB"),
         ):
-            told = f"{value:.1f} {unit}" + ("" if limit is None else f", at most {limit:g}")
+            text = f"{value:.1f} {unit}" + ("" if limit is None else f", at most {limit:g}")
             verdict: Verdict = "not applicable" if limit is None else ("passed" if value <= limit else "refused")
-            found.append(Rule(name, verdict, value, limit, told))
-        return found
+            rules.append(Rule(name, verdict, value, limit, text))
+        return rules
 
     def _not_worse(self, new: Measured, old: Measured) -> tuple[Rule, tuple[float, float, float] | None]:
+        """Whether the image AUROC is not worse than the champion's; and the difference with its interval, if defined."""
         epsilon = self.config.epsilon
         try:
-            found = paired_bootstrap_difference(old.scores, new.scores, self.test.labels, seed=self.seed)
+            bootstrap = paired_bootstrap_difference(old.scores, new.scores, self.test.labels, seed=self.seed)
         except UndefinedMetricError as error:
             return Rule("not worse", "refused", None, -epsilon, f"cannot be compared with the champion: {error}"), None
-        value, (low, high) = found.difference, found.interval
-        told = f"AUROC {value:+.4f} against the champion (95 % interval {low:+.4f} to {high:+.4f})"
-        worse = value < -epsilon or found.upper < 0
+        value, (low, high) = bootstrap.difference, bootstrap.interval
+        text = f"AUROC {value:+.4f} against the champion (95 % interval {low:+.4f} to {high:+.4f})"
+        worse = value < -epsilon or bootstrap.upper < 0
         if value < -epsilon:
-            told += f", more than {epsilon:g} below it"
-        elif found.upper < 0:
-            told += f", below it beyond chance (one-sided upper bound {found.upper:+.4f})"
-        return Rule("not worse", "refused" if worse else "passed", value, -epsilon, told), (value, low, high)
+            text += f", more than {epsilon:g} below it"
+        elif bootstrap.upper < 0:
+            text += f", below it by more than chance would explain (one-sided upper bound {bootstrap.upper:+.4f})"
+        return Rule("not worse", "refused" if worse else "passed", value, -epsilon, text), (value, low, high)
 
     def _per_defect(self, new: Measured, old: Measured) -> Rule:
+        """Whether no type of defect loses more AUROC than the study file allows."""
         limit = self.config.per_defect_drop
         drops = {
             kind: value - new.evaluation.per_defect[kind]
@@ -308,22 +333,24 @@ class Gate:
             if kind in new.evaluation.per_defect
         }
         if not drops:
-            return Rule("no defect type collapses", "not applicable", None, limit, "no types of defects to compare")
+            return Rule(
+                "no defect type collapses", "not applicable", None, limit, "there are no types of defects to compare"
+            )
         worst = max(drops, key=lambda kind: drops[kind])
-        told = f"largest fall: {worst}, {drops[worst]:+.4f} of AUROC lost, at most {limit:g}"
+        text = f"largest loss: {worst}, {drops[worst]:+.4f} of AUROC, at most {limit:g}"
         verdict: Verdict = "refused" if drops[worst] > limit else "passed"
-        return Rule("no defect type collapses", verdict, drops[worst], limit, told)
+        return Rule("no defect type collapses", verdict, drops[worst], limit, text)
 
     def _reload(self, contender: Contender, measured: Measured) -> Rule:
-        """Whether what the registry gives scores as what was saved."""
+        """Whether the detector from the registry gives the same scores as the one that was saved."""
         name = "reload equality"
         if contender.original is None:
             return Rule(name, "not applicable", None, RELOAD_TOLERANCE, "the detector that was saved first is gone")
         self.progress(f"{contender.label}: comparing with what was saved")
         original, _ = self._scores(load_artifact(contender.original, device=self.device))
         gap = self._gap(original, measured.scores)
-        told = f"largest difference of a score {gap:.1e} of their spread, at most {RELOAD_TOLERANCE:.0e}"
-        return Rule(name, "passed" if gap <= RELOAD_TOLERANCE else "refused", gap, RELOAD_TOLERANCE, told)
+        text = f"largest difference of a score {gap:.1e} of their spread, at most {RELOAD_TOLERANCE:.0e}"
+        return Rule(name, "passed" if gap <= RELOAD_TOLERANCE else "refused", gap, RELOAD_TOLERANCE, text)
 
     def _serving(self, contender: Contender, measured: Measured) -> Rule:
         """Whether the MLflow model answers a request with the same scores."""
@@ -337,31 +364,32 @@ class Gate:
         begin = time.perf_counter()
         try:
             answers = ask(contender.model, requests)
-        except Exception as error:  # whatever hinders it, it would hinder production
+        except Exception as error:  # Any error here would occur in production too.
             reason = " ".join(str(error).split()) or type(error).__name__
             return Rule(name, "refused", None, RELOAD_TOLERANCE, f"the model does not answer: {reason[:200]}")
         seconds = time.perf_counter() - begin
         served = np.array([answer.score for answer in answers])
         gap = self._gap(measured.scores[some], served)
-        sound = gap <= RELOAD_TOLERANCE and bool(answers[0].heatmap) and not answers[1].heatmap
-        told = f"answered in {seconds:.1f} s, loading included; largest difference of a score {gap:.1e} of their spread"
-        return Rule(name, "passed" if sound else "refused", gap, RELOAD_TOLERANCE, told)
+        equal = gap <= RELOAD_TOLERANCE and bool(answers[0].heatmap) and not answers[1].heatmap
+        text = f"answered in {seconds:.1f} s, loading included; largest difference of a score {gap:.1e} of their spread"
+        return Rule(name, "passed" if equal else "refused", gap, RELOAD_TOLERANCE, text)
 
-    # --- how
+    # --- measuring
 
-    def _gap(self, wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
-        spread = max(float(np.ptp(wanted)), float(np.abs(wanted).max()), math.ulp(1.0))
-        return float(np.abs(wanted - found).max()) / spread
+    def _gap(self, expected: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+        """Largest difference of a score, relative to the spread of the expected ones."""
+        spread = max(float(np.ptp(expected)), float(np.abs(expected).max()), math.ulp(1.0))
+        return float(np.abs(expected - scores).max()) / spread
 
     def _scores(self, artifact: Artifact) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """[N] and [N, h, w] of the test images."""
+        """Image scores [N] and anomaly maps [N, h, w] of the test images."""
         rgb = self._at(artifact)[1]
         verdicts = [v for start in range(0, len(rgb), BATCH) for v in judge(artifact, rgb[start : start + BATCH])]
         maps = np.stack([verdict.anomaly_map for verdict in verdicts])
         return np.array([verdict.score for verdict in verdicts]), maps
 
     def _at(self, artifact: Artifact) -> tuple[ImageSet, list[NDArray[np.uint8]]]:
-        """The test set at a detector's image size, with its images: resized once, from the originals."""
+        """The test set at a detector's image size, and its images, each uint8 [H, W, 3]; resized once for each size."""
         size = artifact.detector.image_size
         if size not in self._sets:
             resized = replace(self.test, image_size=size)

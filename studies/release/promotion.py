@@ -1,7 +1,7 @@
-"""From a study's trial to the champion of a registered model: register, gate, promote; or say why not.
+"""Promotion: a trial of a study is registered, measured by the gate, and made the champion of its registered model.
 
-The registered model is named like the study, with several products ``study--product``. Everything here may be killed at any
-moment and called again: see `tracking.registry`.
+The registered model has the name of the study, or ``study--product`` if the study has several products. A process that does this
+may be killed at any moment and started again: see `tracking.registry`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from studies.search.summary import headline
 from studies.search.view import StudyView, TrialView
 from studies.worker.trial import environment
 from tracking.patience import Patience
-from tracking.registry import CHAMPION, Registry, Source, Version
+from tracking.registered_models import Source, Version
+from tracking.registry import CHAMPION, Registry
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,127}")
 RENDERED = "rendered/"
+"""Beginning of the experiments on images that a program drew."""
 STUDY_UID, TRIAL, PRODUCT, EXPERIMENT, ORIGINAL = (
     "study.uid",
     "trial.number",
@@ -43,29 +45,32 @@ STUDY_UID, TRIAL, PRODUCT, EXPERIMENT, ORIGINAL = (
     "study.data",
     "detector.folder",
 )
-"""Tags of a version: where it comes from, and where its detector was saved first."""
+"""Tags of a version: where it comes from, and the folder in which its detector was saved first."""
 
 KEPT_TAGS = ("study.name", STUDY_UID, TRIAL, EXPERIMENT, "detector", "backbone")
+"""Tags that a version which is fitted again takes over from its champion."""
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What came of it."""
+    """The outcome of a promotion."""
 
     model: str
+    """Name of the registered model."""
     version: Version | None
-    """None in a dry run of a trial that is not registered."""
+    """The version; None in a dry run of a trial that is not registered."""
     report: GateReport | None
-    """None where the version was the champion already."""
+    """What the gate decided; None if the version was the champion already."""
     promoted: bool
+    """Whether the version became the champion."""
     before: Version | None
-    """The champion before."""
+    """The champion before; None if there was none."""
 
     @property
     def refused(self) -> bool:
-        """Whether the gate said no."""
+        """Whether the gate refused the version."""
         return self.report is not None and not self.report.passed
 
 
@@ -73,10 +78,10 @@ def open_registry(home: Home, *, patience: Patience | None = None) -> Registry:
     """The registry of a home.
 
     Args:
-        patience: for how long a store that is away is waited for, and who hears of it.
+        patience: how long to wait for a store that does not answer, and how to report it; default as `Patience()`.
 
     Raises:
-        InputError: its store cannot be opened.
+        InputError: the store cannot be opened.
     """
     look_in(home.heads)
     return Registry(
@@ -90,7 +95,7 @@ def open_registry(home: Home, *, patience: Patience | None = None) -> Registry:
 
 
 class Promoter:
-    """Moves models of one home through its registry."""
+    """Promotes, rolls back and registers models of one home."""
 
     def __init__(
         self,
@@ -101,48 +106,56 @@ class Promoter:
         device: str = "auto",
         tell: Tell = lambda text: None,
     ) -> None:
+        """Args:
+        storage: of the studies; its database also holds the locks of models.
+        device: on which the gate measures: ``auto``, ``cpu`` or ``cuda``.
+        tell: called with a line about each step.
+        """
         self.home, self.storage, self.registry = home, storage, registry
         self.device, self.tell = choose_device(device), tell
 
     def promote_trial(
         self, view: StudyView, trial: TrialView, *, product: str = "", to: str | None = None, dry_run: bool = False
     ) -> Promotion:
-        """Take a study's trial through the gate.
+        """Register a trial and promote it if the gate passes it.
 
         Args:
-            product: of a study over several products.
-            to: another registered model that gets a copy and whose champion is measured against.
+            product: in a study of several products, which one.
+            to: another registered model, which gets a copy and with whose champion the trial is compared.
             dry_run: measure only; nothing is registered or moved.
 
         Raises:
-            InputError: no saved detector, images that changed, a demonstration that is to go elsewhere.
+            InputError: the images changed, or a model from rendered images is to become one of another name.
         """
         detector = trial.detectors[product]
-        own = model_name(view, product)
-        target = check_name(to) if to else own
-        if to and to != own and view.header.experiment.startswith(RENDERED):
+        study_model = model_name(view, product)
+        target = check_name(to) if to else study_model
+        if to and to != study_model and view.header.experiment.startswith(RENDERED):
             raise InputError(
-                f"study {view.study.study_name!r} ran on rendered images, a demonstration: its models cannot become "
-                f"versions of {to!r}; run a study on real images"
+                f"study {view.study.study_name!r} ran on rendered images, which are a demonstration: its models cannot "
+                f"become versions of {to!r}; run a study on real images"
             )
-        with self.held(target, *([own] if target != own else [])):
+        with self.held(target, *([study_model] if target != study_model else [])):
             champion = self._champion(target)
             if dry_run:
                 report = self._gate(view, product).judge(
                     target, Contender(f"trial {trial.number}", detector), self._contender(champion)
                 )
                 return Promotion(target, None, report, promoted=False, before=champion)
-            version = self.registry.register(own, self._source(view, trial, product))
-            if target != own:
+            version = self.registry.register(study_model, self._source(view, trial, product))
+            if target != study_model:
                 version = self.registry.copy(version, target)
             return self._promote(version, view, product)
 
     def promote_version(self, version: Version, *, to: str | None = None, dry_run: bool = False) -> Promotion:
-        """Take a version that is registered already, such as one of ``study retrain``, through the gate."""
+        """Promote a version that is registered already, such as one of ``study retrain``, if the gate passes it.
+
+        Arguments and errors as in `promote_trial`.
+        """
         target = check_name(to) if to else version.name
         if target != version.name and version.tags.get(EXPERIMENT, "").startswith(RENDERED):
             raise InputError(
-                f"{version} was made from rendered images, a demonstration: it cannot become a version of {to!r}"
+                f"{version} was made from rendered images, which are a demonstration: it cannot become a version of {to!r}"
             )
         view, product = self.study_of(version)
         with self.held(target):
@@ -157,13 +170,17 @@ class Promoter:
             return self._promote(version, view, product)
 
     def roll_back(self, name: str, *, reason: str = "") -> tuple[Version, Version]:
-        """Swap champion and previous; the champion now, and the one before."""
+        """Swap champion and previous, under the lock of the model; returns and errors as in `Registry.roll_back`."""
         with self.held(name):
             return self.registry.roll_back(name, reason=reason)
 
     @contextmanager
     def held(self, *names: str) -> Iterator[None]:
-        """Hold models against other promotions, on this and other machines. Raises `InputError` naming who is at it."""
+        """Lock models against other promotions on this and other machines, and finish a promotion that was cut off.
+
+        Raises:
+            InputError: another process holds one of them; the message names it.
+        """
         if not names:
             yield
             return
@@ -174,18 +191,22 @@ class Promoter:
             yield
 
     def study_of(self, version: Version) -> tuple[StudyView, str]:
-        """The study that a version comes from, and the product within it. Raises `InputError` where it is not here."""
+        """The study that a version comes from, and the product within it.
+
+        Raises:
+            InputError: the storage does not hold the study.
+        """
         uid = version.tags.get(STUDY_UID, "")
-        found = studies_storage.find_by_uid(self.storage, uid)
-        if found is None:
+        stored = studies_storage.find_by_uid(self.storage, uid)
+        if stored is None:
             raise InputError(
                 f"{version} comes from a study that the storage {self.home.storage_url.partition('://')[0]} does not hold "
                 f"({uid or 'no uid'}); use the STUDY_HOME or STUDY_STORAGE that it was run with"
             )
-        return StudyView(*found, self.home), version.tags.get(PRODUCT, "")
+        return StudyView(*stored, self.home), version.tags.get(PRODUCT, "")
 
     def contender(self, version: Version) -> Contender:
-        """A version, fetched, for the gate."""
+        """A version as a contender for the gate; its files are fetched."""
         saved = Path(version.tags.get(ORIGINAL, ""))
         return Contender(
             label=f"version {version.version}",
@@ -195,25 +216,26 @@ class Promoter:
         )
 
     def load(self, version: Version) -> Artifact:
-        """A version's detector, on the CPU."""
+        """The detector of a version, on the CPU."""
         return load_artifact(self.registry.fetch(version))
 
-    def register_retrained(self, champion: Version, found: Retrained) -> Version:
-        """The version of a champion that was fitted anew, as challenger."""
+    def register_retrained(self, champion: Version, retrained: Retrained) -> Version:
+        """Register a champion that was fitted again as a challenger."""
         kept = {name: champion.tags[name] for name in (*KEPT_TAGS, PRODUCT) if name in champion.tags}
         source = Source(
-            key=f"retrained/{file_sha256(found.folder / DESCRIPTION)}",
-            folder=found.folder,
+            key=f"retrained/{file_sha256(retrained.folder / DESCRIPTION)}",
+            folder=retrained.folder,
             run_id=champion.run_id,
-            description=f"Version {champion.version} fitted anew, with {found.new} new images.",
-            tags={**kept, ORIGINAL: str(found.folder), "retrained.from": champion.version},
+            description=f"Version {champion.version} fitted again, with {retrained.new} new images.",
+            tags={**kept, ORIGINAL: str(retrained.folder), "retrained.from": champion.version},
         )
         with self.held(champion.name):
             return self.registry.register(champion.name, source)
 
-    # --- how
+    # --- steps
 
     def _promote(self, version: Version, view: StudyView, product: str) -> Promotion:
+        """Measure a registered version against the champion of its model, and promote it or record the refusal."""
         champion = self._champion(version.name)
         if champion is not None and champion.version == version.version:
             return Promotion(version.name, version, None, promoted=False, before=champion)
@@ -227,7 +249,7 @@ class Promoter:
         return Promotion(version.name, version, report, promoted=report.passed, before=champion)
 
     def _keep(self, report: GateReport, version: Version) -> dict[str, Any]:
-        """Store a report with the version; returns what the record says of it."""
+        """Store a report with the version. Returns what the audit file keeps of it."""
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         folder = self.home.root / "gates" / version.name / f"{version.version}-{moment}"
         write_json(folder / "gate.json", report.to_json())
@@ -249,13 +271,16 @@ class Promoter:
         return {"gate": tags["gate.verdict"], "reasons": report.reasons, "report": str(folder)}
 
     def _gate(self, view: StudyView, product: str) -> Gate:
-        """The gate on the study's own test images. Raises `InputError` where these are not what they were."""
+        """The gate on the study's own test images.
+
+        Raises:
+            InputError: the images are not those that the study was run with.
+        """
         config = view.config
         images = datasets.load(config, self.home)
         part = next(part for part in images.parts if product in ("", part.category))
         key = f"{product}/test" if product else "test"
-        wanted = view.header.identity["data"].get(key)
-        if part.splits.test.digest != wanted:
+        if part.splits.test.digest != view.header.identity["data"].get(key):
             raise InputError(
                 f"the test images of {part.dataset.name}/{part.category} in {part.dataset.root} are not those that the "
                 "study was run with; restore them, or run a new study (--fresh)"
@@ -275,15 +300,17 @@ class Promoter:
         return self.registry.find(name, CHAMPION)
 
     def _contender(self, version: Version | None, *, but: Version | None = None) -> Contender | None:
+        """The champion as a contender; None if there is none, or if it is the version `but`."""
         if version is None or (but is not None and (version.name, version.version) == (but.name, but.version)):
             return None
         return Contender(f"champion, version {version.version}", self.registry.fetch(version))
 
     def _source(self, view: StudyView, trial: TrialView, product: str) -> Source:
+        """The detector of a trial as the source of a version."""
         folder, header = trial.detectors[product], view.header
         test = trial.test_metrics if not product else {}
-        told = headline(test, "test")
-        # The description holds digests of all tensors, and where the detector comes from.
+        figures = headline(test, "test")
+        # The description contains the digests of all tensors, and where the detector comes from.
         digest = file_sha256(folder / DESCRIPTION)
         return Source(
             key=f"{header.uid}/{trial.number}/{product}/{digest[:32]}",
@@ -291,7 +318,7 @@ class Promoter:
             run_id=self.registry.run_of_trial(header.experiment, header.uid, trial.number),
             description=f"{trial.detector_name}, trial {trial.number} of study {view.study.study_name}"
             + (f", {product}" if product else "")
-            + (f". On test: {told}." if told else "."),
+            + (f". On test: {figures}." if figures else "."),
             tags={
                 "study.name": view.study.study_name,
                 STUDY_UID: header.uid,
@@ -308,14 +335,18 @@ class Promoter:
 
 
 def model_name(view: StudyView, product: str = "") -> str:
-    """Of the registered model that a study's detectors become versions of."""
-    name = view.config.name  # every generation of a study competes for the same place
-    # MLflow takes no dots, among others.
+    """Name of the registered model of a study's detectors; all runs of a study (NAME, NAME#2 ...) share one."""
+    name = view.config.name
+    # MLflow does not accept some characters, such as dots.
     return re.sub(r"[^A-Za-z0-9_ -]", "-", f"{name}--{product}" if product else name)
 
 
 def check_name(name: str) -> str:
-    """Raises `InputError` unless MLflow, and every file system, takes the name."""
+    """Return the name of a model.
+
+    Raises:
+        InputError: MLflow or a file system would not accept it.
+    """
     if not MODEL_NAME.fullmatch(name):
         raise InputError(f"model name {name!r}: use letters, digits, _ - and spaces, at most 128 of them")
     return name

@@ -1,4 +1,4 @@
-"""The champion's configuration, fitted on newer images of good parts: a challenger for the gate."""
+"""Fitting the champion's configuration again, on newer images of good parts; the result is a challenger for the gate."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from studies.worker.memo import FileMemo
 from studies.worker.trial import environment, seed_everything
 
 HELD_OUT = 5
-"""Every so-manyeth new image is kept from the fit, for the threshold."""
+"""One of so many new images is not fitted to, but used for the threshold."""
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """What was fitted."""
+    """A detector that was fitted again."""
 
     folder: Path
-    """Of the detector."""
+    """Folder of the detector."""
     new: int
-    """New images, of which some were kept for the threshold."""
+    """Number of new images."""
     held_out: int
+    """How many of them were used for the threshold alone."""
 
 
 def retrain(
@@ -51,14 +52,19 @@ def retrain(
     device: torch.device,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Retrained:
-    """Fit a detector like the champion on the study's good images and new ones, and save it.
+    """Fit a detector with the champion's configuration on the study's good images and new ones, and save it.
+
+    Nothing is fitted if the same images and champion were fitted already.
 
     Args:
-        images: folder of new good images; None fits the study's own once more.
-        only_new: leave the study's own images out of the fit; then `images` is needed.
+        view: the study that the champion comes from.
+        product: the product within it; empty in a study of a single one.
+        images: folder of new good images; None fits the study's own images again.
+        only_new: leave the study's own images out of the fit; requires `images`.
+        tell: called with a line about each step.
 
     Raises:
-        InputError: too few or unreadable images, one that is among the test images.
+        InputError: too few images, or unreadable ones, or one that is among the test images.
     """
     if only_new and images is None:
         raise InputError("--only-new needs --images: a folder of new good images")
@@ -67,20 +73,20 @@ def retrain(
     new = _new_samples(images, splits) if images else []
     held_out = stable_order(new)[HELD_OUT - 1 :: HELD_OUT]
     fitted_on = [sample for sample in new if sample not in held_out]
-    own = () if only_new else splits.train.samples
-    train = ImageSet("train", (*own, *fitted_on), splits.train.image_size)
+    known = () if only_new else splits.train.samples
+    train = ImageSet("train", (*known, *fitted_on), splits.train.image_size)
     if len(train) < 2:
         raise InputError(f"{images}: {len(train)} image to learn from is not enough; add more")
     model = champion.detector
     digest = hashlib.sha256(f"{train.digest} {champion.provenance}".encode()).hexdigest()[:16]
     folder = home.root / "retrained" / view.config.name / digest / "detector"
-    found = Retrained(folder, len(new), len(held_out))
+    retrained = Retrained(folder, len(new), len(held_out))
     if is_artifact(folder):
-        return found
+        return retrained
 
     seed = view.config.sampler.seed
     seed_everything(seed)
-    backbone = model.backbone  # with the weights that it was saved with
+    backbone = model.backbone  # It has the weights with which it was saved.
     head = type(model.head)(**model.head.settings)
     detector = Detector(backbone, head, image_size=model.image_size, smoothing_sigma=model.smoothing_sigma)
     store = FeatureStore(home.features)
@@ -109,27 +115,31 @@ def retrain(
         "metrics": {},
     }
     save_artifact(Artifact(detector, normal_scores, provenance), folder)
-    return found
+    return retrained
 
 
 def _new_samples(images: Path, splits: Splits) -> list[Sample]:
-    """The good images of a folder. Raises `InputError` where one is a test image, or there is a defective one."""
+    """The good images of a folder.
+
+    Raises:
+        InputError: one of them is a test image, or the folder contains images of defects.
+    """
     dataset = read_folder(images)
     if dataset.defect_types:
         raise InputError(
-            f"{images}: holds images of defects ({', '.join(dataset.defect_types)}); name the folder of the good ones"
+            f"{images}: contains images of defects ({', '.join(dataset.defect_types)}); name the folder of the good ones"
         )
-    scored = {file_sha256(sample.file): sample.key for sample in splits.test.samples}
-    found = []
+    test_images = {file_sha256(sample.file): sample.key for sample in splits.test.samples}
+    samples = []
     for sample in (*dataset.train, *dataset.test):
-        if (twin := scored.get(file_sha256(sample.file))) is not None:
-            raise InputError(f"{sample.file}: is the test image {twin}; what is tested on cannot be learnt from")
-        found.append(replace(sample, key=f"new/{sample.key}", defect_type=GOOD))
-    return found
+        if (twin := test_images.get(file_sha256(sample.file))) is not None:
+            raise InputError(f"{sample.file}: is the test image {twin}; test images cannot be fitted to")
+        samples.append(replace(sample, key=f"new/{sample.key}", defect_type=GOOD))
+    return samples
 
 
 def _set_threshold(detector: Detector, judged: ImageSet, features: Any, view: StudyView) -> Any:
-    """Set the threshold by the study's rule; returns the scores of the good images."""
+    """Set the threshold by the study's rule. Returns the scores of the good images [N]."""
     rule = view.config.threshold
     scores = detector.score_features(features).scores.cpu().numpy()
     normals = scores[judged.labels == 0]

@@ -15,7 +15,7 @@ from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import Latency
 from detectors.scoring.evaluation import choose_threshold
-from tracking.registry import Source
+from tracking.registered_models import Source
 
 SIZE = (64, 64)
 LATENCY = Latency(

@@ -21,7 +21,8 @@ from detectors.errors import InputError
 from detectors.runtime.artifact import DESCRIPTION, load_artifact
 from tests.helpers.small_models import make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
-from tracking.registry import CHALLENGER, CHAMPION, PENDING, PREVIOUS, SOURCE, Registry
+from tracking.registered_models import SOURCE
+from tracking.registry import CHALLENGER, CHAMPION, PENDING, PREVIOUS, Registry
 
 NAME = "widgets"
 WRITES = (
@@ -365,7 +366,7 @@ def test_a_rollback_that_dies_at_any_step_swaps_once(
 def test_a_registration_that_dies_at_any_step_makes_one_version(
     stocked: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    from tracking import registry as module
+    from tracking import registered_models as module
 
     # Packing takes seconds and is the same each time.
     packed = tmp_path / "packed"
