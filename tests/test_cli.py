@@ -377,7 +377,7 @@ def test_what_happens_can_be_read_line_by_line(shell: Shell, tmp_path: Path) -> 
 def test_a_finished_study_is_not_run_again(done: Shell) -> None:
     ended = done("run", "tiny.yaml", "--inline", "--offline")
     assert ended.code == 0
-    assert "going on after 3 trials" in ended.out
+    assert "continues after 3 trials" in ended.out
     assert "times the test images were scored so far: 1" in ended.out
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a line per running trial and a study bar; plain lines when not a terminal."""
+"""The display of a running study: a row for each running trial and one for the study, or plain lines if it is not a terminal."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:  # `study run --help` imports this module and waits for neithe
     from studies.worker.jobs import Job
 
 PLAIN_SECONDS = 5.0
-"""At most one line of progress in this time where the output is not a terminal."""
+"""Least time between two lines of progress of the same work if the output is not a terminal."""
 BAR_WIDTH = 110
-"""Columns of a terminal from which on there is room for bars."""
+"""Width of a terminal, in columns, from which on bars are drawn."""
 FAILURES = 3
-"""So many of the last failures stay in sight."""
+"""Number of the last failures that stay visible."""
 
 
-class _Left(ProgressColumn):
-    """What is left of ``expected`` seconds, where they are known."""
+class _TimeLeft(ProgressColumn):
+    """The time that is left of the ``expected`` seconds; empty if they are not known."""
 
     def render(self, task: Task) -> Text:
         expected = task.fields.get("expected")
@@ -50,13 +50,13 @@ class _Left(ProgressColumn):
 
 
 class _Display(Progress):
-    """A row for each trial that runs and for the study; below them its figures and the last failures."""
+    """A row for each running trial and for the study; below them the figures of the study and the last failures."""
 
     def __init__(self, console: Console, *, disable: bool) -> None:
         self.failures: deque[str] = deque(maxlen=FAILURES)
         self.figures = ""
         bar = [BarColumn(bar_width=24)] if console.width >= BAR_WIDTH else []
-        # What names a trial gives way in a narrow terminal, what changes does not.
+        # In a narrow terminal the name of a trial is cut, not what changes.
         name = Column(no_wrap=True, overflow="ellipsis", max_width=max(20, console.width - 50))
         super().__init__(
             SpinnerColumn(finished_text=" "),
@@ -64,7 +64,7 @@ class _Display(Progress):
             *bar,
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            _Left(table_column=Column(no_wrap=True)),
+            _TimeLeft(table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
             disable=disable,
@@ -81,15 +81,17 @@ class _Display(Progress):
 class _Running(NamedTuple):
     task: TaskID
     kind: tuple[str, str]
-    """Task and detector: what takes about as long."""
+    """Task and detector: jobs of the same kind take about the same time."""
     begin: float
 
 
 class Live:
-    """A listener that draws. A context manager: the display ends with the block, however that ends."""
+    """A listener that draws the events of a study. As a context manager it ends the display at the end of the block."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        """Args: `quiet`: draw and say nothing; the outcome and errors are others' business."""
+        """Args:
+        quiet: draw and print nothing.
+        """
         self._console, self._quiet = console, quiet
         self._progress = _Display(console, disable=quiet or not console.is_terminal)
         self._running: dict[int, _Running] = {}
@@ -112,7 +114,7 @@ class Live:
 
     @property
     def display(self) -> list[RenderableType]:
-        """What is drawn now: a row for each trial that runs, the study's, the last failures."""
+        """What is drawn at the moment."""
         return list(self._progress.get_renderables())
 
     def close(self) -> None:
@@ -120,12 +122,12 @@ class Live:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line above the display; in a file it stays one line, however long."""
+        """Print a line above the display. In a file it is never wrapped."""
         if not self._quiet:
             self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def preparing(self, name: str, done: int, total: int) -> None:
-        """Progress before the first trial."""
+        """Show the progress of the preparations before the first trial, `done` of `total` steps."""
         if self._preparing is None:
             self._preparing = self._progress.add_task(name, note="")
         self._advance(self._preparing, "", done, total)
@@ -133,7 +135,7 @@ class Live:
         self._plain(name, done, total)
 
     def __call__(self, notice: Notice) -> None:
-        """Draw what the driver tells."""
+        """Show a notice of the driver."""
         match notice:
             case Opened():
                 self._opened(notice)
@@ -154,7 +156,7 @@ class Live:
     def _opened(self, notice: Opened) -> None:
         if self._preparing is not None:
             self._progress.remove_task(self._preparing)
-        how = "new study" if notice.new else f"going on after {notice.counted} trials"
+        how = "new study" if notice.new else f"continues after {notice.counted} trials"
         self.say(f"study {notice.name}: {how}, up to {notice.budget} trials")
         self._begin, self._counted_before = time.monotonic(), notice.counted
         self._budget, self._feasible, self._constrained = notice.budget, notice.feasible, notice.constrained
@@ -185,12 +187,12 @@ class Live:
         if self._study is not None:
             elapsed = time.monotonic() - self._begin
             rate = (counted - self._counted_before) / elapsed if elapsed > 0 else 0.0
-            found = best is not None and best.value is not None
-            figures = [f"best {best.value:.4f} (trial {best.number})" if best and found else "no result yet"]
+            has_value = best is not None and best.value is not None
+            figures = [f"best {best.value:.4f} (trial {best.number})" if best and has_value else "no result yet"]
             if self._constrained:
                 figures.append(f"{self._feasible} feasible")
             self._progress.figures = ", ".join([*figures, f"{60 * rate:.1f} trials/min"])
-            # Counted from the beginning, as the column counts.
+            # The column counts from the beginning as well.
             expected = elapsed + max(0, self._budget - counted) / rate if rate else None
             self._progress.update(
                 self._study, completed=counted, note=f"{counted}/{self._budget} trials", expected=expected
@@ -198,7 +200,7 @@ class Live:
         self.say(describe(trial, best))
 
     def _advance(self, task: TaskID, name: str, done: int, total: int) -> None:
-        """A stage that counts nothing has an empty bar: rich cannot take a total back."""
+        """Update a row. A stage that does not count gets an empty bar, because rich cannot remove a total."""
         note = f"{name} {done}/{total}".strip() if total else name
         self._progress.update(task, completed=done if total else 0, total=total or 1, note=note)
 
@@ -208,7 +210,7 @@ class Live:
             self._progress.remove_task(running.task)
 
     def _plain(self, name: str, done: int, total: int) -> None:
-        """Where there is no terminal: now and then a line for work that takes long."""
+        """If the output is not a terminal, print a line now and then for work that takes long."""
         if self._console.is_terminal or not total:
             return
         last_name, last_time = self._last_plain
@@ -221,7 +223,7 @@ class Live:
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``3 min``, ``2 h 05 min``."""
+    """Seconds as ``40 s``, ``3 min`` or ``2 h 05 min``."""
     if seconds < 90:
         return f"{max(0.0, seconds):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -229,7 +231,7 @@ def duration(seconds: float) -> str:
 
 
 def describe(trial: TrialView, best: TrialView | None) -> str:
-    """One line on a finished trial."""
+    """One line on a trial that has ended; an asterisk marks the best one."""
     params = ", ".join(f"{name} {_short(encode(value))}" for name, value in trial.params.items())
     if trial.state != "COMPLETE":
         return f"trial {trial.number:>3} {trial.state.lower()}: {trial.failure or 'pruned'} ({params})"

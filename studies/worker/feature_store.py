@@ -1,8 +1,8 @@
-"""Backbone features on disk: computed once per image set, size and weights, memory-mapped by every trial.
+"""Backbone features on disk, which are computed once per image set, size and weights, and memory-mapped by every trial.
 
-One folder per entry, named by the hash of its key, holding ``features.npy`` ([P, C, N], see `detectors.features`) and
-``entry.json``. Entries appear by rename, are verified when a process first reads them, and go, least recently used first,
-when the store outgrows its limit. A lock per image set and backbone lets one process compute while the others wait.
+Each entry is a folder named by the hash of its key, with ``features.npy`` ([P, C, N], see `detectors.features`) and
+``entry.json``. Entries appear by rename and are verified when a process first reads them. If the store outgrows its limit, the
+least recently used entries are deleted. One lock per image set and backbone lets one process compute while the others wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,26 +33,28 @@ from detectors.working_memory import portion
 
 LAYOUT_VERSION = 1
 DEFAULT_MAX_BYTES = 20 * 2**30
+"""Size to which the store may grow."""
 CHUNK_BYTES = 256 * 2**20
-"""Features held in memory before they are written out."""
+"""Bytes of features that are kept in memory before they are written."""
 
 Progress = Callable[[int, int], None]
+FeatureFile = np.memmap[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """What the features of one entry depend on."""
+    """All that the features of one entry depend on."""
 
     data_digest: str
     image_size: Size
     weights_sha256: str
     stride: int
     device_type: str
-    """``cpu`` or ``cuda``: their arithmetic differs in the last digits, and a trial must repeat exactly."""
+    """``cpu`` or ``cuda``. Their results differ in the last digits, and a trial must be repeatable exactly."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Every part, JSON-able."""
+        """All parts of the key, JSON-able."""
         return {
             "layout": LAYOUT_VERSION,
             "data": self.data_digest,
@@ -65,13 +67,13 @@ class FeatureKey:
 
     @property
     def folder(self) -> str:
-        """Folder name of the entry."""
+        """Name of the entry's folder."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored stride, as `FeatureStore.entries` lists it."""
+    """The stored features of one stride."""
 
     folder: Path
     size_bytes: int
@@ -89,26 +91,26 @@ class FeatureStore:
     def features(
         self, image_set: ImageSet, backbone: Backbone, *, device: torch.device, progress: Progress | None = None
     ) -> Features:
-        """Features of a set at all strides of the backbone, computed where they are not stored.
+        """Features of a set at all strides of the backbone; those that are not stored are computed and stored.
 
         Args:
-            progress: called with (images done, images in all) while features are computed; never where they are stored.
+            progress: called with (images done, images in all) while features are computed.
 
         Raises:
             InputError: an image cannot be read, the store cannot be written or the disk is full.
         """
         keys = {stride: self._key(image_set, backbone, stride, device) for stride in backbone.strides}
-        found = {stride: self._read(key) for stride, key in keys.items()}
-        if not all(found.values()):
+        entries = {stride: self._read(key) for stride, key in keys.items()}
+        if not all(entries.values()):
             with file_lock(self._lock(next(iter(keys.values())).identity)):
-                # Another process may have computed them while this one waited.
-                found = {stride: known or self._read(keys[stride]) for stride, known in found.items()}
-                missing = {stride: keys[stride] for stride, known in found.items() if known is None}
+                # Another process may have computed them while this one waited for the lock.
+                entries = {stride: entry or self._read(keys[stride]) for stride, entry in entries.items()}
+                missing = {stride: keys[stride] for stride, entry in entries.items() if entry is None}
                 if missing:
                     self._compute(image_set, backbone, missing, device=device, progress=progress)
-                    found |= {stride: self._read(key) for stride, key in missing.items()}
+                    entries |= {stride: self._read(key) for stride, key in missing.items()}
             self.evict(keep={key.folder for key in keys.values()})
-        present = {stride: entry for stride, entry in found.items() if entry is not None}
+        present = {stride: entry for stride, entry in entries.items() if entry is not None}
         if len(present) < len(keys):
             raise RuntimeError(
                 f"features vanished from {self.root} while they were in use; is another program cleaning it?"
@@ -120,12 +122,12 @@ class FeatureStore:
         )
 
     def holds(self, image_set: ImageSet, *, weights_sha256: str, strides: Sequence[int], device: torch.device) -> bool:
-        """Whether the features of a set are stored at all the given strides."""
+        """Whether the features of a set are stored for all of the strides."""
         keys = [FeatureKey(image_set.digest, image_set.image_size, weights_sha256, s, device.type) for s in strides]
         return all((self.root / key.folder / "entry.json").is_file() for key in keys)
 
     def identity_of(self, image_set: ImageSet, backbone: Backbone, device: torch.device) -> str:
-        """Everything that the features of a set depend on, but for the stride, as one text."""
+        """All that the features of a set depend on except the stride, as one text."""
         identity = self._key(image_set, backbone, 0, device).identity
         return json.dumps({name: value for name, value in identity.items() if name != "stride"}, sort_keys=True)
 
@@ -136,14 +138,21 @@ class FeatureStore:
             try:
                 files = [file.stat().st_size for file in description.parent.iterdir()]
                 listed.append(Entry(description.parent, sum(files), description.stat().st_mtime))
-            except FileNotFoundError:  # evicted meanwhile
+            except FileNotFoundError:  # Another process deleted it.
                 continue
         return sorted(listed, key=lambda entry: entry.last_used)
 
-    def evict(self, *, keep: set[str] = frozenset(), max_bytes: int | None = None) -> int:  # type: ignore[assignment]
-        """Delete the least recently used entries until the store fits; returns the bytes freed.
+    def evict(self, *, keep: Set[str] = frozenset(), max_bytes: int | None = None) -> int:
+        """Delete the least recently used entries until the store is within its limit.
 
-        Readers that have an entry open keep it until they are done.
+        A process that has an entry open can read it to the end.
+
+        Args:
+            keep: names of folders that are not deleted.
+            max_bytes: the limit; default that of the store.
+
+        Returns:
+            The number of bytes that were freed.
         """
         limit = self.max_bytes if max_bytes is None else max_bytes
         entries = self.entries()
@@ -156,40 +165,41 @@ class FeatureStore:
         return freed
 
     def leftovers(self) -> list[Path]:
-        """Half-written folders of processes that were killed; `compute` removes those of its own key."""
+        """Unfinished folders of processes that were killed. Computing the same features again removes them too."""
         return sorted(path for path in self.root.glob(".*") if path.is_dir())
 
     def identity(self, folder: Path) -> dict[str, Any] | None:
-        """`FeatureKey.identity` of a stored entry; None for a leftover, or a damaged entry."""
+        """`FeatureKey.identity` of a stored entry; None for a leftover or a damaged entry."""
         try:
             return dict(json.loads((folder / "entry.json").read_text())["key"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def discard(self, folder: Path) -> bool:
-        """Delete an entry or a leftover; False where it is gone, or may belong to features that are being computed now.
+        """Delete an entry or a leftover. A process that has an entry open can read it to the end.
 
-        Readers that have an entry open keep it until they are done.
+        Returns:
+            Whether it was deleted: not if it is gone already, or may belong to features that are being computed.
         """
         try:
-            with self._not_in_the_making(folder), told_plainly(self.root):
+            with self._not_computing(folder), told_plainly(self.root):
                 return self._delete(folder)
         except BlockingIOError:
             return False
 
     def is_computing(self, folder: Path) -> bool:
-        """Whether a process computes features right now that an entry or a leftover may belong to."""
+        """Whether a process is computing features to which an entry or a leftover may belong."""
         try:
-            with self._not_in_the_making(folder):
+            with self._not_computing(folder):
                 return False
         except BlockingIOError:
             return True
 
     @contextmanager
-    def _not_in_the_making(self, folder: Path) -> Iterator[None]:
-        """Keep other processes from computing the features of a folder. Raises `BlockingIOError` where one does."""
+    def _not_computing(self, folder: Path) -> Iterator[None]:
+        """Keep other processes from computing the features of a folder. Raises `BlockingIOError` if one does."""
         identity = self.identity(folder)
-        # What does not say which features it holds may be any of those in the making.
+        # A folder without a readable key may belong to any of the features that are being computed.
         locks = sorted((self.root / "locks").glob("*.lock")) if identity is None else [self._lock(identity)]
         with ExitStack() as held:
             for lock in locks:
@@ -198,7 +208,7 @@ class FeatureStore:
             yield
 
     def _lock(self, identity: Mapping[str, Any]) -> Path:
-        """One lock for all strides of an image set and backbone: they are computed together."""
+        """The lock of an image set and backbone, whose strides are computed together."""
         shared = {name: value for name, value in identity.items() if name != "stride"}
         return (
             self.root / "locks" / f"{hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:32]}.lock"
@@ -208,13 +218,13 @@ class FeatureStore:
         return FeatureKey(image_set.digest, image_set.image_size, backbone.identity.sha256, stride, device.type)
 
     def _read(self, key: FeatureKey) -> tuple[Tensor, Size] | None:
-        """A stored stride, memory-mapped; None where it is not there or damaged (then it is deleted)."""
+        """Stored features [P, C, N], memory-mapped, and their grid (h, w); None if there are none. A damaged entry is deleted."""
         folder = self.root / key.folder
         description = folder / "entry.json"
         try:
             entry = json.loads(description.read_text())
             height, width = (int(side) for side in entry["grid"])
-            # The checksum first: a damaged header makes numpy raise nearly anything.
+            # The checksum is verified first, because numpy may raise any error on a damaged header.
             if entry["key"] != key.identity or not self._intact(folder / "features.npy", entry["xxh3"]):
                 raise ValueError("damaged entry")
             values = np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False)
@@ -229,7 +239,7 @@ class FeatureStore:
         return torch.from_numpy(values), (height, width)
 
     def _intact(self, path: Path, checksum: str) -> bool:
-        """Whether a file has the checksum it was written with; each process reads a file for this once."""
+        """Whether a file has the checksum with which it was written. Each process verifies a file once."""
         status = path.stat()
         seen = (path.parent.name, status.st_ino, status.st_mtime_ns)
         if seen not in self._verified:
@@ -247,39 +257,18 @@ class FeatureStore:
         device: torch.device,
         progress: Progress | None,
     ) -> None:
-        """Run the backbone once over the set and store the strides in `keys`."""
+        """Run the backbone once over the set and store the features of the strides in `keys`."""
         self.root.mkdir(parents=True, exist_ok=True)
         folders = {stride: self.root / f".{key.folder}.tmp" for stride, key in keys.items()}
         for folder in folders.values():
-            # The lock is ours: whatever lies here was left by a killed process.
+            # This process holds the lock, so a folder of this name was left by a process that was killed.
             shutil.rmtree(folder, ignore_errors=True)
-        backbone.to(device)
-        arrays: dict[int, np.memmap[Any, np.dtype[np.float32]]] = {}
-        pending: list[dict[int, Tensor]] = []
-        written = done = 0
         try:
-            with told_plainly(self.root), torch.inference_mode():
-                batch = portion(EXTRACTION_BATCH)
-                for start in range(0, len(image_set), batch):
-                    indices = range(start, min(start + batch, len(image_set)))
-                    pyramid = backbone(image_set.images(indices).to(device))
-                    pending.append({stride: pyramid[stride].cpu() for stride in keys})
-                    done = indices.stop
-                    if _pending_bytes(pending) >= CHUNK_BYTES or done == len(image_set):
-                        if not arrays:
-                            grids = {stride: pending[0][stride].shape[1:] for stride in keys}
-                            arrays = {s: _allocate(folders[s], grids[s], len(image_set)) for s in keys}
-                        for stride, array in arrays.items():
-                            chunk = torch.cat([part[stride] for part in pending]).flatten(2)
-                            array[:, :, written:done] = chunk.permute(2, 1, 0).numpy()
-                        written, pending = done, []
-                    if progress:
-                        progress(done, len(image_set))
+            with told_plainly(self.root):
+                grids = _extract(image_set, backbone, folders, device=device, progress=progress)
                 for stride, key in keys.items():
-                    arrays[stride].flush()
                     file = folders[stride] / "features.npy"
-                    height, width = grids[stride][1:]
-                    description = {"key": key.identity, "grid": [height, width], "xxh3": _checksum(file)}
+                    description = {"key": key.identity, "grid": list(grids[stride]), "xxh3": _checksum(file)}
                     write_json(folders[stride] / "entry.json", description)
                     self._publish(folders[stride], self.root / key.folder)
         finally:
@@ -292,7 +281,7 @@ class FeatureStore:
         temporary.rename(target)
 
     def _delete(self, folder: Path) -> bool:
-        """Take an entry out of sight in one step, then free its space."""
+        """Rename an entry, so that no process finds it any more, then delete it. Returns whether it was there."""
         trash = self.root / f".{folder.name}.{uuid.uuid4().hex[:8]}.trash"
         try:
             folder.rename(trash)
@@ -302,8 +291,56 @@ class FeatureStore:
         return True
 
 
-def _allocate(folder: Path, shape: Sequence[int], images: int) -> np.memmap[Any, np.dtype[np.float32]]:
-    """A new features file [P, C, N]; the disk is asked for all of its space now, not by a signal in mid-write."""
+def _extract(
+    image_set: ImageSet,
+    backbone: Backbone,
+    folders: Mapping[int, Path],
+    *,
+    device: torch.device,
+    progress: Progress | None,
+) -> dict[int, Size]:
+    """Run the backbone over a set and write ``features.npy`` [P, C, N] of each stride.
+
+    Args:
+        folders: {stride: folder, which is created}.
+
+    Returns:
+        {stride: grid of its positions (h, w)}.
+    """
+    backbone.to(device)
+    arrays: dict[int, FeatureFile] = {}
+    grids: dict[int, Size] = {}
+    pending: list[dict[int, Tensor]] = []
+    written, batch = 0, portion(EXTRACTION_BATCH)
+    with torch.inference_mode():
+        for start in range(0, len(image_set), batch):
+            indices = range(start, min(start + batch, len(image_set)))
+            pyramid = backbone(image_set.images(indices).to(device))
+            pending.append({stride: pyramid[stride].cpu() for stride in folders})
+            if not arrays:
+                shapes = {stride: tuple(features.shape[1:]) for stride, features in pending[0].items()}
+                grids = {stride: (height, width) for stride, (_, height, width) in shapes.items()}
+                arrays = {stride: _allocate(folders[stride], shapes[stride], len(image_set)) for stride in folders}
+            if _pending_bytes(pending) >= CHUNK_BYTES or indices.stop == len(image_set):
+                for stride, array in arrays.items():
+                    chunk = torch.cat([features[stride] for features in pending]).flatten(2)
+                    array[:, :, written : indices.stop] = chunk.permute(2, 1, 0).numpy()
+                written, pending = indices.stop, []
+            if progress:
+                progress(indices.stop, len(image_set))
+    for array in arrays.values():
+        array.flush()
+    return grids
+
+
+def _allocate(folder: Path, shape: Sequence[int], images: int) -> FeatureFile:
+    """A new file of features [P, C, N].
+
+    Its space is allocated on the disk at once: a full disk then raises an error here instead of a signal while it is written.
+
+    Args:
+        shape: channels, height and width.
+    """
     folder.mkdir()
     path = folder / "features.npy"
     channels, height, width = shape

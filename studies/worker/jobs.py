@@ -1,4 +1,4 @@
-"""What goes to a worker and what comes back: plain data, checked where it is read from disk."""
+"""What goes to a worker and what comes back: plain data, which is validated when it is read from disk."""
 
 from __future__ import annotations
 
@@ -13,49 +13,55 @@ LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
 """Folder within a trial's folder whose files go to MLflow."""
 CHECKPOINTS = "checkpoints"
-"""Folder within a job's folder: what a training that was cut off goes on from."""
+"""Folder within a job's folder with the checkpoints from which a training that was cut off continues."""
 PRODUCTS = "products"
-"""Folder within a job's folder that holds one job's folder for each of several products."""
+"""Folder within a job's folder that contains one job's folder for each of several products."""
 DETECTOR = "detector"
-"""Folder within a final job's folder: the detector artifact."""
+"""Folder within a final job's folder that is the detector artifact."""
 
 Task = Literal["trial", "final", "replicate"]
 LostKind = Literal["bad_input", "exception", "out_of_memory", "crashed", "timeout", "node_lost"]
 RETRIED: frozenset[LostKind] = frozenset({"out_of_memory", "crashed", "node_lost"})
-"""Failures of the surroundings, which another attempt may not meet; the others would come again."""
+"""Failures that another attempt may avoid; the others would happen again."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work for one worker. Holds no open thing: it can be pickled to another process or node."""
+    """One piece of work for one worker. It contains plain data only, so that it can be sent to another process or node."""
 
     task: Task
-    """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test, save it. ``replicate``: the
-    same with another seed, and nothing saved."""
+    """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test and save it. ``replicate``:
+    refit it with another seed and score it on test."""
     study_uid: str
     number: int
+    """Number of the trial."""
     attempt: int
+    """1 for the first attempt at the trial."""
     config: dict[str, Any]
     """The study file, as `StudyConfig.to_json` writes it, with the protocol resolved."""
     params: dict[str, Any]
+    """{parameter: value}, those that are not searched included."""
     strides: tuple[int, ...]
-    """All that the study may ask of this backbone: where features are missing, they are computed together."""
+    """All strides that the study may use of this backbone. Features that are missing are computed for all of them together."""
     weights_sha256: str
-    """Of the backbone: a worker that finds other weights under its name refuses."""
+    """Weights of the backbone; a worker that has other weights under its name raises an error."""
     splits_digest: str
-    """Of the image sets: a worker that finds other images refuses."""
+    """Digest of the image sets; a worker that has other images raises an error."""
     seed: int
+    """Seed of the fit, which differs between trials and replicates."""
     structural_seed: int
+    """Seed of what all trials share, such as the bootstrap."""
     home: str
     folder: str
-    """Where result, log and artifacts go."""
+    """Folder for result, log and artifacts."""
     device: str
     threads: int
+    """CPU threads."""
     weights_dir: str | None = None
     networks: dict[str, str] = field(default_factory=dict)
-    """{network whose pretrained weights the detector starts from: their sha256}; a worker that finds others refuses."""
+    """{network from whose pretrained weights the detector starts: their sha256}; a worker that has others raises an error."""
     memory_halvings: int = 0
-    """How many attempts ran out of memory: batches and blocks are halved as many times, with the same outcome."""
+    """How many attempts ran out of memory. Batches and blocks are halved as many times, which does not change the result."""
 
     @property
     def path(self) -> Path:
@@ -64,7 +70,7 @@ class Job:
 
 
 class TrialResult(BaseModel):
-    """What ``result.json`` holds: written last and by rename, so that a valid one means finished work."""
+    """The content of ``result.json``, which is written last and by rename: a valid file means that the job is finished."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,13 +80,15 @@ class TrialResult(BaseModel):
     attempt: int
     params: dict[str, Any]
     pruned: bool = False
-    """Whether the training was stopped by the pruner; then there are no metrics of the detector."""
+    """Whether the pruner stopped the training; then there are no metrics of the detector."""
     metrics: dict[str, float]
-    """With the prefix of their set, ``val/`` or ``test/``; speed and memory without."""
+    """Metrics on images have the prefix of their set, ``val/`` or ``test/``; speed and memory have none."""
     per_defect: dict[str, float] = {}
+    """{type of defect: image AUROC against all good images}"""
     undefined: dict[str, str] = {}
+    """{metric that could not be computed: why}"""
     seconds: dict[str, float]
-    """Wall time of each stage."""
+    """Wall time of each stage in seconds."""
     backbone: dict[str, str]
     threshold: dict[str, Any] | None = None
     started: float
@@ -91,7 +99,7 @@ class TrialResult(BaseModel):
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """The result in a job's folder; None where there is none, or no valid one."""
+    """The result in a job's folder; None if there is no valid one."""
     try:
         return TrialResult.model_validate_json((folder / RESULT_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError, ValueError):
@@ -100,7 +108,7 @@ def read_result(folder: Path) -> TrialResult | None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A worker says what it is at."""
+    """A worker begins a stage, or has done `done` of its `total` steps; a total of 0 means that it does not count."""
 
     number: int
     attempt: int
@@ -111,7 +119,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Report:
-    """The first objective on validation after so many epochs."""
+    """The first objective on validation after `step` epochs."""
 
     number: int
     attempt: int
@@ -121,7 +129,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Done:
-    """The job is finished; its result lies in its folder."""
+    """The job is finished and its result is in its folder."""
 
     number: int
     attempt: int
@@ -130,7 +138,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """The job will not finish."""
+    """The job failed or was lost, and will not finish."""
 
     number: int
     attempt: int

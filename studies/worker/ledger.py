@@ -1,4 +1,4 @@
-"""The ledger: one line for every time a study's test set was scored."""
+"""The ledger: a file with one line for each time that the test images of a study were scored."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class LedgerLine(BaseModel):
-    """One scoring on test."""
+    """One scoring of the test images."""
 
     model_config = ConfigDict(extra="forbid")
 
     time: str
+    """UTC, ISO 8601."""
     study_uid: str
     study: str
     trial: int
     purpose: str
-    """``selected`` after a search, ``replicate`` for the same with another seed, ``paper`` for protocol paper."""
+    """``selected`` after a search, ``replicate`` with another seed, ``paper`` under protocol paper."""
     protocol: str
     test_digest: str
     image_auroc: float | None
@@ -25,7 +26,7 @@ class LedgerLine(BaseModel):
 
 
 def read_ledger(path: Path) -> list[LedgerLine]:
-    """All lines, oldest first; a line that a crash cut short is passed over."""
+    """All lines, oldest first; a line that a crash cut short is skipped. Empty if there is no file."""
     if not path.is_file():
         return []
     lines = []

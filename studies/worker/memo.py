@@ -1,4 +1,7 @@
-"""What fits to the same features share, on disk: a coreset's order, which every trial that changes only the ratio needs."""
+"""Results that several fits to the same features share, on disk.
+
+An example is the order of a coreset, which every trial needs that differs in the ratio alone.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,25 @@ from torch import Tensor
 from detectors.files import file_lock, told_plainly
 
 MAX_BYTES = 2 * 2**30
-"""Of all memos together; the least recently used go first."""
+"""Most bytes of all memos together; the least recently used ones are deleted first."""
 
 
 class FileMemo:
     """A `detectors.base.Memo` in a folder of safetensors files, for one set of features.
 
-    A file that is damaged, or was written for other features, counts as absent: what it held is computed again.
+    A file that is damaged or was written for other features counts as missing; its content is then computed again.
     """
 
     def __init__(self, root: Path, *, features: str, max_bytes: int = MAX_BYTES) -> None:
-        """Args: `features`: everything that the features depend on, as one text."""
+        """Args:
+        root: folder of all memos.
+        features: all that the features depend on, as one text.
+        max_bytes: most bytes of all memos in the folder.
+        """
         self.root, self.features, self.max_bytes = root, features, max_bytes
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """Tensors saved under a name, on the CPU; None where there are none."""
+        """The tensors that were saved under a name, on the CPU; None if there are none."""
         path = self.path(name)
         try:
             data = path.read_bytes()
@@ -44,7 +51,11 @@ class FileMemo:
             return None
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under a name, in one step. Raises `InputError` where the disk is full or cannot be written."""
+        """Save tensors under a name; readers see all of them or none.
+
+        Raises:
+            InputError: the disk is full or cannot be written.
+        """
         body = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         path = self.path(name)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -62,12 +73,12 @@ class FileMemo:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """One process at a time for one name."""
+        """Within the block, no other process holds the lock of the same name."""
         with file_lock(self.root / "locks" / f"{self.path(name).stem}.lock"):
             yield
 
     def path(self, name: str) -> Path:
-        """The file of a name."""
+        """The file in which the tensors of a name are saved."""
         key = hashlib.sha256(f"{self.features}\0{name}".encode()).hexdigest()
         return self.root / f"{key[:32]}.memo"
 
@@ -79,7 +90,7 @@ class FileMemo:
         for path in self.root.glob("*.memo"):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another process was faster
+            except FileNotFoundError:  # Another process deleted it.
                 continue
             listed.append((status.st_mtime, status.st_size, path))
         excess = sum(size for _, size, _ in listed) - self.max_bytes

@@ -1,4 +1,4 @@
-"""The images of a trial: ROC and precision-recall curve, heat maps with the worst mistakes first."""
+"""The plots of a trial: ROC curve, precision-recall curve, and heat maps with the worst mistakes first."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ from detectors.scoring.metrics import (
 )
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-"""Of the Okabe-Ito palette, which colour-blind people can tell apart."""
+"""Two colours of the Okabe-Ito palette, which colour-blind people can distinguish."""
 
 
 def write_curves(scores: NDArray[np.float32], labels: NDArray[np.int8], folder: Path, *, title: str) -> None:
-    """``roc.png`` and ``pr.png``; nothing where one class is missing."""
+    """Write ``roc.png`` and ``pr.png``; nothing if all images have the same label.
+
+    Args:
+        scores: [N] image scores.
+        labels: [N], 0 good, 1 defective.
+    """
     try:
         roc, pr = roc_curve_points(scores, labels, limit=500), pr_curve_points(scores, labels, limit=500)
         area, precision = auroc(scores, labels), average_precision(scores, labels)
@@ -67,10 +72,15 @@ def _curve(
 def write_heat_maps(
     prediction: Prediction, image_set: ImageSet, folder: Path, *, most: int, threshold: float | None = None
 ) -> list[Path]:
-    """Image with the mask's outline beside its heat map, the worst mistakes first, named by what they show.
+    """Write images beside their heat maps as PNG files, the worst mistakes first; the outline of the mask is drawn on the image.
 
     Args:
-        threshold: score from which on an image counts as defective; default the one of the best F1.
+        prediction: scores [N] and maps [N, H, W] of the set.
+        most: largest number of files.
+        threshold: score from which on an image counts as defective; default the one with the best F1.
+
+    Returns:
+        The files, whose names contain the verdict and the name of the image.
     """
     scores, labels = prediction.scores.numpy(), image_set.labels
     maps = prediction.maps.numpy()
@@ -86,9 +96,15 @@ def write_heat_maps(
 
 
 def colour_range(maps: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[float, float]:
-    """Anomaly values [N, H, W] of the first and the last colour of a set's heat maps."""
+    """The anomaly values of the first and the last colour of a set's heat maps.
+
+    Args:
+        maps: [N, H, W].
+        labels: [N], 0 good, 1 defective.
+    """
     normal_maps = maps[labels == 0] if (labels == 0).any() else maps
-    # Where nine of ten normal pixels lie, the image stays as it is; every 16th pixel is plenty for that.
+    # Nine of ten pixels of good images lie below the first colour, so that the overlay leaves them as they are. Every 16th
+    # pixel is enough to find that value.
     low = float(np.quantile(normal_maps.reshape(-1)[::16], 0.9))
     return low, float(max(np.quantile(maps.reshape(-1)[::16], 0.999), normal_maps.max()))
 
@@ -96,9 +112,10 @@ def colour_range(maps: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[f
 def worst_first(
     scores: NDArray[np.float32], labels: NDArray[np.int8], most: int, *, threshold: float | None = None
 ) -> list[tuple[int, str]]:
-    """Up to `most` indices, each with what it shows: ``miss``, ``false-alarm``, ``hit`` or ``good``.
+    """Up to `most` indices of images, each with its verdict: ``miss``, ``false-alarm``, ``hit`` or ``good``.
 
-    Half are the lowest-scored defective images, a third the highest-scored good ones, the rest the surest hits.
+    Half of them are the defective images with the lowest scores, a third the good images with the highest scores, and the rest
+    the defective images with the highest scores. Without a threshold, that of the best F1 is used.
     """
     if threshold is None:
         both = 0 < labels.sum() < len(labels)

@@ -1,4 +1,4 @@
-"""One trial of a study over several products: the same setting fitted to each by itself, the mean over them as its figures."""
+"""One trial of a study of several products: a detector of the same setting is fitted to each, and their figures are averaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from studies.worker.jobs import ARTIFACTS, PRODUCTS, RESULT_FILE, Event, Job, Re
 
 Run = Callable[[Job, Callable[[Event], None], Callable[[], bool]], TrialResult]
 SLOWEST = ("fps", "throughput")
-"""Of these the least counts, for a line needs every product in time; of `train_seconds` the sum, of other costs the most."""
+"""Metrics of which the lowest value over the products counts, because every product must be fast enough. Of `train_seconds` the
+sum counts, of other costs the highest value."""
 
 
 def run_products(
@@ -32,10 +33,15 @@ def run_products(
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> TrialResult:
-    """Do a job for every product, in the study's order, and leave the combined result in the job's folder.
+    """Do a job for every product in the order of the study, and write the combined result into the job's folder.
 
-    After each product its first objective is reported, with the product's place as step; a trial that is told to stop ends
-    between two products.
+    After each product the value of the first objective is reported, with the place of the product, from 0, as step. A trial that
+    is to stop ends between two products.
+
+    Args:
+        run: does the job of one product.
+        emit: called with the stages and intermediate values of the job.
+        should_stop: whether to end before the next product.
 
     Raises:
         InputError: as `run` does, or the images are not those of the study.
@@ -50,8 +56,8 @@ def run_products(
             break
         single = config.model_copy(update={"data": config.data.of(part.category), "pruner": PrunerConfig()})
         folder = job.path / PRODUCTS / part.category
-        own = replace(job, config=single.to_json(), splits_digest=part.splits.digest, folder=str(folder))
-        result = results[part.category] = run(own, _telling(emit, part.category), lambda: False)
+        product_job = replace(job, config=single.to_json(), splits_digest=part.splits.digest, folder=str(folder))
+        result = results[part.category] = run(product_job, _emit_for(part.category, emit), lambda: False)
         with told_plainly(job.path):
             shutil.copytree(folder / ARTIFACTS, job.path / ARTIFACTS / part.category)
         if job.task == "trial" and objective in result.metrics:
@@ -62,7 +68,13 @@ def run_products(
 
 
 def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pruned: bool) -> TrialResult:
-    """One result of those of the products; their own figures are kept under ``product/<name>/``."""
+    """The combined result of all products; the figures of each are kept under ``product/<name>/``.
+
+    Args:
+        results: {product: its result}.
+        started: seconds since the epoch.
+        pruned: whether the trial was stopped between two products; then there are no means.
+    """
     last = list(results.values())[-1] if results else None
     metrics = {
         f"product/{category}/{name}": value
@@ -94,35 +106,35 @@ def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pru
 
 
 def _mean_metrics(each: list[dict[str, float]]) -> dict[str, float]:
-    """Means of the scores, and of the costs what all products together ask for; only what every product has.
+    """Means of the scores, and the costs of all products together; only metrics that every product has.
 
-    An interval is one product's: that of a mean does not follow from the products' own.
+    Intervals are left out, because that of a mean does not follow from those of the products.
     """
     common = [name for name in each[0] if all(name in metrics for metrics in each)]
-    found: dict[str, float] = {}
+    combined: dict[str, float] = {}
     for name in common:
         values = [metrics[name] for metrics in each]
         if name.endswith(("_low", "_high")) or name.count("/") > 1:
             continue
         if name in SLOWEST:
-            found[name] = min(values)
+            combined[name] = min(values)
         elif name == "train_seconds":
-            found[name] = sum(values)
+            combined[name] = sum(values)
         else:
-            found[name] = max(values) if name in COST_METRICS else fmean(values)
-    return found
+            combined[name] = max(values) if name in COST_METRICS else fmean(values)
+    return combined
 
 
-def _telling(emit: Callable[[Event], None], category: str) -> Callable[[Event], None]:
-    """Stages with the product's name; epochs of a single product's training are no steps of this study."""
+def _emit_for(category: str, emit: Callable[[Event], None]) -> Callable[[Event], None]:
+    """An `emit` that puts the name of the product before stages, and drops the intermediate values of its training."""
 
-    def tell(event: Event) -> None:
+    def emit_named(event: Event) -> None:
         if isinstance(event, Stage):
             emit(replace(event, name=f"{category}: {event.name}"))
         elif not isinstance(event, Report):
             emit(event)
 
-    return tell
+    return emit_named
 
 
 @lru_cache(maxsize=2)
@@ -131,11 +143,15 @@ def _cached_images(config_json: str, home: Home) -> StudyImages:
 
 
 def load_images(config: StudyConfig, home: Home, digest: str) -> StudyImages:
-    """A study's images, read once per process. Raises `InputError` where they are not those of the study."""
+    """The images of a study, which are read once per process.
+
+    Raises:
+        InputError: their digest is not `digest`.
+    """
     images = _cached_images(config.model_dump_json(), home)
     if images.digest != digest:
         raise InputError(
             f"the images of {images.experiment} changed while the study was running; "
-            "restore them, or start anew with --fresh"
+            "restore them, or start again with --fresh"
         )
     return images

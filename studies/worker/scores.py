@@ -1,4 +1,4 @@
-"""What a detector said of each test image, ``scores.json``, and the images that show most of it, ``gallery/``."""
+"""The score of each test image, ``scores.json``, and the most instructive images beside their heat maps, ``gallery/``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from detectors.runtime.overlays import OUTLINE, RGB, overlay, side_by_side
 from studies.worker.plots import colour_range
 
 SCORES_FILE, GALLERY = "scores.json", "gallery"
-"""Within the artifacts of a job that was scored on test."""
+"""File and folder within the artifacts of a job that was scored on test."""
 SIDE = 256
-"""Height, in pixels, that an image of the gallery has at most."""
+"""Largest height of an image of the gallery, in pixels."""
 QUALITY = 85
+"""Of its JPEG file, from 0 to 100."""
 
 Group = Literal["defective", "good", "typical"]
 MOST: dict[Group, int] = {"defective": 6, "good": 6, "typical": 4}
-"""Images of each group: defective ones of the lowest scores, good ones of the highest, and hits as most are."""
+"""Most images of each group: the defective ones with the lowest scores, the good ones with the highest, and typical hits."""
 
 
 class _Part(BaseModel):
@@ -36,24 +37,24 @@ class ScoredImage(_Part):
     """One test image."""
 
     name: str
-    """Its key within the data set."""
+    """Key of the image within the data set."""
     label: Literal[0, 1]
     """0 good, 1 defective."""
     defect_type: str
     score: float
     verdict: Literal["good", "defective"] | None
-    """None where the detector has no threshold."""
+    """None if the detector has no threshold."""
 
 
 class Shown(_Part):
     """One image of the gallery."""
 
     image: int = Field(validation_alias=AliasChoices("image", "picture"))
-    """Its place among the scored ones."""
+    """Index of the image in `Scores.images`."""
     group: Group
     file: str = Field(pattern=rf"^{GALLERY}/[a-z]+-\d+\.jpg$")
     panels: list[Literal["image", "mask", "heat map"]]
-    """What stands side by side in it; the mask only where there is a defect, and where it is known."""
+    """What is shown side by side; the mask only if there is a defect and its mask is known."""
 
     @field_validator("panels", mode="before")
     @classmethod
@@ -62,26 +63,26 @@ class Shown(_Part):
 
 
 class Scores(_Part):
-    """All of ``scores.json``."""
+    """The content of ``scores.json``."""
 
     threshold: float | None
-    """Images that score at least this count as defective."""
+    """Score from which on an image counts as defective; None if the detector has no threshold."""
     images: list[ScoredImage] = Field(validation_alias=AliasChoices("images", "pictures"))
     gallery: list[Shown]
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """[N]"""
+        """Scores of the images [N]."""
         return np.array([image.score for image in self.images], dtype=np.float64)
 
     @property
     def labels(self) -> NDArray[np.int8]:
-        """[N], 0 good, 1 defective."""
+        """Labels of the images [N]: 0 good, 1 defective."""
         return np.array([image.label for image in self.images], dtype=np.int8)
 
 
 def read_scores(artifacts: Path) -> Scores | None:
-    """What `write_scores` left in a folder; None where there is nothing, or nothing valid."""
+    """What `write_scores` wrote into a folder; None if there is no valid file."""
     try:
         return Scores.model_validate_json((artifacts / SCORES_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -89,7 +90,15 @@ def read_scores(artifacts: Path) -> Scores | None:
 
 
 def write_scores(prediction: Prediction, image_set: ImageSet, artifacts: Path, *, threshold: float | None) -> Scores:
-    """Write ``scores.json`` and the gallery; raises `InputError` where the place cannot be written."""
+    """Write ``scores.json`` and the gallery into the folder `artifacts`.
+
+    Args:
+        prediction: scores [N] and maps [N, H, W] of the set.
+        threshold: score from which on an image counts as defective; None without a threshold.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
     values, labels = prediction.scores.numpy(), image_set.labels
     alarms = values >= threshold if threshold is not None else None
     scores = Scores(
@@ -113,10 +122,14 @@ def write_scores(prediction: Prediction, image_set: ImageSet, artifacts: Path, *
 def choose(
     scores: NDArray[np.float32], labels: NDArray[np.int8], *, threshold: float | None
 ) -> list[tuple[int, Group]]:
-    """Indices for the gallery, each with its group, at most `MOST` of each; none is there twice.
+    """Indices of the images of the gallery, each with its group; at most `MOST` of each group, and no image twice.
 
-    First the defective images of the lowest scores, then the good ones of the highest, the worst ahead. Typical are the hits
-    (without a threshold, the defective images) whose scores lie around the median, as far as they are not there already.
+    First come the defective images with the lowest scores, then the good ones with the highest, the worst mistakes first. Typical
+    images are hits (without a threshold, defective images) with scores around the median that are not in the first group.
+
+    Args:
+        scores: [N].
+        labels: [N], 0 good, 1 defective.
     """
     order = [int(index) for index in np.argsort(scores, kind="stable")]
     defective = [index for index in order if labels[index]]
@@ -136,6 +149,7 @@ def choose(
 def _write_gallery(
     prediction: Prediction, image_set: ImageSet, artifacts: Path, chosen: Sequence[tuple[int, Group]]
 ) -> list[Shown]:
+    """Write the images of the gallery."""
     maps = prediction.maps.numpy()
     low, high = colour_range(maps, image_set.labels)
     shown = []
@@ -152,7 +166,7 @@ def _write_gallery(
 
 
 def _marked(rgb: RGB, mask: NDArray[np.bool_]) -> RGB:
-    """The image, dark, with the mask [H, W] filled: where the defect is, and on what."""
+    """The image, darkened, with the mask [H, W] filled."""
     dark = (rgb * 0.4).astype(np.uint8)
     dark[mask] = OUTLINE
     return dark

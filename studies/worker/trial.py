@@ -1,4 +1,4 @@
-"""One trial, as a worker runs it: features, fit, score, measure, images, ``result.json``. Touches no database."""
+"""One trial, as a worker runs it: features, fit, scores, speed, plots, ``result.json``. Uses no database."""
 
 from __future__ import annotations
 
@@ -44,17 +44,22 @@ from studies.worker.products import load_images, run_products
 from studies.worker.scores import write_scores
 
 Emit = Callable[[Event], None]
-IMAGES = 6
-"""Heat maps kept per trial."""
+HEAT_MAPS = 6
+"""Most heat maps that are kept of a trial."""
 LATENCY_IMAGES = 4
+"""Images on which the latency is measured."""
 
 
 def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[], bool] = lambda: False) -> TrialResult:
-    """Do a job and leave its result in its folder.
+    """Do a job and write its result into its folder.
+
+    Args:
+        emit: called with the stages and intermediate values of the job.
+        should_stop: asked between epochs; True ends the training, and the trial counts as pruned.
 
     Raises:
         InputError: images or weights are missing, damaged or not those that the study was created with.
-        NumericalError: the detector left the finite numbers.
+        NumericalError: a value of the detector is not finite.
     """
     home = Home(Path(job.home))
     look_in(home.heads)
@@ -67,7 +72,7 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
 
 
 class _Worker:
-    """The steps of one job and the time that each took."""
+    """The steps of one job, and the seconds that each took."""
 
     def __init__(self, job: Job, config: StudyConfig, home: Home, emit: Emit, should_stop: Callable[[], bool]) -> None:
         self.job, self.config, self.home, self.emit, self.should_stop = job, config, home, emit, should_stop
@@ -83,7 +88,7 @@ class _Worker:
         self.store = FeatureStore(self.home.features, max_bytes=int(self.config.execution.feature_store_gb * 1e9))
 
     def trial(self) -> TrialResult:
-        """Fit on train; score on validation, or for protocol ``paper`` on the whole test set."""
+        """Fit on train and score on validation, or under protocol ``paper`` on the whole test set."""
         scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
         with self.lock.shared():
             detector = self._fit()
@@ -98,7 +103,7 @@ class _Worker:
             plots.write_curves(
                 prediction.scores.numpy(), scored.labels, folder, title=f"trial {self.job.number}, {scored.name}"
             )
-            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=IMAGES)
+            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=HEAT_MAPS)
         if prefix == "test":
             self._write_ledger("paper", evaluation)
             write_scores(prediction, scored, folder, threshold=None)
@@ -107,34 +112,38 @@ class _Worker:
         return self._finish(metrics, evaluation)
 
     def final(self) -> TrialResult:
-        """Refit the selected trial, choose its threshold, score it on test (a ledger line); but for a replicate, save it."""
-        kept = self.job.task == "final"
+        """Refit the selected trial, choose its threshold, score it on test and save it; a replicate is not saved.
+
+        Under protocol ``paper`` the trial was scored on test already, so it is refitted and saved only.
+        """
+        normal_scores: NDArray[np.float64] = np.empty(0)
+        metrics, evaluation = dict[str, float](), Evaluation(metrics={})
         with self.lock.shared():
             detector = self._fit()
-            normal_scores: NDArray[np.float64] = np.empty(0)
-            if self.splits.validation is not None:
-                normal_scores = self._choose_threshold(detector, self.splits.validation)
-            evaluation, metrics = Evaluation(metrics={}), {}
             folder = self._fresh_folder(ARTIFACTS)
             if self.splits.validation is not None:
-                test = self.splits.test
-                prediction, evaluation = self._score(detector, test)
-                self._write_ledger("selected" if kept else "replicate", evaluation)
-                metrics = _prefixed(evaluation, "test") | _at_threshold(detector, prediction.scores, test)
-            if kept and self.splits.validation is not None:
-                plots.write_curves(
-                    prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test"
-                )
-                threshold = detector.threshold.value if detector.threshold else None
-                plots.write_heat_maps(prediction, test, folder / "heatmaps", most=IMAGES, threshold=threshold)
-                write_scores(prediction, test, folder, threshold=threshold)
-        if kept:
+                normal_scores = self._choose_threshold(detector, self.splits.validation)
+                metrics, evaluation = self._score_on_test(detector, folder)
+        if self.job.task == "final":
             with self._stage("save"):
                 artifact = Artifact(detector, normal_scores, self._provenance(metrics))
                 save_artifact(artifact, self.job.path / DETECTOR)
         return self._finish(metrics, evaluation, threshold=detector.threshold.to_json() if detector.threshold else None)
 
+    def _score_on_test(self, detector: Detector, folder: Path) -> tuple[dict[str, float], Evaluation]:
+        """Score the test images, which the ledger records; for a final job, write plots and scores into `folder`."""
+        test, is_final = self.splits.test, self.job.task == "final"
+        prediction, evaluation = self._score(detector, test)
+        self._write_ledger("selected" if is_final else "replicate", evaluation)
+        if is_final:
+            plots.write_curves(prediction.scores.numpy(), test.labels, folder, title=f"trial {self.job.number}, test")
+            threshold = detector.threshold.value if detector.threshold else None
+            plots.write_heat_maps(prediction, test, folder / "heatmaps", most=HEAT_MAPS, threshold=threshold)
+            write_scores(prediction, test, folder, threshold=threshold)
+        return _prefixed(evaluation, "test") | _at_threshold(detector, prediction.scores, test), evaluation
+
     def _build_backbone(self) -> Backbone:
+        """The backbone of the trial. Raises `InputError` if its weights are not those of the study."""
         with self._stage("backbone"):
             backbone = _backbone(self.job.params["backbone"], tuple(self.job.params["layers"]), self.job.weights_dir)
         if backbone.identity.sha256 != self.job.weights_sha256:
@@ -145,6 +154,7 @@ class _Worker:
         return backbone
 
     def _fit(self) -> Detector:
+        """The trial's detector, fitted on train, on the device."""
         params = self.job.params
         head_type = head_class(params.get("detector") or self.config.detectors[0])
         head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
@@ -159,7 +169,7 @@ class _Worker:
             seed=job.seed,
             structural_seed=job.structural_seed,
             report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
-            should_stop=self._asked_to_stop,
+            should_stop=self._should_stop,
             validate=self._validation(detector),
             checkpoint_dir=job.path / CHECKPOINTS,
             weights_dir=Path(job.weights_dir) if job.weights_dir else None,
@@ -169,13 +179,16 @@ class _Worker:
         )
         with self._stage("fit"):
             detector.fit_features(features, context)
-        # What a training looks at on the way is the search's work, not the training's.
+        # Validation between epochs is part of the search, not of the training.
         self.seconds["fit"] -= self.seconds.get("validate", 0.0)
         shutil.rmtree(job.path / CHECKPOINTS, ignore_errors=True)
         return detector.to(self.device)
 
     def _validation(self, detector: Detector) -> Callable[[], float] | None:
-        """The first objective on validation, which a training is judged by; None where it is a cost, or nothing is held out."""
+        """A function that measures the first objective on validation, by which a training is pruned.
+
+        None if the objective is a cost, or there are no validation images.
+        """
         objective = next(iter(self.config.objectives))
         validation = self.splits.validation
         if validation is None or objective not in METRICS:
@@ -197,25 +210,27 @@ class _Worker:
 
         return validate
 
-    def _asked_to_stop(self) -> bool:
-        """As the head sees it: one that never asks goes on to its end, and counts."""
+    def _should_stop(self) -> bool:
+        """Whether the training is to end. A head that never calls this trains to its end, and its trial counts as finished."""
         self.stopped = self.stopped or self.should_stop()
         return self.stopped
 
     def _features(self, image_set: ImageSet) -> Features:
+        """The features of a set at the trial's strides, from the store or computed."""
         name = f"features ({image_set.name})"
         with self._stage(name):
-            # All strides of the study at once: the next trial's layers then cost no second pass over the images.
-            whole = _backbone(self.job.params["backbone"], self.job.strides, self.job.weights_dir)
+            # All strides of the study are computed at once, so that another trial's layers need no second pass over the images.
+            full_backbone = _backbone(self.job.params["backbone"], self.job.strides, self.job.weights_dir)
             features = self.store.features(
                 image_set,
-                whole,
+                full_backbone,
                 device=self.device,
                 progress=lambda done, total: self.emit(Stage(self.job.number, self.job.attempt, name, done, total)),
             )
         return features.select(self.job.params["layers"])
 
     def _score(self, detector: Detector, image_set: ImageSet) -> tuple[Prediction, Evaluation]:
+        """Score a set; the prediction is on the CPU."""
         features = self._features(image_set)
         with self._stage(f"score ({image_set.name})"):
             prediction = detector.score_features(features)
@@ -231,7 +246,7 @@ class _Worker:
         return prediction, evaluation
 
     def _choose_threshold(self, detector: Detector, validation: ImageSet) -> NDArray[np.float64]:
-        """Set the threshold from validation; returns the scores of its normals."""
+        """Set the threshold from validation. Returns the scores of its good images [N]."""
         scores = detector.score_features(self._features(validation)).scores.cpu().numpy()
         normals = scores[validation.labels == 0]
         detector.threshold = choose_threshold(
@@ -245,7 +260,7 @@ class _Worker:
         return normals.astype(np.float64)
 
     def _write_ledger(self, purpose: str, evaluation: Evaluation) -> None:
-        """Before anybody can see the figures: a scoring on test is never forgotten."""
+        """Record a scoring on test. This comes before the figures are written anywhere, so that none is ever missing."""
         line = LedgerLine(
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             study_uid=self.job.study_uid,
@@ -260,6 +275,7 @@ class _Worker:
         append_line(self.home.ledger(self.job.study_uid), line.model_dump_json())
 
     def _provenance(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Where the saved detector comes from, JSON-able."""
         return {
             "study": self.config.name,
             "study_uid": self.job.study_uid,
@@ -280,6 +296,7 @@ class _Worker:
         threshold: dict[str, Any] | None = None,
         pruned: bool = False,
     ) -> TrialResult:
+        """Write the result and the resolved configuration into the job's folder."""
         job = self.job
         result = TrialResult(
             task=job.task,
@@ -305,7 +322,7 @@ class _Worker:
         return result
 
     def _fresh_folder(self, name: str) -> Path:
-        """An empty folder in the job's: what an earlier attempt left is gone."""
+        """An empty folder within the job's folder; what an earlier attempt left there is deleted."""
         folder = self.job.path / name
         shutil.rmtree(folder, ignore_errors=True)
         with told_plainly(folder):
@@ -314,6 +331,7 @@ class _Worker:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        """Report a stage and add its time to `seconds`."""
         self.emit(Stage(self.job.number, self.job.attempt, name))
         start = time.perf_counter()
         try:
@@ -323,14 +341,14 @@ class _Worker:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, on every device."""
+    """Seed the random numbers of Python, numpy and torch on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Where a figure was taken."""
+    """Host, device, threads and versions with which a figure was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     packages = ("anomaly-studies", "torch", "timm", "numpy", "optuna", "mlflow")
     return {
@@ -345,7 +363,11 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def check_networks(job: Job) -> None:
-    """Raise `InputError` where pretrained weights that the detector starts from are missing, or not the study's."""
+    """Check the pretrained weights of the networks that the detector starts from.
+
+    Raises:
+        InputError: they are missing, or not those of the study.
+    """
     for name, sha256 in job.networks.items():
         here = weights_identity(name, weights_dir=Path(job.weights_dir) if job.weights_dir else None).sha256
         if here != sha256:
@@ -362,17 +384,18 @@ def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> B
 
 @lru_cache(maxsize=4)
 def _masks(image_set: ImageSet) -> NDArray[np.bool_] | None:
-    """Masks of a set, decoded once per process."""
+    """Masks of a set, bool [N, H, W], which are decoded once per process; None if it has none."""
     return image_set.masks()
 
 
 def _prefixed(evaluation: Evaluation, prefix: str) -> dict[str, float]:
+    """The metrics under names such as ``val/image_auroc`` and ``val/image_auroc/<type of defect>``."""
     per_defect = {f"{prefix}/image_auroc/{kind}": value for kind, value in evaluation.per_defect.items()}
     return {f"{prefix}/{name}": value for name, value in evaluation.metrics.items()} | per_defect
 
 
 def _at_threshold(detector: Detector, scores: Tensor, image_set: ImageSet) -> dict[str, float]:
-    """What the chosen threshold does on the test set."""
+    """False-alarm rate and miss rate of the chosen threshold on test; empty without a threshold."""
     if detector.threshold is None:
         return {}
     alarms = scores.numpy() >= detector.threshold.value

@@ -372,7 +372,7 @@ def test_clean_all_leaves_everything_that_counts(used: Path, finished: Path, tin
     assert study("show", "tiny").code == 0
     again = study("run", finished / "tiny.yaml", "--trials", "4", "--inline", "--device", "cpu", "--offline")
     assert again.code == 0, again.err
-    assert "going on after 3 trials" in again.out
+    assert "continues after 3 trials" in again.out
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, 0), (1, 1), (2, 2), (9, 3)])

@@ -53,7 +53,7 @@ def test_a_row_says_what_runs_and_the_bar_how_far_the_study_is(bench: Bench) -> 
     assert "best 0." in last
     assert "trials/min" in last
     assert "about" in seen[2] or "almost there" in seen[2]
-    assert "going on after" not in printed
+    assert "continues after" not in printed
 
 
 def test_a_narrow_terminal_loses_names_but_no_figures(bench: Bench) -> None:
@@ -69,7 +69,7 @@ def test_constraints_and_trials_of_an_earlier_run_count(bench: Bench) -> None:
     kept = {"constraints": {"fps": ">= 0"}}
     bench.run(budget={"trials": 2}, **kept)
     seen, printed = watch(bench, ScriptedExecutor(), budget={"trials": 3}, **kept)
-    assert "going on after 2 trials" in printed
+    assert "continues after 2 trials" in printed
     assert "3/3 trials" in seen[-1]
     assert ", 3 feasible, " in seen[-1]
 

@@ -103,7 +103,7 @@ def test_what_a_trial_leaves_in_its_folder(plan):
     assert TrialResult.model_validate_json((artifacts / "metrics.json").read_bytes()) == result
     keys = {sample.key.removesuffix(".png").replace("/", "-") for sample in plan.splits.validation.samples}
     images = sorted(path.stem for path in (artifacts / "heatmaps").iterdir())
-    assert len(images) == trial.IMAGES
+    assert len(images) == trial.HEAT_MAPS
     for rank, name in enumerate(images, start=1):
         found_rank, _, rest = name.partition("-")
         verdict = next(word for word in ("miss", "false-alarm", "hit", "good") if rest.startswith(f"{word}-"))
