@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 import detectors
+from tracking.mlflow_settings import mlflow_settings
 from tracking.pyfunc import ARTIFACT, Response
 
 REQUIREMENTS = (
@@ -84,6 +85,7 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
         yield target
 
 
+@mlflow_settings()
 def ask(model: Path, requests: Sequence[Mapping[str, Any]]) -> list[Response]:
     """Load a model's folder as MLflow's server does, and send it requests as plain data.
 
