@@ -1,4 +1,4 @@
-"""A home that lies elsewhere than where it was made: MLflow's database holds absolute addresses, and they are brought along."""
+"""A home that was moved or copied: the absolute addresses in MLflow's database are changed to its present place."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Columns of MLflow's database that hold ``file://`` addresses below the folder of the artifacts."""
+"""Columns of MLflow's database that contain ``file://`` addresses within the folder of the artifacts."""
 PLACES = (("logged_model_tags", "tag_value"), ("model_version_tags", "value"))
-"""Columns that hold plain paths below the home, such as where a detector was saved first."""
+"""Columns that contain plain paths within the home, such as the folder in which a detector was saved first."""
 
 
 def follow_home(database: Path, artifacts: Path) -> list[Path]:
-    """Bring the addresses in a local MLflow database to where its home is now.
+    """Change the addresses in a local MLflow database to the present place of its home.
 
-    A home that was copied or moved would otherwise read and write the artifacts of the place that it came from. An experiment
-    whose artifacts a person put elsewhere is left alone: ours end in ``artifacts/<name of the experiment>``.
+    A home that was copied or moved would otherwise read and write the artifacts of its former place. Only experiments whose
+    artifacts are in ``artifacts/<name of the experiment>`` are changed; others were put elsewhere on purpose.
 
     Args:
-        database: SQLite file of the store; nothing happens where there is none.
+        database: SQLite file of the store; nothing happens if there is none.
         artifacts: the folder ``artifacts`` of the home, where MLflow's files are now.
 
     Returns:
-        The folders ``artifacts`` that the home had before; empty where nothing had moved.
+        The former folders ``artifacts`` of the home; empty if it was not moved.
     """
     if not database.is_file():
         return []
@@ -58,7 +58,7 @@ def follow_home(database: Path, artifacts: Path) -> list[Path]:
 
 
 def _root(experiment: str, location: str) -> str | None:
-    """The address of the folder ``artifacts`` that an experiment's files lie in; None where they lie elsewhere."""
+    """The address of the folder ``artifacts`` that contains an experiment's files; None if they are elsewhere."""
     end = f"/{quote(experiment)}"
     root = location.removesuffix(end)
     is_ours = location.startswith("file:///") and root != location and root.endswith("/artifacts")
@@ -70,7 +70,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def _replace(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
-    """Replace the beginning of every value that is `old` or lies below it; a table or column of other versions may be absent."""
+    """Replace the beginning of every value that is `old` or below it, if this version of MLflow has the table and column."""
     if column in _columns(connection, table):
         connection.execute(
             f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 (names are ours)

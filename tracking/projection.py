@@ -1,7 +1,7 @@
-"""A study in MLflow: one parent run, one child run per trial. A projection: it can be lost and made again.
+"""A study in MLflow: one parent run, and one child run for each trial. It is a copy, which can be lost and made again.
 
-Everything here may be repeated: runs are found by their tags before they are made, metrics carry the time of the trial's end
-so that MLflow stores a repeated point once, and `trial.synced`, written last, holds the digest of what was written.
+Every step may be repeated: runs are searched by their tags before they are made, metrics have the time of the trial's end so that
+MLflow stores a repeated point once, and the tag `trial.synced`, which is written last, is the digest of what was written.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from tracking.store import is_away, open_client, origin_tags, store_calls
 from tracking.views import experiment_tags, saved_view
 
 PAGE = 1000
+"""Runs that are read in one request."""
 MAX_PARAM_LENGTH = 6000
 MAX_NAME_LENGTH = 250
+"""Most letters of a parameter's value and of a metric's name in MLflow."""
 LOG_TAIL_BYTES = 20_000
+"""Bytes of the end of a log that are stored if a trial failed."""
 T = TypeVar("T")
 
 
 class Projection:
-    """Writes one study into one MLflow store. Used by the driver alone: the single writer."""
+    """Writes one study into one MLflow store. Only the driver of the study uses it, so that there is a single writer."""
 
     def __init__(
         self,
@@ -44,9 +47,9 @@ class Projection:
         patience: Patience | None = None,
     ) -> None:
         """Args:
-            artifact_root: where a local store keeps artifacts; None lets the server decide.
-            lock_folder: where a local store's first migration is guarded against other processes.
-            patience: for how long a store that is away is waited for, and who hears of it.
+            artifact_root: folder in which a local store keeps artifacts; None lets the server decide.
+            lock_folder: folder of a lock that keeps processes from creating a local store at the same time.
+            patience: how long to wait for the store, and how to report it; default as `Patience()`.
 
         Raises:
             InputError: the store cannot be reached or opened.
@@ -61,16 +64,19 @@ class Projection:
 
     @property
     def parent_run_id(self) -> str:
-        """Run id of the opened study."""
+        """Run id of the study that was opened; empty before that."""
         return self._parent
 
     def run_id(self, number: int) -> str | None:
-        """Run id of a trial that was projected."""
+        """Run id of a trial; None if it was not written yet."""
         run = self._children.get(number)
         return run.info.run_id if run else None
 
     def open(self, study: StudyRecord) -> str:
-        """Find or make the parent run, and learn which children there are. Returns the parent's run id.
+        """Find or make the parent run, and read which child runs there are.
+
+        Returns:
+            The run id of the parent run.
 
         Raises:
             InputError: the store cannot be reached, or the experiment was deleted in MLflow.
@@ -101,7 +107,7 @@ class Projection:
         ).info.run_id
 
     def write_study(self, study: StudyRecord) -> None:
-        """Bring the parent run to what the record says; one that a person deleted in MLflow is brought back."""
+        """Write the parent run. If a user deleted it in MLflow, it is restored."""
         self._study = study
         self._patiently(lambda tries: self._write_study(study))
 
@@ -126,20 +132,23 @@ class Projection:
             self._client.set_terminated(self._parent, status=study.state, end_time=study.finished_ms)
 
     def add_files(self, *, experiment: str, uid: str, folder: Path) -> str:
-        """Add a folder's files to a study's run, whoever has it open; files of the same name are replaced. Returns the run id.
+        """Store the files of a folder in a study's parent run; files of the same name are replaced. The study need not be open.
+
+        Returns:
+            The run id.
 
         Raises:
             InputError: the study has no run there, or the store cannot be reached.
         """
         with store_calls(self.tracking_uri):
-            found = self._client.get_experiment_by_name(experiment)
+            known = self._client.get_experiment_by_name(experiment)
             runs = (
                 self._client.search_runs(
-                    [found.experiment_id],
+                    [known.experiment_id],
                     filter_string=f"tags.`study.uid` = '{uid}' and tags.`study.role` = 'study'",
                     max_results=1,
                 )
-                if found is not None
+                if known is not None
                 else []
             )
             if not runs:
@@ -150,22 +159,25 @@ class Projection:
             return str(runs[0].info.run_id)
 
     def write_trial(self, trial: TrialRecord) -> str:
-        """Bring a trial's child run to what the record says; nothing where it is there already. Returns its run id.
+        """Write the child run of a trial, unless it was written with the same content already.
 
-        A child that a person deleted in MLflow stays deleted.
+        A run that a user deleted in MLflow stays deleted.
+
+        Returns:
+            The run id.
         """
         return self._patiently(lambda tries: self._write_trial(trial, again=tries > 0))
 
     def _write_trial(self, trial: TrialRecord, *, again: bool) -> str:
         digest = self._digest(trial)
-        if again and trial.number not in self._children and (made := self._find_child(trial.number)) is not None:
-            # The connection broke when the run was made, and before its id came back.
-            self._children[trial.number] = made
+        if again and trial.number not in self._children and (child := self._find_child(trial.number)) is not None:
+            # The connection broke after the run was made and before its id was returned.
+            self._children[trial.number] = child
         run = self._children.get(trial.number)
         if run is not None and run.data.tags.get("trial.synced") == digest:
             return str(run.info.run_id)
         if run is not None:
-            # Asked anew: a person may have deleted it since.
+            # It is read again, because a user may have deleted it since.
             run = self._children[trial.number] = self._client.get_run(run.info.run_id)
             if run.info.lifecycle_stage == "deleted":
                 return str(run.info.run_id)
@@ -186,24 +198,24 @@ class Projection:
 
     def _find_child(self, number: int) -> Run | None:
         key = f"{self._require_study().uid}/{number}"
-        found = self._client.search_runs(
+        runs = self._client.search_runs(
             [self._experiment_id],
             filter_string=f"tags.`trial.key` = '{key}'",
             run_view_type=ViewType.ALL,
             max_results=1,
         )
-        return found[0] if found else None
+        return runs[0] if runs else None
 
     def _patiently(self, action: Callable[[int], T]) -> T:
-        """Run what may be repeated until the store answers. Raises `InputError` where it does not in time."""
+        """Run an action that may be repeated until the store answers. Raises `InputError` if it does not in time."""
         with store_calls(self.tracking_uri):
             what = f"MLflow store {without_password(self.tracking_uri)}"
             return self._patience.until_back(action, is_away=is_away, what=what)
 
     def _fill(self, run_id: str, trial: TrialRecord, tags: Mapping[str, str]) -> None:
-        """Params, metrics, data and files of one trial."""
+        """Write parameters, metrics, images and files of one trial."""
         if trial.state == "RUNNING":
-            # Metrics wait for the end, whose time they carry: with another time they would be stored twice.
+            # Metrics are written at the end, because they have its time: with another time MLflow would store them twice.
             self._write(run_id, params=trial.params, tags=tags)
             return
         end = trial.finished_ms or trial.started_ms
@@ -251,7 +263,7 @@ class Projection:
         )
 
     def _digest(self, trial: TrialRecord) -> str:
-        """Of all that `write_trial` would write: files by name and size."""
+        """Digest of all that `write_trial` writes; files count by name and size."""
         files = [path for folder in trial.artifacts.values() for path in sorted(folder.rglob("*")) if path.is_file()]
         listing = [[path.name, path.stat().st_size] for path in files]
         content = {name: value for name, value in asdict(trial).items() if name not in ("artifacts", "log")} | {
@@ -261,6 +273,7 @@ class Projection:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def _runs(self, uid: str) -> Iterator[Run]:
+        """All runs of a study, deleted ones included."""
         token: str | None = None
         while True:
             page = self._client.search_runs(
@@ -276,22 +289,23 @@ class Projection:
                 return
 
     def _find_experiment(self, name: str) -> Experiment:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        """The experiment of a name, which is made if there is none. Raises `InputError` if it was deleted."""
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
             location = (self._artifact_root / name).as_uri() if self._artifact_root else None
             try:
                 return self._client.get_experiment(self._client.create_experiment(name, artifact_location=location))
             except MlflowException:
                 # Another study of the same images may have made it meanwhile.
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                known = self._client.get_experiment_by_name(name)
+                if known is None:
                     raise
-        if found.lifecycle_stage == "deleted":
+        if known.lifecycle_stage == "deleted":
             raise InputError(
                 f"the MLflow experiment {name!r} was deleted; bring it back with "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+                f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
             )
-        return found
+        return known
 
     def _require_study(self) -> StudyRecord:
         if self._study is None:
@@ -300,12 +314,12 @@ class Projection:
 
 
 def _metric_name(name: str) -> str:
-    """A name that MLflow takes: the type of a defect, which is part of some, is any folder's name."""
+    """A metric's name without characters that MLflow refuses; the type of a defect in it may be any folder's name."""
     return re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH]
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log."""
+    """The last `LOG_TAIL_BYTES` of a log."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
@@ -313,7 +327,7 @@ def log_tail(path: Path) -> str:
 
 
 def _sets_seen(trial: TrialRecord) -> set[str]:
-    """Which image sets a trial's metrics speak of, and `train`, which every trial saw."""
+    """Contexts, such as ``test/``, of the image sets that a trial used: those of its metrics, and train."""
     prefixes = {"train/"}
     prefixes |= {"validation/" for name in trial.metrics if name.startswith("val/")}
     return prefixes | {"test/" for name in trial.metrics if name.startswith("test/")}

@@ -179,7 +179,7 @@ def _print(outcome: Promotion, console: Console, *, dry_run: bool) -> None:
     if report is None:
         console.print(f"model {model}: {_called(outcome)} is the champion already; nothing to do", markup=False)
         return
-    rules = [(rule.name, rule.verdict, rule.told) for rule in report.rules]
+    rules = [(rule.name, rule.verdict, rule.outcome) for rule in report.rules]
     console.print(tables.table(("rule", "verdict", ""), rows=rules, title=f"gate of {model}"))
     if not report.passed:
         console.print(f"refused: {'; '.join(report.reasons)}", style="bold red", markup=False)

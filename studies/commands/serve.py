@@ -90,7 +90,9 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         if not _is_loopback(host) and settings.token is None:
             say(f"warning: {host} lets everybody who reaches this machine ask; set {TOKEN}, or bind to 127.0.0.1")
-        say(f"serving {loaded.wanted.name} version {loaded.wanted.version} at http://{shown}:{actual} (Ctrl-C ends it)")
+        say(
+            f"serving {loaded.version.name} version {loaded.version.number} at http://{shown}:{actual} (Ctrl-C ends it)"
+        )
         config = uvicorn.Config(
             create_app(keeper, settings),
             log_level="warning",

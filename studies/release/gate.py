@@ -11,7 +11,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -50,8 +50,18 @@ class Rule:
     """What was measured; None if nothing was."""
     limit: float | None
     """What the value is compared with; None if there is no limit."""
-    told: str
-    """The outcome in words. The name is a key of stored gate reports."""
+    outcome: str
+    """What was measured, in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields under the keys of a gate report."""
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "value": self.value,
+            "limit": self.limit,
+            "told": self.outcome,
+        }
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class GateReport:
     @property
     def reasons(self) -> list[str]:
         """Why the challenger was refused; empty if it passed."""
-        return [rule.told for rule in self.rules if rule.verdict == "refused"]
+        return [rule.outcome for rule in self.rules if rule.verdict == "refused"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-able data, for scripts and for the record."""
@@ -123,7 +133,7 @@ class GateReport:
             "test_digest": self.test.digest,
             "test_counts": self.test.counts,
             "images": [sample.key for sample in self.test.samples],
-            "rules": [asdict(rule) for rule in self.rules],
+            "rules": [rule.to_json() for rule in self.rules],
             "difference": self.difference,
             "challenger": self.challenger.to_json(),
             "champion": self.champion.to_json() if self.champion else None,
@@ -143,7 +153,7 @@ class GateReport:
             "",
             "| rule | verdict | |",
             "|---|---|---|",
-            *(f"| {rule.name} | {rule.verdict} | {rule.told} |" for rule in self.rules),
+            *(f"| {rule.name} | {rule.verdict} | {rule.outcome} |" for rule in self.rules),
             "",
             f"| | {' | '.join(model.label for model in models)} |",
             f"|---|{'---|' * len(models)}",

@@ -117,7 +117,7 @@ def _limit_lines(config: StudyConfig, cost: str, name: str, across: Scale, up: S
         if limited == cost:
             x = across(value)
             marks.append(Mark("line", "limit", ((x, PLOT_Y[0]), (x, TOP)), title=text))
-            # At the foot: the trials that a person asks about are at the top.
+            # At the bottom, because the best trials are at the top.
             marks += labels.place((x - 4, PLOT_Y[0] - 8), text, css="limit-name")
             labels.avoid((x, PLOT_Y[0]), (x, TOP), radius=1.0)
         elif limited == name:

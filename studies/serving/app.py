@@ -25,7 +25,7 @@ from detectors.errors import InputError, NumericalError
 from detectors.runtime.verdicts import Verdict, heat_map
 from studies.serving.guard import RequestGuard
 from studies.serving.meters import Meters
-from studies.serving.models import Keeper, Loaded
+from studies.serving.models import Keeper, LoadedModel
 from studies.serving.page import content_security_policy, page
 from studies.serving.scoring import BusyError, Scorer
 from studies.serving.settings import Settings
@@ -105,7 +105,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
         # The traceback goes to the log of the server, not to the client.
         return JSONResponse({"error": "the service failed at this request; its log shows why"}, status_code=500)
 
-    def model() -> Loaded:
+    def model() -> LoadedModel:
         if keeper.current is None:
             raise HTTPException(503, "no model is loaded yet", headers={"Retry-After": "5"})
         return keeper.current
@@ -143,7 +143,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
             raise HTTPException(422, str(error)) from None
         except NumericalError as error:
             raise HTTPException(500, str(error)) from None
-        return Answer(model=ModelName(name=chosen.wanted.name, version=chosen.wanted.version), predictions=predictions)
+        return Answer(model=ModelName(name=chosen.version.name, version=chosen.version.number), predictions=predictions)
 
     @app.get("/model")
     async def describe() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
     async def ready() -> dict[str, str]:
         """Answers with 200 once a model is loaded and has judged an image, before that with 503."""
         served = model()
-        return {"status": "ready", "model": served.wanted.name, "version": served.wanted.version}
+        return {"status": "ready", "model": served.version.name, "version": served.version.number}
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -194,7 +194,7 @@ def _decode(image: Upload, size: Size, max_pixels: int, heatmap: bool) -> _Decod
     return _Decoded(resize_image(rgb, size), shown)
 
 
-def _prediction(model: Loaded, name: str, shown: NDArray[np.uint8] | None, verdict: Verdict) -> Prediction:
+def _prediction(model: LoadedModel, name: str, shown: NDArray[np.uint8] | None, verdict: Verdict) -> Prediction:
     overlay = None
     if shown is not None:
         file = io.BytesIO()

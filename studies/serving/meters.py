@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from studies.serving.models import Loaded
+from studies.serving.models import LoadedModel
 
 PATHS = frozenset({"/", "/predict", "/model", "/healthz", "/readyz", "/metrics", "/openapi.json"})
 """Paths that are counted by name."""
@@ -57,10 +57,10 @@ class Meters:
         """Count a new model; `outcome` is ``swapped`` or ``failed``."""
         self._swaps.labels(outcome).inc()
 
-    def expose(self, model: Loaded | None, *, waiting: int) -> tuple[bytes, str]:
+    def expose(self, model: LoadedModel | None, *, waiting: int) -> tuple[bytes, str]:
         """The counts as the text that Prometheus reads, and its media type."""
         self._waiting.set(waiting)
         self._model.clear()
         if model is not None:
-            self._model.labels(model.wanted.name, model.wanted.version).set(1)
+            self._model.labels(model.version.name, model.version.number).set(1)
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

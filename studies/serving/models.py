@@ -25,26 +25,27 @@ RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 3600.0
 may recover; a damaged file does not, and each try costs a load."""
 
 
-class Wanted(NamedTuple):
-    """The model that is to be served."""
+class ModelVersion(NamedTuple):
+    """A version of a model that can be served."""
 
     identity: str
     """Differs between any two models."""
     name: str
-    version: str
+    number: str
+    """Number of a registered version; of a folder, the beginning of its digest."""
 
 
 class ModelSource(Protocol):
     """Determines which model is to be served, and provides it."""
 
-    def wanted(self) -> Wanted:
+    def latest(self) -> ModelVersion:
         """The model that is to be served now; called at every poll.
 
         Raises:
             InputError: there is none, or it cannot be determined now.
         """
 
-    def fetch(self, wanted: Wanted) -> Path:
+    def fetch(self, version: ModelVersion) -> Path:
         """Folder of the detector.
 
         Raises:
@@ -59,15 +60,15 @@ class FolderSource:
     folder: Path
     name: str
 
-    def wanted(self) -> Wanted:
+    def latest(self) -> ModelVersion:
         """Identified by the content of its description, which includes the digest of its tensors."""
         description = self.folder / DESCRIPTION
         if not description.is_file():
             raise InputError(f"{self.folder}: no detector here ({DESCRIPTION} is missing)")
         digest = file_sha256(description)
-        return Wanted(digest, self.name, digest[:12])
+        return ModelVersion(digest, self.name, digest[:12])
 
-    def fetch(self, wanted: Wanted) -> Path:
+    def fetch(self, version: ModelVersion) -> Path:
         """The folder itself."""
         return self.folder
 
@@ -81,13 +82,13 @@ class StudySource:
     find: Callable[[str], Path]
     """Returns the folder of the detector that is selected now. Raises `InputError` if there is none."""
 
-    def wanted(self) -> Wanted:
+    def latest(self) -> ModelVersion:
         """Identified by the content of the folder that is selected now."""
-        return self._selected().wanted()
+        return self._selected().latest()
 
-    def fetch(self, wanted: Wanted) -> Path:
+    def fetch(self, version: ModelVersion) -> Path:
         """The folder itself."""
-        return self._selected().fetch(wanted)
+        return self._selected().fetch(version)
 
     def _selected(self) -> FolderSource:
         return FolderSource(self.find(self.model), self.model)
@@ -101,21 +102,21 @@ class RegistrySource:
     name: str
     alias: str
 
-    def wanted(self) -> Wanted:
+    def latest(self) -> ModelVersion:
         """The version that the alias points to now."""
         version = self.registry.version(self.name, self.alias)
-        return Wanted(f"{version.name}/{version.version}@{version.created_ms}", version.name, version.version)
+        return ModelVersion(f"{version.name}/{version.version}@{version.created_ms}", version.name, version.version)
 
-    def fetch(self, wanted: Wanted) -> Path:
+    def fetch(self, version: ModelVersion) -> Path:
         """The folder of its detector, which is kept in STUDY_HOME."""
-        return self.registry.fetch(self.registry.version(wanted.name, wanted.version))
+        return self.registry.fetch(self.registry.version(version.name, version.number))
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model that is loaded and has judged an image."""
 
-    wanted: Wanted
+    version: ModelVersion
     artifact: Artifact
     since: float = field(default_factory=time.time)
     """When it was loaded, in seconds since the epoch."""
@@ -124,8 +125,8 @@ class Loaded:
         """The answer of ``/model``."""
         detector = self.artifact.detector
         return {
-            "name": self.wanted.name,
-            "version": self.wanted.version,
+            "name": self.version.name,
+            "version": self.version.number,
             "since": self.since,
             "detector": detector.head.name,
             "settings": detector.head.settings,
@@ -169,25 +170,25 @@ class Keeper:
         self._clock = clock
         self._source, self._device, self._say = source, device, say
         self.swapped = swapped
-        self._current: Loaded | None = None
+        self._current: LoadedModel | None = None
         self._failed: _Failed | None = None
         """The model that failed last, which is not tried at every poll."""
         self._away = False
         self._loading = threading.Lock()
 
     @property
-    def current(self) -> Loaded | None:
+    def current(self) -> LoadedModel | None:
         """The model that is served now; None before the first one is loaded."""
         return self._current
 
-    def start(self) -> Loaded:
+    def start(self) -> LoadedModel:
         """Load the first model.
 
         Raises:
             InputError: it cannot be fetched or loaded.
         """
         with self._loading:
-            self._current = self._load(self._source.wanted())
+            self._current = self._load(self._source.latest())
             return self._current
 
     def check(self) -> bool:
@@ -197,7 +198,7 @@ class Keeper:
         """
         with self._loading:
             try:
-                wanted = self._source.wanted()
+                latest = self._source.latest()
             except Exception as error:
                 if not self._away:
                     self._say(f"cannot determine which model to serve ({_one_line(error)}); the present one continues")
@@ -206,25 +207,25 @@ class Keeper:
             if self._away:
                 self._say("the source of the model answers again")
             self._away = False
-            if self._current and wanted.identity == self._current.wanted.identity:
+            if self._current and latest.identity == self._current.version.identity:
                 return False
-            failed = self._failed if self._failed and self._failed.identity == wanted.identity else None
+            failed = self._failed if self._failed and self._failed.identity == latest.identity else None
             if failed and self._clock() < failed.again:
                 return False
             try:
-                self._current = self._load(wanted)
+                self._current = self._load(latest)
             except Exception as error:
                 pause = min(2 * failed.pause, LONGEST_RETRY_SECONDS) if failed else RETRY_SECONDS
-                self._failed = _Failed(wanted.identity, pause, self._clock() + pause)
+                self._failed = _Failed(latest.identity, pause, self._clock() + pause)
                 if not failed:
                     self._say(
-                        f"{wanted.name} version {wanted.version} is not served: {_one_line(error)}; "
+                        f"{latest.name} version {latest.number} is not served: {_one_line(error)}; "
                         "the present one continues"
                     )
                 self.swapped("failed")
                 return False
             self._failed = None
-            self._say(f"now serving {wanted.name} version {wanted.version}")
+            self._say(f"now serving {latest.name} version {latest.number}")
             self.swapped("swapped")
             return True
 
@@ -243,14 +244,14 @@ class Keeper:
         threading.Thread(target=work, name="following", daemon=True).start()
         return ended.set
 
-    def _load(self, wanted: Wanted) -> Loaded:
+    def _load(self, version: ModelVersion) -> LoadedModel:
         """Fetch and load a model and let it judge a grey image."""
-        artifact = load_artifact(self._source.fetch(wanted), device=self._device)
+        artifact = load_artifact(self._source.fetch(version), device=self._device)
         height, width = artifact.detector.image_size
         (verdict,) = judge(artifact, [np.full((height, width, 3), 128, np.uint8)])
         if not np.isfinite(verdict.anomaly_map).all():
-            raise InputError(f"{wanted.name} version {wanted.version}: its anomaly map is not finite")
-        return Loaded(wanted, artifact)
+            raise InputError(f"{version.name} version {version.number}: its anomaly map is not finite")
+        return LoadedModel(version, artifact)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.runtime.verdicts import Verdict, judge
-from studies.serving.models import Loaded
+from studies.serving.models import LoadedModel
 
 
 class BusyError(RuntimeError):
@@ -24,7 +24,7 @@ class BusyError(RuntimeError):
 class _Item:
     """An image that waits."""
 
-    model: Loaded
+    model: LoadedModel
     """The model that was served when the request came; a swap does not affect requests that are being answered."""
     rgb: NDArray[np.uint8]
     done: asyncio.Future[Verdict]
@@ -78,7 +78,7 @@ class Scorer:
             self._task.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def score(self, model: Loaded, images: list[NDArray[np.uint8]]) -> list[Verdict]:
+    async def score(self, model: LoadedModel, images: list[NDArray[np.uint8]]) -> list[Verdict]:
         """Verdicts of RGB images, each uint8 [H, W, 3], in their order.
 
         Raises:

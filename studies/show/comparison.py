@@ -152,7 +152,7 @@ def study_rows(view: StudyView) -> list[Row]:
     """
     name, trials = view.study.study_name, [trial for trial in view.trials() if trial.state == "COMPLETE"]
     if not trials:
-        raise InputError(f"study {name!r} has no finished trial to compare; `study show {name}` says how it stands")
+        raise InputError(f"study {name!r} has no finished trial to compare; `study show {name}` shows its state")
     if view.config.protocol != "paper":
         trials = [trial for trial in trials if trial.selected]
     if not trials:

@@ -137,7 +137,7 @@ def test_a_defect_type_that_collapses_is_refused_though_the_mean_holds(
     assert gate._per_defect(measured(scratch=0.81, hole=0.9), old).verdict == "passed"
     rule = gate._per_defect(measured(scratch=0.79, hole=1.0), old)
     assert rule.verdict == "refused"
-    assert "scratch, +0.1100" in rule.told
+    assert "scratch, +0.1100" in rule.outcome
 
 
 def test_not_worse_beyond_chance_refuses_within_epsilon(make: Callable[..., Gate], splits: Splits) -> None:
@@ -157,7 +157,7 @@ def test_not_worse_beyond_chance_refuses_within_epsilon(make: Callable[..., Gate
     assert rule.verdict == ("refused" if difference[2] < 0 else "passed")
     rule, _ = make(epsilon=0.001)._not_worse(measured(new), measured(old))
     assert rule.verdict == "refused"
-    assert "more than 0.001 below it" in rule.told
+    assert "more than 0.001 below it" in rule.outcome
 
 
 def test_a_model_that_changed_on_its_way_is_refused(make: Callable[..., Gate], good: Path, bad: Path) -> None:

@@ -20,9 +20,9 @@ from studies.serving.models import (
     RETRY_SECONDS,
     FolderSource,
     Keeper,
+    ModelVersion,
     RegistrySource,
     StudySource,
-    Wanted,
     find_source,
 )
 from studies.serving.settings import Settings
@@ -61,21 +61,21 @@ class Script:
             clock=lambda: self.now,
         )
 
-    def wanted(self) -> Wanted:
+    def latest(self) -> ModelVersion:
         if self.wrong is not None:
             raise self.wrong
-        return Wanted(self.identity, "widgets", self.identity)
+        return ModelVersion(self.identity, "widgets", self.identity)
 
-    def fetch(self, wanted: Wanted) -> Path:
-        self.fetched.append(wanted.identity)
+    def fetch(self, version: ModelVersion) -> Path:
+        self.fetched.append(version.identity)
         if self.unfetchable is not None:
             raise self.unfetchable
-        return self.folders[wanted.identity]
+        return self.folders[version.identity]
 
     @property
     def served(self) -> str:
         assert self.keeper.current is not None
-        return self.keeper.current.wanted.version
+        return self.keeper.current.version.number
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_study_is_followed_to_a_better_trial(folders: list[Path]) -> None:
     selected = {"padim_screw": folders[0]}
     keeper = Keeper(StudySource("padim_screw", selected.__getitem__), device=torch.device("cpu"))
     first = keeper.start()
-    assert first.wanted.name == "padim_screw"
+    assert first.version.name == "padim_screw"
     assert keeper.check() is False
     selected["padim_screw"] = folders[1]
     assert keeper.check() is True
@@ -189,7 +189,7 @@ def test_a_model_is_a_folder_a_study_or_a_registered_one(finished: Path, folders
         home = Home.from_environment()
         study = find_source("tiny", home, open_registry=no_registry)
         assert isinstance(study, StudySource)
-        assert study.fetch(study.wanted()).is_dir()
+        assert study.fetch(study.latest()).is_dir()
         patch.chdir(folders[0])
         folder = find_source(".", home, open_registry=no_registry)
         assert isinstance(folder, FolderSource)
@@ -225,7 +225,7 @@ def test_a_registry_that_is_away_for_a_while_costs_nothing(
     )
     said: list[str] = []
     keeper = Keeper(RegistrySource(registry, "widgets", "champion"), device=torch.device("cpu"), say=said.append)
-    assert keeper.start().wanted.version == "1"
+    assert keeper.start().version.number == "1"
     server.kill()
     assert [keeper.check() for _ in range(2)] == [False, False]
     (line,) = said
