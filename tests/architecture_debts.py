@@ -20,16 +20,12 @@ CIRCLES: list[list[str]] = [
 LONG_MODULES: list[str] = [
     "detectors/flows/coupling.py",
     "detectors/heads/patchcore/head.py",
-    "studies/report/content.py",
-    "studies/report/search.py",
     "studies/search/driver.py",
-    "studies/show/comparison.py",
 ]
 LONG_CLASSES: list[str] = [
     "detectors/heads/patchcore/head.py:Patchcore",
     "studies/executors/ray/executor.py:RayExecutor",
     "studies/search/driver.py:Driver",
-    "tracking/registry.py:Registry",
 ]
 LATE: dict[str, list[str]] = {
     "detectors/graphs.py": ["detectors.flows.coupling"],
@@ -224,7 +220,5 @@ LATE: dict[str, list[str]] = {
         "studies.worker.trial",
     ],
     "studies/release/locate.py": ["studies.release.promotion"],
-    "studies/serving/models.py": ["studies.release.locate"],
-    "studies/show/tables.py": ["studies.search.summary", "studies.show.insight"],
 }
 """Imports within functions that belong at the top of the module."""
