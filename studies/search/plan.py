@@ -62,7 +62,7 @@ class Plan:
     backbones: dict[str, WeightsIdentity]
     """The backbones of the file whose weights are there, and which weights these are."""
     dropped: tuple[str, ...]
-    """The backbones of the file that have no weights on this machine (``--offline``)."""
+    """The backbones of the file that have no weights on this machine."""
     networks: dict[str, WeightsIdentity] = field(default_factory=dict)
     """The networks that detectors start from, with pretrained weights."""
     warnings: tuple[str, ...] = ()
@@ -163,10 +163,10 @@ def _check_objectives(config: StudyConfig, splits: Splits) -> None:
 
 
 def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:
-    """The backbones that have weights, and the names of those left out because they have none (only with ``offline``).
+    """The backbones that have weights, and the names of those that have none.
 
     Raises:
-        InputError: no backbone has weights, or one has none and it may not be left out.
+        InputError: no backbone of the study has weights.
     """
     weights_folder(options.weights_dir)  # raises where it names no folder
     identities: dict[str, WeightsIdentity] = {}

@@ -1,4 +1,4 @@
-"""Search space -> suggestions -> the full parameters of one trial."""
+"""The search of a study file: Optuna suggests values, and they become the full setting of one trial."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from detectors.backbones.pyramid import channels_by_stride
 from detectors.errors import InputError
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting, decode_layers, encode
-from studies.file.keys import DETECTOR_KEY, ParameterKey
+from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 from studies.file.parts import DetectorPart
-from studies.file.sections import Dimension
+from studies.file.sections import Baseline, Dimension
 
 DEFAULT_LAYERS = [8, 16]
 """Strides of a study that says nothing of layers."""
@@ -51,39 +51,39 @@ class SearchSpace:
         Args:
             overrides: values outside the search, e.g. a baseline's; they win over ``fixed``.
         """
+        values = dict(overrides or {})
         if not self._several:
-            return self._parts[self.config.detectors[0]].suggest(trial, overrides)
-        given = dict(overrides or {})
-        name = given.pop(DETECTOR_KEY, None) or str(trial.suggest_categorical(DETECTOR_KEY, self.config.detectors))
-        return {DETECTOR_KEY: name} | self._parts[name].suggest(trial, given)
+            return self._parts[self.config.detectors[0]].suggest(trial, values)
+        detector = values.pop(DETECTOR_KEY, None)
+        if detector is None:
+            detector = str(trial.suggest_categorical(DETECTOR_KEY, self.config.detectors))
+        return {DETECTOR_KEY: detector} | self._parts[detector].suggest(trial, values)
 
-    def grid(self) -> Iterator[dict[str, Any]]:
+    def grid(self) -> Iterator[Baseline]:
         """Every setting of a finite search, as a person would give it, in the order of the file; the last key varies fastest."""
-        for name, part in self._parts.items():
+        for detector, part in self._parts.items():
             for setting in part.grid():
-                yield ({DETECTOR_KEY: name} if self._several else {}) | setting
+                yield {DETECTOR_KEY: detector, **setting} if self._several else setting
 
     def strides(self, backbone: str) -> list[int]:
         """Every stride that some trial with this backbone may ask for."""
         return sorted({stride for part in self._parts.values() for stride in part.strides(backbone)})
 
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Split a person's setting into what Optuna is to fix and what overrides the file.
+        """Split a person's setting into what Optuna is to fix, by its names, and what overrides the file, by plain names.
 
         Raises:
             InputError: a value that backbone and layers do not allow.
         """
         setting = dict(baseline)
-        name = setting.pop(DETECTOR_KEY, self.config.detectors[0])
-        searched, overrides = self._parts[name].optuna_params(setting)
-        if not self._several:
-            return searched, overrides
-        # Without a search there is nothing that Optuna could draw.
-        return (
-            (searched | {DETECTOR_KEY: name}, overrides)
-            if self.config.search
-            else (searched, overrides | {DETECTOR_KEY: name})
-        )
+        detector = setting.pop(DETECTOR_KEY, self.config.detectors[0])
+        searched, overrides = self._parts[detector].optuna_params(setting)
+        if self.draws_detector:
+            searched[DETECTOR_KEY] = detector
+        elif self._several:
+            # Without a search there is nothing that Optuna could draw.
+            overrides[DETECTOR_KEY] = detector
+        return searched, overrides
 
     def describe(self) -> list[tuple[str, str]]:
         """Rows (parameter, values) for a person."""
@@ -98,14 +98,24 @@ class SearchSpace:
 
 
 class _DetectorSpace:
-    """The search over the settings of one detector."""
+    """The search over the settings of one detector. Its methods are those of `SearchSpace`, for settings without detector."""
 
     def __init__(self, part: DetectorPart, backbones: Sequence[str]) -> None:
         self.part = part
         self._head = catalog.head_class(part.detector)
-        self._channels = {name: channels_by_stride(name) for name in backbones if name in self.part.backbones}
-        searched = self.part.search.get("backbone")
-        if searched is not None and not self._available(searched):
+        self._parameters = catalog.parameters(part.detector)
+        defaults = {name: parameter.default for name, parameter in self._parameters.items()}
+        self._constants: dict[str, Any] = {"layers": DEFAULT_LAYERS, **defaults, **part.fixed}
+        """Values of the parameters that a trial does not draw."""
+        known = set(part.backbones)
+        self._channels = {name: channels_by_stride(name) for name in backbones if name in known}
+        """{backbone: {stride: channels}}"""
+        self._check()
+
+    def _check(self) -> None:
+        """Raise `InputError` where backbone, layers or a baseline do not go together."""
+        dimension = self.part.search.get("backbone")
+        if dimension is not None and not self._available(dimension):
             raise InputError(
                 "no backbone of search.backbone has weights on this machine; `study weights list` shows them"
             )
@@ -113,54 +123,52 @@ class _DetectorSpace:
             if not self._layer_choices(name):
                 offered = sorted(self._channels[name])
                 raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
-        fixed = self.part.fixed.get("backbone")
+        fixed = self._constants.get("backbone")
         if fixed is not None and fixed not in self._channels:
             raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
         for baseline in self.part.baselines:
             if baseline.get("backbone", fixed) in (None, *self._channels):
-                self.optuna_params({name: value for name, value in baseline.items() if name != DETECTOR_KEY})
+                self._check_baseline(baseline)
 
-    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Setting:
+    def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> Setting:
         """As `SearchSpace.suggest`."""
-        given = {**self._defaults(), **self.part.fixed, **(overrides or {})}
-        params: Setting = {}
-        search = self.part.search
-        params["backbone"] = self._suggest_choice(trial, "backbone", given, self._available(search.get("backbone")))
-        params["layers"] = self._suggest_layers(trial, params["backbone"], given)
-        channels = {stride: self._channels[params["backbone"]][stride] for stride in params["layers"]}
-        bounds = self._head.upper_bounds(channels)
-        for name, parameter in catalog.parameters(self.part.detector).items():
-            dimension = search.get(name)
-            if dimension is None:
-                value = parameter.check(given[name])
-                params[name] = min(value, bounds[name]) if name in bounds and name not in (overrides or {}) else value
-            else:
+        constants = {**self._constants, **overrides}
+        setting: Setting = {"backbone": self._suggest_backbone(trial, constants)}
+        setting["layers"] = self._suggest_layers(trial, setting["backbone"], constants)
+        bounds = self._upper_bounds(setting["backbone"], setting["layers"])
+        for name, parameter in self._parameters.items():
+            dimension = self.part.search.get(name)
+            if dimension is not None:
                 drawn = suggest_value(trial, self._name(name), dimension, upper_bound=bounds.get(name))
-                params[name] = parameter.check(drawn)
-        return params
+                setting[name] = parameter.check(drawn)
+                continue
+            value = parameter.check(constants[name])
+            setting[name] = min(value, bounds[name]) if name in bounds and name not in overrides else value
+        return setting
 
-    def grid(self) -> Iterator[dict[str, Any]]:
+    def grid(self) -> Iterator[Baseline]:
         """As `SearchSpace.grid`."""
         names = list(self.part.search)
         for values in itertools.product(*(dimension_values(self.part.search[name]) for name in names)):
-            setting = dict(zip(names, values, strict=True))
-            backbone = setting.get("backbone", self.part.fixed.get("backbone"))
-            if backbone not in self._channels:
-                continue
-            layers = setting.get("layers", self.part.fixed.get("layers", DEFAULT_LAYERS))
-            if layers not in self._layer_choices(str(backbone)):
-                continue
-            bounds = self._head.upper_bounds({stride: self._channels[str(backbone)][stride] for stride in layers})
-            if all(setting.get(name, bound) <= bound for name, bound in bounds.items()):
+            setting: Baseline = dict(zip(names, values, strict=True))
+            if self._is_offered(setting):
                 yield setting
+
+    def _is_offered(self, setting: Mapping[str, Any]) -> bool:
+        """Whether the setting's backbone has weights and offers its layers, and these allow its other values."""
+        backbone = setting.get("backbone", self._constants.get("backbone"))
+        layers = setting.get("layers", self._constants["layers"])
+        if backbone not in self._channels or layers not in self._layer_choices(backbone):
+            return False
+        return all(setting.get(name, bound) <= bound for name, bound in self._upper_bounds(backbone, layers).items())
 
     def strides(self, backbone: str) -> list[int]:
         """As `SearchSpace.strides`."""
         if backbone not in self._channels:
             return []
         baselines = [layers for base in self.part.baselines if isinstance(layers := base.get("layers"), list)]
-        asked = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
-        return sorted(asked & set(self._channels[backbone]))
+        wanted = {stride for layers in (*self._layer_choices(backbone), *baselines) for stride in layers}
+        return sorted(wanted & set(self._channels[backbone]))
 
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """As `SearchSpace.optuna_params`."""
@@ -173,7 +181,7 @@ class _DetectorSpace:
                 overrides[name] = value
             elif name == "layers":
                 # Whatever backbone is drawn, if the baseline names none.
-                named = baseline.get("backbone", self.part.fixed.get("backbone"))
+                named = baseline.get("backbone", self._constants.get("backbone"))
                 for backbone in [str(named)] if named else self._channels:
                     if value in self._layer_choices(backbone):
                         searched[self._layers_name(backbone)] = encode(value)
@@ -182,54 +190,58 @@ class _DetectorSpace:
         return searched, overrides
 
     def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
-        """Raise `InputError` for layers or values that the baseline's backbone does not offer."""
-        backbone = baseline.get("backbone", self.part.fixed.get("backbone"))
-        given = {**self._defaults(), **self.part.fixed, **baseline}
-        layers = None if "layers" in self.part.search and "layers" not in baseline else given["layers"]
-        if backbone is None or layers is None:
+        """Raise `InputError` for a backbone without weights, and for layers or values that the backbone does not offer."""
+        setting = {name: value for name, value in baseline.items() if name != DETECTOR_KEY}
+        backbone = setting.get("backbone", self._constants.get("backbone"))
+        if backbone is None or ("layers" in self.part.search and "layers" not in setting):
             return
-        offered = self._channels[str(backbone)]
+        if backbone not in self._channels:
+            raise InputError(
+                f"baseline {setting}: no weights on this machine for {backbone}; `study weights list` shows them"
+            )
+        layers, offered = setting.get("layers", self._constants["layers"]), self._channels[backbone]
         if not set(layers) <= set(offered):
-            raise InputError(f"baseline {dict(baseline)}: {backbone} offers the layers {sorted(offered)}")
-        for name, bound in self._head.upper_bounds({stride: offered[stride] for stride in layers}).items():
-            if (value := baseline.get(name)) is not None and value > bound:
-                raise InputError(
-                    f"baseline {dict(baseline)}: {name} is at most {bound} with this backbone and these layers"
-                )
+            raise InputError(f"baseline {setting}: {backbone} offers the layers {sorted(offered)}")
+        for name, bound in self._upper_bounds(backbone, layers).items():
+            if (value := setting.get(name)) is not None and value > bound:
+                raise InputError(f"baseline {setting}: {name} is at most {bound} with this backbone and these layers")
 
     def describe(self) -> list[tuple[str, str]]:
         """As `SearchSpace.describe`."""
-        return [
-            (name, self._describe(name)) for name in ("backbone", "layers", *catalog.parameters(self.part.detector))
-        ]
+        return [(name, self._describe(name)) for name in (*SHARED_PARAMETERS, *self._parameters)]
 
     def _describe(self, name: str) -> str:
         dimension = self.part.search.get(name)
         if dimension is None:
-            fixed = {**self._defaults(), **self.part.fixed}.get(name)
-            return f"{encode(fixed)} (fixed)" if fixed is not None else "by baseline"
+            value = self._constants.get(name)
+            return f"{encode(value)} (fixed)" if value is not None else "by baseline"
         return ", ".join(self._available(dimension)) if name == "backbone" else describe_dimension(dimension)
 
-    def _defaults(self) -> dict[str, Any]:
-        known = catalog.parameters(self.part.detector).values()
-        return {"layers": DEFAULT_LAYERS, **{parameter.name: parameter.default for parameter in known}}
+    def _available(self, dimension: Dimension) -> list[str]:
+        """The backbones of a dimension whose weights are there."""
+        return [str(choice) for choice in dimension.choices or [] if choice in self._channels]
 
-    def _available(self, dimension: Dimension | None) -> list[str]:
-        return [str(choice) for choice in (dimension.choices or []) if choice in self._channels] if dimension else []
+    def _upper_bounds(self, backbone: str, layers: Sequence[int]) -> Mapping[str, int]:
+        """{parameter: its highest value} where the channels of these layers bound it."""
+        return self._head.upper_bounds({stride: self._channels[backbone][stride] for stride in layers})
 
-    def _suggest_choice(self, trial: optuna.Trial, name: str, given: Mapping[str, Any], choices: list[str]) -> str:
-        return str(trial.suggest_categorical(self._name(name), choices)) if choices else str(given[name])
+    def _suggest_backbone(self, trial: optuna.Trial, constants: Mapping[str, Any]) -> str:
+        dimension = self.part.search.get("backbone")
+        if dimension is None:
+            return str(constants["backbone"])
+        return str(trial.suggest_categorical(self._name("backbone"), self._available(dimension)))
 
-    def _suggest_layers(self, trial: optuna.Trial, backbone: str, given: Mapping[str, Any]) -> list[int]:
+    def _suggest_layers(self, trial: optuna.Trial, backbone: str, constants: Mapping[str, Any]) -> list[int]:
         if "layers" not in self.part.search:
-            return list(given["layers"])
+            return list(constants["layers"])
         choices = [encode(choice) for choice in self._layer_choices(backbone)]
         return decode_layers(str(trial.suggest_categorical(self._layers_name(backbone), choices)))
 
     def _layer_choices(self, backbone: str) -> list[list[int]]:
+        """The layers of the search, or the fixed ones, that the backbone offers."""
         dimension = self.part.search.get("layers")
-        every: Sequence[Any] = dimension.choices or [] if dimension else [self.part.fixed.get("layers", DEFAULT_LAYERS)]
-        return [list(choice) for choice in every if set(choice) <= set(self._channels[backbone])]
+        choices: Sequence[Any] = (dimension.choices or []) if dimension else [self._constants["layers"]]
+        return [list(choice) for choice in choices if set(choice) <= set(self._channels[backbone])]
 
     def _layers_name(self, backbone: str) -> str:
         """Optuna's name of the layers. Optuna wants the same choices under one name: a backbone that offers fewer has its own."""

@@ -395,6 +395,12 @@ def test_one_text_for_one_setting(order):
     assert canonical(values) != canonical(values | {"n_features": 6})
 
 
+def test_a_setting_with_a_backbone_without_weights_is_refused():
+    space = make_space([BUNDLED], **TWO)
+    with pytest.raises(InputError, match=f"no weights on this machine for {BACKBONE}"):
+        space.optuna_params({"backbone": BACKBONE, "layers": [8, 16]})
+
+
 # --- several detectors
 
 
