@@ -1,10 +1,10 @@
-"""From the `data` section of a study file to checked, split image sets."""
+"""The images of a study: read, divided into image sets, and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +17,22 @@ from detectors.data.samples import Dataset, ImageSet
 from detectors.data.splits import Protocol, Splits, make_splits
 from detectors.errors import InputError
 from detectors.files import write_json
+from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.sections import DataConfig
 from studies.home import Home
 
 DEFAULT_ROOT = Path("datasets") / "MVTecAD"
+"""Where the images of MVTec AD lie if neither the study file nor ``MVTEC_AD_ROOT`` says."""
 MAX_EXPERIMENT_NAME = 60
+"""Characters; the names of more products than fit are shortened to their number and a digest."""
 Progress = Callable[[int, int], None]
+"""Called with how many images are done, and how many there are."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One product of a study."""
+    """The images of one product."""
 
     category: str
     dataset: Dataset
@@ -37,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class StudyImages:
-    """All that a study looks at: one product, or several."""
+    """The images of a study over one product, or several."""
 
     parts: tuple[Part, ...]
 
@@ -48,12 +52,12 @@ class StudyImages:
 
     @property
     def protocol(self) -> Protocol:
-        """Of every product: they agree."""
+        """The protocol of every product: they agree."""
         return self.parts[0].splits.protocol
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of everything; of a single product its splits' own."""
+        """sha256 (hex) of all images; for a single product the digest of its splits."""
         if not self.several:
             return self.parts[0].splits.digest
         text = "\n".join(f"{part.category}:{part.splits.digest}" for part in self.parts)
@@ -61,16 +65,16 @@ class StudyImages:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of each set: ``train``, or of several products ``screw/train``."""
+        """{image set: sha256 (hex)}; the sets are named ``train``, or with several products ``screw/train``."""
         return {name: image_set.digest for name, image_set in self.sets()}
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images of each set by type."""
+        """{image set: {type of defect: images}}"""
         return {name: image_set.counts for name, image_set in self.sets()}
 
     def sets(self) -> Iterator[tuple[str, ImageSet]]:
-        """Every set with its name."""
+        """Every image set with its name."""
         for part in self.parts:
             for image_set in part.splits.sets:
                 yield f"{part.category}/{image_set.name}" if self.several else image_set.name, image_set
@@ -86,12 +90,12 @@ class StudyImages:
 
     @property
     def source(self) -> str:
-        """Where the images lie."""
+        """The folders of the images, separated by commas."""
         return ", ".join(dict.fromkeys(str(part.dataset.root) for part in self.parts))
 
 
 def data_root(data: DataConfig) -> Path:
-    """The folder of a data set. Raises `InputError` where a data set other than MVTec names none."""
+    """The absolute path of a data set's folder. Raises `InputError` where a data set other than MVTec names none."""
     if isinstance(data.root, Path):
         return data.root.expanduser().absolute()
     if data.dataset != "mvtec":
@@ -100,15 +104,15 @@ def data_root(data: DataConfig) -> Path:
 
 
 def products(data: DataConfig) -> list[str]:
-    """The products that a study is over, where it is over several. Raises `InputError` where ``all`` finds none."""
+    """The products of a study over several. Raises `InputError` where the category is ``all`` and there are none."""
     if isinstance(data.category, list):
         return data.category
     root = data_root(data)
     require_folder(root, way_out="`study data fetch mvtec`, or name its folder with --set data.root=DIR")
-    found = categories(root)
-    if not found:
+    names = categories(root)
+    if not names:
         raise InputError(f"{root}: no category in it (a folder with train/good)")
-    return found
+    return names
 
 
 def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -> StudyImages:
@@ -126,8 +130,8 @@ def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -
         parts.append(Part(category, dataset, split(dataset, config)))
     protocols = {part.splits.protocol: part.category for part in parts}
     if len(protocols) > 1:
-        told = ", ".join(f"{protocol} for {category}" for protocol, category in protocols.items())
-        raise InputError(f"protocol auto comes to {told}; name one for all products with --set protocol=...")
+        each = ", ".join(f"{protocol} for {category}" for protocol, category in protocols.items())
+        raise InputError(f"protocol auto comes to {each}; name one for all products with --set protocol=...")
     return StudyImages(tuple(parts))
 
 
@@ -158,22 +162,48 @@ def split(dataset: Dataset, config: StudyConfig) -> Splits:
     return make_splits(dataset, protocol="synthetic", image_size=size, seed=seed)
 
 
-def check_images(dataset: Dataset, splits: Splits, home: Home, *, progress: Progress | None = None) -> list[str]:
-    """Decode every image and mask once per content, before anything is computed on them.
+def check(images: StudyImages, config: StudyConfig, home: Home, *, progress: Progress | None = None) -> list[str]:
+    """Check that a study can be run on its images, before anything is computed on them.
 
     Returns:
         Warnings, one line each.
 
     Raises:
-        InputError: the first image or mask that cannot be used.
+        InputError: an image or mask that cannot be used, an objective that needs masks where some are missing, or too few
+            products for the pruner.
     """
-    marker = home.root / "checked" / f"{splits.digest}.json"
+    warnings = []
+    for part in images.parts:
+        warnings += _decode(part, home, progress=progress)
+        _require_masks(part.splits, config.objectives)
+    if config.pruner.name == "wilcoxon" and len(images.parts) < MIN_WILCOXON:
+        raise InputError(
+            f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {images.source} has {len(images.parts)}; "
+            "take median or none"
+        )
+    return warnings
+
+
+def _decode(part: Part, home: Home, *, progress: Progress | None) -> list[str]:
+    """Decode every image and mask, once for each content. Returns warnings, and raises as `check` does."""
+    marker = home.root / "checked" / f"{part.splits.digest}.json"
     if marker.is_file():
         return []
-    report = check_dataset(dataset, progress=progress)
+    report = check_dataset(part.dataset, progress=progress)
     if report.errors:
         first, others = report.errors[0], len(report.errors) - 1
         more = f" (and {others} more: `study data check` lists them)" if others else ""
         raise InputError(f"{first.subject}: {first.message}{more}")
-    write_json(marker, {"images": sum(sum(types.values()) for types in splits.counts.values())})
+    write_json(marker, {"images": sum(sum(types.values()) for types in part.splits.counts.values())})
     return [f"{problem.subject}: {problem.message}" for problem in report.warnings]
+
+
+def _require_masks(splits: Splits, objectives: Iterable[str]) -> None:
+    """Raise `InputError` where an objective compares pixels and a defective image has no mask."""
+    scored = splits.validation or splits.test
+    for metric in objectives:
+        if metric.startswith("pixel_") and not scored.has_masks:
+            raise InputError(
+                f"objective {metric} needs a mask for every defective image of {scored.name}; "
+                "add masks (`study data check` lists those missing) or take image_auroc"
+            )

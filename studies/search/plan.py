@@ -19,7 +19,6 @@ from detectors.errors import InputError
 from detectors.head_files import HeadCode
 from detectors.runtime.devices import choose_device
 from studies.file import datasets
-from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
 from studies.file.keys import DETECTOR_KEY
@@ -121,15 +120,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     # Each node of a cluster chooses its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
     images = datasets.load(config, home, progress=step("rendering images"))
-    warnings = []
-    for part in images.parts:
-        warnings += datasets.check_images(part.dataset, part.splits, home, progress=step("checking images"))
-        _check_objectives(config, part.splits)
-    if config.pruner.name == "wilcoxon" and len(images.parts) < MIN_WILCOXON:
-        raise InputError(
-            f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {images.source} has {len(images.parts)}; "
-            "take median or none"
-        )
+    warnings = datasets.check(images, config, home, progress=step("checking images"))
     backbones, dropped = _find_backbones(config, options)
     return Plan(
         config=config,
@@ -149,17 +140,6 @@ def _keep_heads(config: StudyConfig, home: Home) -> None:
     head_files.look_in(home.heads)
     for record in config.heads.values():
         head_files.keep(HeadCode.from_json(record.model_dump()), home.heads)
-
-
-def _check_objectives(config: StudyConfig, splits: Splits) -> None:
-    """Raise `InputError` where an objective cannot be computed on these images."""
-    scored = splits.validation or splits.test
-    for metric in config.objectives:
-        if metric.startswith("pixel_") and not scored.has_masks:
-            raise InputError(
-                f"objective {metric} needs a mask for every defective image of {scored.name}; "
-                "add masks (`study data check` lists those missing) or take image_auroc"
-            )
 
 
 def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:
