@@ -30,6 +30,7 @@ from detectors.base import FitContext, Head, seeded, with_prefix
 from detectors.errors import NumericalError
 from detectors.features import Features
 from detectors.files import write_bytes
+from detectors.process_state import WhileInside, warning_filters_restored
 from detectors.working_memory import parts
 
 WARM_UP = 0.05
@@ -138,8 +139,7 @@ class Training(pl.LightningModule):
         """
         self._resume()
         if self.epochs_left:
-            # Lightning draws from torch's own generator.
-            with _quiet(), torch.random.fork_rng(devices=[]), self.at_work():
+            with _quiet(), self.at_work():
                 _fit(_trainer(self.context.device, self.epochs_left, self.context.checkpoint_dir), self)
         self.head.to(self.context.device)
         if self.best:
@@ -180,7 +180,8 @@ class Training(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """The numbers of an epoch's steps; `step` takes what it needs from where it is."""
-        return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
+        # With a generator of its own, or it would draw from torch's, which other threads may be drawing from.
+        return DataLoader(range(self.steps), batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
     def on_train_start(self) -> None:
         if self._resumed:
@@ -396,17 +397,26 @@ def _fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's greetings and its advice on data loaders to itself."""
+def _loggers_at_error() -> Iterator[None]:
+    """Lightning's loggers report errors alone."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning")]
-    logger_levels = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
+        yield
     finally:
-        for logger, level in zip(loggers, logger_levels, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+_lightning_at_error = WhileInside(_loggers_at_error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's greetings and its advice on data loaders to itself."""
+    with _lightning_at_error(), warning_filters_restored():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        yield

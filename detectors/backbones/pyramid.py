@@ -30,6 +30,7 @@ from detectors.backbones.weights import (
 )
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
+from detectors.process_state import drawn_from
 
 # timm warns about the classifier's tensors, which a feature pyramid has no use for.
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
@@ -322,8 +323,7 @@ def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdent
     """All stages are drawn, whatever strides are asked for, so that the weights do not depend on these."""
     import timm
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.random_seed or 0)
+    with drawn_from(spec.random_seed or 0):
         state = timm.create_model(spec.architecture, pretrained=False).state_dict()
     return state, WeightsIdentity(spec.name, f"random:{spec.random_seed}", tensors_sha256(state), "random")
 

@@ -27,6 +27,7 @@ from detectors.data.images import Size
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError, NumericalError
 from detectors.files import new_file, new_folder
+from detectors.process_state import WhileInside, warning_filters_restored
 from detectors.runtime.artifact import Artifact, describe
 from detectors.runtime.exported import (
     INPUT,
@@ -280,12 +281,23 @@ def _description(artifact: Artifact, tensors_sha256: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells of its steps; what goes wrong, it raises."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+def _output_swallowed() -> Iterator[None]:
+    """Nothing that the exporter prints or logs below an error is seen."""
+    disabled = logging.root.manager.disable
+    with contextlib.redirect_stdout(io.StringIO()):
+        logging.disable(max(disabled, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
+
+
+_exporter_silent = WhileInside(_output_swallowed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its steps; what goes wrong, it raises."""
+    with _exporter_silent(), warning_filters_restored():
+        warnings.simplefilter("ignore")
+        yield

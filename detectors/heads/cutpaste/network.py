@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +15,7 @@ from detectors.backbones.pyramid import load_network, normalisation
 from detectors.backbones.weights import BackboneSpec
 from detectors.errors import InputError
 from detectors.features import Features
+from detectors.process_state import drawn_from
 
 TAIL, RANDOM = "tail", "@random"
 NETWORKS = ("tf_efficientnet_lite0", "resnet18", "resnet10t", "mobilenetv3_small_100")
@@ -36,7 +36,7 @@ def new_network(name: str, channels: int, *, stride: int, generator: torch.Gener
     Args:
         name: `TAIL`, or a network of timm; with `RANDOM` behind its name where it does not start from pretrained weights.
     """
-    with drawing(generator):
+    with drawn_from(generator.initial_seed()):
         body = Tail(channels, stride) if name == TAIL else _timm_network(name.removesuffix(RANDOM), channels)
     return Network(body, channels, pretrained=name in NETWORKS)
 
@@ -136,11 +136,3 @@ def _timm_network(name: str, channels: int) -> nn.Module:
 
     model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, global_pool="")
     return model
-
-
-@contextmanager
-def drawing(generator: torch.Generator) -> Iterator[None]:
-    """Layers that are made here draw their weights from the generator's seed; torch's own generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        yield

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from detectors.base import FitContext, Head, seeded
 from detectors.features import Features
-from detectors.heads.cutpaste.network import Network, drawing
+from detectors.heads.cutpaste.network import Network
 from detectors.heads.cutpaste.pasting import Task, paste
+from detectors.process_state import drawn_from
 from detectors.training import Training
 from detectors.working_memory import parts
 
@@ -33,7 +34,7 @@ class Classifier(nn.Module):
         self.network = network
         with torch.no_grad():
             embedding = network(network.mean[None].repeat(2, 1, 1, 1)).shape[1]
-        with drawing(generator):
+        with drawn_from(generator.initial_seed()):
             self.projection = nn.Sequential(
                 nn.Linear(embedding, PROJECTION), nn.ReLU(), nn.Linear(PROJECTION, classes)
             ).to(network.mean.device)

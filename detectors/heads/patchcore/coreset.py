@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from detectors.errors import NumericalError
+from detectors.precision import full_precision
 
 BATCH = 16384
 """Points whose bounds are brought up to date together: many enough that the search for the largest bounds costs little."""
@@ -378,15 +378,3 @@ def _not_below(values: Tensor, rows: Tensor, floor: float, last: int) -> Tensor:
 def _parts(rows: Tensor, size: int) -> Iterator[Tensor]:
     """As `Tensor.split`, but nothing for nothing."""
     return iter(rows.split(size) if len(rows) else ())
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 throughout: the margins know nothing of TF32, bfloat16 or autocast."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

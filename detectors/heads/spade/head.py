@@ -31,8 +31,8 @@ from torch.nn import functional
 from detectors.base import FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.features import Features
-from detectors.heads.patchcore.coreset import full_precision
 from detectors.heads.spade.graph import SpadeGraph
+from detectors.precision import full_precision
 from detectors.working_memory import portion
 
 PRODUCT_BYTES = 16 * 2**20
