@@ -34,7 +34,8 @@ from detectors.backbones.pyramid import build_backbone
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
 from detectors.heads.patchcore.coreset import CoresetOrder, greedy_k_center
-from detectors.heads.patchcore.head import Patchcore, patch_features
+from detectors.heads.patchcore.embedding import patch_features
+from detectors.heads.patchcore.head import Patchcore
 from studies.worker.feature_store import FeatureStore
 
 CPU = torch.device("cpu")

@@ -7,9 +7,8 @@ from __future__ import annotations
 UPWARDS: list[str] = []
 """Arrows between modules of rooms that point up or to the same floor."""
 CIRCLES: list[list[str]] = []
-LONG_MODULES: list[str] = ["detectors/heads/patchcore/head.py"]
+LONG_MODULES: list[str] = []
 LONG_CLASSES: list[str] = [
-    "detectors/heads/patchcore/head.py:Patchcore",
     "studies/executors/ray/executor.py:RayExecutor",
 ]
 LATE: dict[str, list[str]] = {

@@ -29,8 +29,8 @@ OPTIONAL = {"ray", "psycopg", "fastapi", "uvicorn", "multipart", "python_multipa
 
 FLOORS: dict[str, list[list[str]]] = {
     "detectors": [
-        ["errors", "working_memory", "precision"],
-        ["files", "data", "entry_points"],
+        ["errors", "working_memory", "process_state"],
+        ["precision", "files", "data", "entry_points"],
         ["scoring", "backbones"],
         ["features"],
         ["embedding", "base"],
@@ -88,7 +88,7 @@ HEAVY: dict[str, dict[str, str]] = {
         "detectors.heads.fastflow.training": LIGHTNING,
     },
     "detectors/heads/ganomaly/head.py": {"detectors.heads.ganomaly.training": LIGHTNING},
-    "detectors/heads/patchcore/head.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
+    "detectors/heads/patchcore/index.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
     "detectors/heads/reconstruction/head.py": {"detectors.heads.reconstruction.training": LIGHTNING},
     "detectors/heads/spade/head.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
     "detectors/heads/vae/head.py": {"detectors.heads.vae.training": LIGHTNING},

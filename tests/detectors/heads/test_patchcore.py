@@ -19,9 +19,12 @@ from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
+from detectors.heads.patchcore import embedding, index
 from detectors.heads.patchcore import head as patchcore
 from detectors.heads.patchcore.coreset import CoresetOrder, greedy_k_center
-from detectors.heads.patchcore.head import Patchcore, nearest_by_products, patch_features
+from detectors.heads.patchcore.embedding import gaussian_projection, patch_features
+from detectors.heads.patchcore.head import Patchcore
+from detectors.heads.patchcore.index import nearest_by_products
 from detectors.scoring.metrics import auroc
 
 CPU = torch.device("cpu")
@@ -178,7 +181,7 @@ def test_rounding_in_the_search_does_not_decide_between_near_neighbours():
     queries[:, 0] = torch.cat([places + 1 / 128, places + 3 / 128])
     head = nothing_averaged().fit(one_stride(bank), FitContext())
     for repeats in (1, 128):  # few are measured one by one, many by products
-        distances, _ = head._neighbours(queries.repeat(repeats, 1), 1)
+        distances, _ = head._bank_search().neighbours(queries.repeat(repeats, 1), 1)
         np.testing.assert_allclose(distances.numpy(), 1 / 128, rtol=1e-6)
 
 
@@ -189,8 +192,8 @@ def test_blocks_change_no_score(monkeypatch):
         return Patchcore(coreset_ratio=0.3, n_neighbors=2).fit(train, FitContext()).score(test)[0]
 
     wanted = scores()
-    monkeypatch.setattr(patchcore, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(patchcore, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(embedding, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(index, "PRODUCT_BYTES", 1)
     torch.testing.assert_close(scores(), wanted, rtol=1e-6, atol=0)
 
 
@@ -200,7 +203,7 @@ def test_products_find_the_nearest_that_distances_do(k, monkeypatch):
     queries, bank = torch.randn(300, 12, generator=generator), torch.randn(90, 12, generator=generator)
     wanted = torch.cdist(queries.double(), bank.double()).topk(k, largest=False).indices
     assert torch.equal(nearest_by_products(queries, bank, k), wanted)
-    monkeypatch.setattr(patchcore, "PRODUCT_BYTES", 4 * 90 * 7)
+    monkeypatch.setattr(index, "PRODUCT_BYTES", 4 * 90 * 7)
     assert torch.equal(nearest_by_products(queries, bank, k), wanted)
 
 
@@ -245,14 +248,14 @@ def test_projected_or_not_the_bank_holds_whole_patches():
 
 
 def test_a_projection_keeps_lengths_on_average():
-    matrix = patchcore._projection(400, 128, seed=3)
+    matrix = gaussian_projection(400, 128, seed=3)
     assert matrix.shape == (400, 128)
     vectors = torch.randn(500, 400, generator=torch.Generator().manual_seed(0))
     ratios = (vectors @ matrix).norm(dim=1) / vectors.norm(dim=1)
     assert float(ratios.mean()) == pytest.approx(1, abs=0.02)
     assert float(ratios.std()) == pytest.approx(1 / math.sqrt(2 * 128), rel=0.2)
-    assert torch.equal(matrix, patchcore._projection(400, 128, seed=3))
-    assert not torch.equal(matrix, patchcore._projection(400, 128, seed=4))
+    assert torch.equal(matrix, gaussian_projection(400, 128, seed=3))
+    assert not torch.equal(matrix, gaussian_projection(400, 128, seed=4))
 
 
 def test_identical_images_fill_the_bank_with_distinct_patches_only():
@@ -383,7 +386,7 @@ def weighed(patches: np.ndarray, bank: np.ndarray, b: int, k: int) -> float:
 @pytest.mark.parametrize(("b", "k"), [(1, 1), (3, 1), (9, 1), (9, 4), (50, 2)])
 @pytest.mark.parametrize("block_bytes", [1, 2**26])
 def test_reweighting_is_equation_7(monkeypatch, b, k, block_bytes):
-    monkeypatch.setattr(patchcore, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(embedding, "BLOCK_BYTES", block_bytes)
     train, test = two_strides(6), two_strides(4, seed=1)
     head = Patchcore(coreset_ratio=0.15, reweighting=b, n_neighbors=k).fit(train, FitContext())
     maps, scores = head.score(test)
@@ -460,7 +463,7 @@ def test_an_inverted_file_finds_nearly_what_exact_search_does(k):
     lists = Patchcore(**settings_, index="ivf").fit(train, FitContext())
     assert "index_recall" not in flat.diagnostics
     assert torch.equal(flat.bank_, lists.bank_)
-    assert patchcore.RECALL <= lists.diagnostics["index_recall"] <= 1
+    assert index.RECALL <= lists.diagnostics["index_recall"] <= 1
     assert lists.diagnostics["index_lists"] == 40
     assert 1 <= lists.diagnostics["index_probes"] < 40
     exact, found = flat.score(test)[0], lists.score(test)[0]
@@ -470,7 +473,7 @@ def test_an_inverted_file_finds_nearly_what_exact_search_does(k):
 
 def test_the_recall_is_measured_on_patches_outside_the_bank(monkeypatch):
     """With one list looked into, whatever its recall, the figure is that of the sample."""
-    monkeypatch.setattr(patchcore, "RECALL", 0.0)
+    monkeypatch.setattr(index, "RECALL", 0.0)
     train = crowd(40)
     head = Patchcore(coreset_ratio=0.5, neighbourhood=0, n_neighbors=5, index="ivf").fit(train, FitContext())
     assert head.diagnostics["index_probes"] == 1
@@ -478,12 +481,12 @@ def test_the_recall_is_measured_on_patches_outside_the_bank(monkeypatch):
 
 
 def test_lists_too_short_for_all_neighbours_are_made_up_for(monkeypatch):
-    monkeypatch.setattr(patchcore, "RECALL", 0.0)
+    monkeypatch.setattr(index, "RECALL", 0.0)
     train, test = crowd(40), crowd(3, seed=1)
     settings_ = {"coreset_ratio": 0.5, "neighbourhood": 0, "n_neighbors": 50}
     lists = Patchcore(**settings_, index="ivf").fit(train, FitContext())
     assert lists.diagnostics["index_probes"] == 1
-    distances, indices = lists._neighbours(torch.randn(20, 6) * 6, 50)
+    distances, indices = lists._bank_search().neighbours(torch.randn(20, 6) * 6, 50)
     assert all(len(row.unique()) == 50 for row in indices)
     assert bool((distances[:, 1:] >= distances[:, :-1]).all())
     flat = Patchcore(**settings_).fit(train, FitContext())
@@ -494,7 +497,7 @@ def test_lists_too_short_for_all_neighbours_are_made_up_for(monkeypatch):
 def test_small_banks_and_whole_ones_have_inverted_files_too(ratio):
     train = crowd(5)
     head = Patchcore(coreset_ratio=ratio, neighbourhood=0, index="ivf").fit(train, FitContext())
-    assert head.diagnostics["index_recall"] >= patchcore.RECALL
+    assert head.diagnostics["index_recall"] >= index.RECALL
     assert bool(torch.isfinite(head.score(crowd(2, seed=1))[0]).all())
 
 
