@@ -86,6 +86,13 @@ class Home:
         return self.root / "ledgers" / f"{uid}.jsonl"
 
 
+def home_at(folder: str | Path | Home | None) -> Home:
+    """The home in a folder, absolute; for None the one that the environment names."""
+    if isinstance(folder, Home):
+        return folder
+    return Home.from_environment() if folder is None else Home(Path(folder).expanduser().absolute())
+
+
 def sqlite_file(url: str) -> Path | None:
     """The file of a ``sqlite:///`` address, None for another database."""
     prefix = "sqlite:///"

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from detectors.errors import InputError
+from studies import api
+from studies.commands import questions
+from studies.commands.progress import counting_on
+from studies.show import tables
 
 if TYPE_CHECKING:
     from detectors.data.check import CheckReport
     from detectors.data.fetch import Source
-    from detectors.data.samples import Dataset
-    from studies.file.sections import DataConfig
 
 PLAIN_SECONDS = 10.0
 """At most one line of a step's progress in this time where the output is not a terminal."""
@@ -53,16 +56,9 @@ def check(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Read every image and mask and tell what is wrong; exit code 2 where a study would fail."""
-    from detectors.data.check import check_dataset
-    from studies.home import Home
-    from studies.show import tables
-
-    data = _data_section(name, root=root, category=category, dataset=dataset, images=images)
     console = tables.console(stderr=json_output)
-    reports = []
-    for found in _datasets(data, Home.from_environment(), console):
-        with _counting(console, f"checking {found.category}") as progress:
-            reports.append(check_dataset(found, progress=progress))
+    with counting_on(console) as progress:
+        reports = api.check_images(images, study=name, root=root, category=category, dataset=dataset, progress=progress)
     ok = all(report.ok for report in reports)
     if json_output:
         typer.echo(json.dumps({"ok": ok, "reports": [report.to_json() for report in reports]}, indent=1))
@@ -85,25 +81,23 @@ def render(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Draw screws with and without defects: a data set for trying things out, with no download."""
-    from detectors.data.rendered import RenderSpec, render_dataset
-    from studies.home import Home
-    from studies.show import tables
-
-    spec = RenderSpec(size=size, train=train, test_good=test_good, per_defect=per_defect, seed=seed)
-    root = out.expanduser().absolute() if out else Home.from_environment().rendered / spec.identity
     console = tables.console(stderr=json_output)
-    with _counting(console, "rendering") as progress:
-        folder = render_dataset(root, spec, progress=progress)
-    # A name of its own: the study of the same file on real images stays what it is.
-    settings = ("name=padim_rendered", "data.dataset=rendered", f"data.category={folder.name}", f"data.root={root}")
-    words = ["study", "run", "padim_screw", "--offline"]
-    words += [word for setting in settings for word in ("--set", setting)]
-    command = shlex.join(words)
+    with counting_on(console) as progress:
+        drawn = api.render_images(
+            out,
+            seed=seed,
+            size=size,
+            train=train,
+            test_good=test_good,
+            per_defect=per_defect,
+            progress=partial(progress, "rendering"),
+        )
+    command = api.run_command(drawn)
     if json_output:
-        row = {"root": str(root), "category": folder.name, "images": spec.total, "run": command}
+        row = {"root": str(drawn.root), "category": drawn.folder.name, "images": drawn.images, "run": command}
         typer.echo(json.dumps(row, indent=1))
         return
-    console.print(f"{spec.total} images in [cyan]{folder}[/]", highlight=False)
+    console.print(f"{drawn.images} images in [cyan]{drawn.folder}[/]", highlight=False)
     console.print("a study on them:", highlight=False)
     console.print(command, style="cyan", markup=False, highlight=False, soft_wrap=True)
 
@@ -125,11 +119,8 @@ def fetch(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Bring a public data set here: its licence first, its hash verified, resumed where it was stopped."""
-    from detectors.data.fetch import fetch as bring
-    from studies.show import tables
-
-    source = _source(name)
-    default = _default_root(source)
+    source = api.data_source(name)
+    default = api.default_root(source)
     destination = (root or default).expanduser().absolute()
     console = tables.console(stderr=json_output)
     asked = False
@@ -141,7 +132,7 @@ def fetch(
         return _accepted(offered, accept_license)
 
     with _Transfer(console) as transfer:
-        bring(
+        api.fetch_images(
             source,
             destination,
             archive=archive.expanduser() if archive else None,
@@ -166,60 +157,7 @@ def fetch(
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def _data_section(
-    name: str | None, *, root: Path | None, category: str | None, dataset: str | None, images: Path | None
-) -> DataConfig:
-    """The data section of a study file with the options over it, or one made of the options alone."""
-    from pydantic import ValidationError
-
-    from detectors.errors import InputError
-    from studies.file import library
-    from studies.file.sections import DataConfig
-
-    if images is not None and (name or root or dataset):
-        raise InputError("--images names a folder of images by itself; leave out the study, --root and --dataset")
-    section: dict[str, Any] = library.load(name).data.model_dump(exclude_none=True) if name else {}
-    if images is not None:
-        section = {"dataset": "folder", "root": images}
-    given = {"root": root, "category": category, "dataset": dataset}
-    section |= {key: value for key, value in given.items() if value is not None}
-    try:
-        return DataConfig.model_validate(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise InputError(f"--{key} {first['input']!r} is not valid: {first['msg']}") from None
-
-
-def _datasets(data: DataConfig, home: Any, console: Console) -> Iterator[Dataset]:
-    """The data set, or where it holds several products and none is named, one for each."""
-    from detectors.data.mvtec import categories, require_folder
-    from detectors.errors import InputError
-    from studies.file import datasets
-
-    if data.category or data.dataset == "folder" or (data.dataset == "rendered" and data.root is None):
-        with _counting(console, "rendering") as progress:
-            found = datasets.open_dataset(data, home, progress=progress)
-        yield found
-        return
-    root = datasets.data_root(data)
-    require_folder(
-        root, way_out="name its folder with --root, your own images with --images, or `study data fetch mvtec`"
-    )
-    known = categories(root)
-    if not known:
-        raise InputError(
-            f"{root}: no category in it (a folder with train/good); are these your own images? Then use --images"
-        )
-    for category in known:
-        yield datasets.open_dataset(data.model_copy(update={"category": category}), home)
-
-
 def _report_parts(report: CheckReport) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    from studies.show import tables
-
     yield Text.assemble((f"{report.dataset}/{report.category}", "bold"), f" in {report.root}")
     kinds = list(dict.fromkeys(kind for types in report.counts.values() for kind in types))
     rows = [
@@ -249,45 +187,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-@contextmanager
-def _counting(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that is counted in images; nothing where the output is not a terminal or nothing is done."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    task: TaskID | None = None
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def told(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = progress.add_task(name, total=total)
-            progress.update(task, completed=done, total=total)
-
-        yield told
-
-
 # --- fetch ------------------------------------------------------------------------------------------------------------
 
 
-def _source(name: str) -> Source:
-    from detectors.data.fetch import SOURCES
-    from detectors.errors import InputError
-
-    if name not in SOURCES:
-        raise InputError(f"no data set {name!r} to fetch; known: {', '.join(SOURCES)}")
-    return SOURCES[name]
-
-
-def _default_root(source: Source) -> Path:
-    from studies.file.datasets import DEFAULT_ROOT
-
-    if source.name == "mvtec":
-        return Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT)
-    return DEFAULT_ROOT.parent / source.title.replace(" ", "")
-
-
 def _print_terms(source: Source, destination: Path, console: Console, *, archive: Path | None, url: str | None) -> None:
-    from studies.show import tables
-
     origin = str(archive) if archive else _without_secrets(url or source.url or "")
     facts = [
         ("licence", source.licence),
@@ -302,17 +205,14 @@ def _print_terms(source: Source, destination: Path, console: Console, *, archive
 
 
 def _accepted(source: Source, accepted: bool) -> bool:
-    from detectors.errors import InputError
-    from studies.commands import questions as ask
-
     if accepted:
         return True
-    if not ask.somebody_is_there():
+    if not questions.somebody_is_there():
         raise InputError(
             f"{source.title}: its licence {source.licence} has to be accepted and nobody is there to ask; "
             f"read it at {source.licence_url} and give --accept-license"
         )
-    return ask.confirm(f"Do you accept the licence {source.licence}?")
+    return questions.confirm(f"Do you accept the licence {source.licence}?")
 
 
 def _gb(size: int) -> str:
@@ -321,8 +221,6 @@ def _gb(size: int) -> str:
 
 def _without_secrets(url: str) -> str:
     """The address without user, password and query, which may hold a token."""
-    from urllib.parse import urlsplit
-
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""

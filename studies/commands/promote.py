@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+
+from detectors.errors import InputError
+from studies import api
+from studies.commands.progress import remarks_to, steps_on
+from studies.show import tables
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from studies.home import Home
-    from studies.release.promotion import Promoter, Promotion
-    from studies.search.patient_storage import PatientStorage
-    from studies.search.view import StudyView, TrialView
-    from tracking.registry import Registry, Version
+    from tracking.registry import Version
 
 REFUSED = 3
 """Exit code."""
@@ -34,22 +33,24 @@ def promote(
     json_output: Annotated[bool, typer.Option("--json", help="Print the gate's report as JSON.")] = False,
 ) -> None:
     """Register a study's model and make it the champion, if it passes the gate (exit 3 where it does not)."""
-    from detectors.errors import InputError
-    from studies.show import tables
-
     if version is not None and trial is not None:
         raise InputError("--version and --trial contradict each other; give one of them")
     console = tables.console(stderr=json_output)
-    with promoter_for(console, device) as promoter:
-        if version is not None:
-            chosen = promoter.registry.version(name, version)
-            outcome = promoter.promote_version(chosen, to=to, dry_run=dry_run)
-        else:
-            outcome = _promote_trial(promoter, name, trial, to=to, dry_run=dry_run)
+    with steps_on(console) as step:
+        outcome = api.promote(
+            name,
+            trial=trial,
+            version=version,
+            to=to,
+            dry_run=dry_run,
+            device=device,
+            progress=step,
+            remark=remarks_to(console),
+        )
     if json_output:
         typer.echo(json.dumps(_outcome_json(outcome), indent=1))
     else:
-        _print(outcome, console, dry_run=dry_run)
+        _print_outcome(outcome, console, dry_run=dry_run)
     if outcome.refused:
         raise typer.Exit(REFUSED)
 
@@ -60,11 +61,9 @@ def rollback(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Make the champion before this one the champion again; the same command undoes it."""
-    from studies.show import tables
-
     console = tables.console(stderr=json_output)
-    with promoter_for(console, "cpu") as promoter:
-        champion, before = promoter.roll_back(model, reason=reason)
+    with steps_on(console) as step:
+        champion, before = api.rollback(model, reason=reason, progress=step, remark=remarks_to(console))
     if json_output:
         typer.echo(json.dumps({"model": model, "champion": champion.version, "previous": before.version}, indent=1))
         return
@@ -76,105 +75,35 @@ def models(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Versions, aliases, metrics, gate results; of one model also who did what when."""
-    from studies.show import tables
-
     console = tables.console(stderr=json_output)
-    with _registry(console) as (_, _, registry):
-        names = [name] if name else registry.names()
-        if name:
-            registry.version(name, registry.versions(name)[0].version if registry.versions(name) else "1")
-        versions = {model: registry.versions(model) for model in names}
-        faults = {model: registry.faults(model) for model in names}
-        record = registry.audit.lines(name) if name else []
+    found = api.list_models(name, remark=remarks_to(console))
     if json_output:
-        data = {
-            model: {"versions": [_version_json(version) for version in found], "faults": faults[model]}
-            for model, found in versions.items()
+        data: dict[str, Any] = {
+            model.name: {"versions": [_version_json(version) for version in model.versions], "faults": model.faults}
+            for model in found
         }
         if name:
-            data[name]["record"] = [line.model_dump(mode="json") for line in record]
+            data[name]["record"] = [line.model_dump(mode="json") for line in found[0].record]
         typer.echo(json.dumps(data, indent=1))
         return
-    if not names:
+    if not found:
         console.print("no registered models yet; `study promote NAME` makes the first")
-    rows = [row for found in versions.values() for row in map(_version_row, found)]
+    rows = [_version_row(version) for model in found for version in model.versions]
     if rows:
         console.print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
-    if record:
-        told = [
+    if name and found[0].record:
+        deeds = [
             (line.time, line.user, line.host, line.action, line.version, line.before, _details(line.details))
-            for line in record
+            for line in found[0].record
         ]
-        console.print(
-            tables.table(("when", "who", "where", "what", "version", "champion before", ""), told, title="record")
-        )
-    for model, found_faults in faults.items():
-        for fault in found_faults:
-            console.print(f"warning: record of {model}: {fault}", style="yellow", markup=False)
+        columns = ("when", "who", "where", "what", "version", "champion before", "")
+        console.print(tables.table(columns, deeds, title="record"))
+    for model in found:
+        for fault in model.faults:
+            console.print(f"warning: record of {model.name}: {fault}", style="yellow", markup=False)
 
 
-@contextmanager
-def _registry(console: Console) -> Iterator[tuple[Home, PatientStorage, Registry]]:
-    from studies.release.locate import open_home
-    from studies.release.promotion import open_registry
-    from tracking.patience import Patience
-
-    home, storage = open_home()
-    yield (
-        home,
-        storage,
-        open_registry(home, patience=Patience(tell=lambda text: console.print(text, style="yellow", markup=False))),
-    )
-
-
-@contextmanager
-def promoter_for(console: Console, device: str) -> Iterator[Promoter]:
-    """For a command that changes the registry, with its progress on the console."""
-    from studies.release.promotion import Promoter
-
-    with _registry(console) as (home, storage, registry), console.status("opening") as status:
-
-        def tell(text: str) -> None:
-            status.update(text)
-            if not console.is_terminal:
-                console.print(text, markup=False, highlight=False)
-
-        yield Promoter(home, storage, registry, device=device, tell=tell)
-
-
-def _promote_trial(promoter: Promoter, name: str, number: int | None, *, to: str | None, dry_run: bool) -> Promotion:
-    from detectors.errors import InputError
-    from studies.release.locate import open_view
-
-    study, _, product = name.partition("/")
-    view = open_view(study)
-    trial = view.selected() if number is None else _trial(view, number, promoter)
-    if trial is None or not trial.detectors:
-        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
-    if product not in trial.detectors:
-        known = ", ".join(f"{study}/{category}" if category else study for category in trial.detectors)
-        raise InputError(f"{name!r} is no detector; there are: {known}")
-    return promoter.promote_trial(view, trial, product=product, to=to, dry_run=dry_run)
-
-
-def _trial(view: StudyView, number: int, promoter: Promoter) -> TrialView:
-    """A trial with its detector: one that was not selected is fitted once more, scored on test, and saved."""
-    found = next((trial for trial in view.trials() if trial.number == number), None)
-    if found is not None and found.detectors:
-        return found
-    from studies.executors.inline import InlineExecutor
-    from studies.search.plan import Options, make_plan
-    from studies.search.run import refit_trial
-    from studies.search.stores import Stores
-
-    promoter.tell(f"fitting trial {number} of {view.study.study_name} once more, and scoring it on test")
-    plan = make_plan(view.config, view.home, Options(device=str(promoter.device), offline=True))
-    return refit_trial(plan, InlineExecutor(), Stores.open(view.home), number)
-
-
-def _print(outcome: Promotion, console: Console, *, dry_run: bool) -> None:
-    from studies.show import tables
-
+def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool) -> None:
     report, model = outcome.report, outcome.model
     if report is None:
         console.print(f"model {model}: {_called(outcome)} is the champion already; nothing to do", markup=False)
@@ -193,11 +122,11 @@ def _print(outcome: Promotion, console: Console, *, dry_run: bool) -> None:
         console.print(f"serve it: study serve models:/{model}@champion", style="dim", markup=False)
 
 
-def _called(outcome: Promotion) -> str:
+def _called(outcome: api.Promotion) -> str:
     return f"version {outcome.version.version}" if outcome.version else "this trial"
 
 
-def _outcome_json(outcome: Promotion) -> dict[str, Any]:
+def _outcome_json(outcome: api.Promotion) -> dict[str, Any]:
     return {
         "model": outcome.model,
         "version": outcome.version.version if outcome.version else None,
@@ -219,8 +148,6 @@ def _version_json(version: Version) -> dict[str, Any]:
 
 
 def _version_row(version: Version) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
     tags = version.tags
     auroc = tags.get("gate.image_auroc")
     return {

@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from studies import api
+from studies.commands.progress import remarks_to, steps_on
+from studies.show import tables
+
 
 def retrain(
     model: Annotated[str, typer.Argument(help="A registered model that has a champion.")],
@@ -19,33 +23,19 @@ def retrain(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Fit the champion's configuration on new good images; the outcome is the model's challenger."""
-    from studies.commands.promote import promoter_for
-    from studies.release.retrain import retrain as fit
-    from studies.show import tables
-    from tracking.registry import CHAMPION
-
     console = tables.console(stderr=json_output)
-    with promoter_for(console, device) as promoter:
-        champion = promoter.registry.version(model, CHAMPION)
-        view, product = promoter.study_of(champion)
-        found = fit(
-            promoter.load(champion),
-            view,
-            product,
-            promoter.home,
-            images=images.expanduser().absolute() if images else None,
-            only_new=only_new,
-            device=promoter.device,
-            tell=promoter.tell,
+    with steps_on(console) as step:
+        outcome = api.retrain(
+            model, images=images, only_new=only_new, device=device, progress=step, remark=remarks_to(console)
         )
-        version = promoter.register_retrained(champion, found)
+    version, champion, fitted = outcome.version, outcome.champion, outcome.fitted
     if json_output:
-        data = {"model": model, "version": version.version, "from": champion.version, "new_images": found.new}
+        data = {"model": model, "version": version.version, "from": champion.version, "new_images": fitted.new}
         typer.echo(json.dumps(data, indent=1))
         return
     console.print(
         f"model {model}: version {version.version} ({', '.join(version.aliases)}), fitted like version {champion.version} "
-        f"with {found.new} new images, {found.held_out} of them kept for the threshold",
+        f"with {fitted.new} new images, {fitted.held_out} of them kept for the threshold",
         markup=False,
     )
     console.print(

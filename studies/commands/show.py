@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from studies import api
+from studies.home import Home
+from studies.show import study_json, study_tables, tables
+from tracking.addresses import without_password
 
 
 def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """All studies that were run here."""
-    from studies.release.locate import open_home
-    from studies.search import storage as studies_storage
-    from studies.search.view import StudyView
-    from studies.show import tables
-
-    home, storage = open_home()
-    rows = []
-    for study, header in studies_storage.all_studies(storage):
-        view = StudyView(study, header, home)
-        trials = view.trials()
-        selected = next((trial for trial in trials if trial.selected), None)
-        final = selected.final.metrics if selected and selected.final else {}
-        rows.append(
-            {
-                "study": study.study_name,
-                "detector": view.config.detector_label,
-                "experiment": header.experiment,
-                "protocol": view.config.protocol,
-                "trials": sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials),
-                "failed": sum(trial.state == "FAIL" for trial in trials),
-                "best": selected.value if selected else None,
-                "test image_auroc": final.get("test/image_auroc"),
-            }
-        )
+    rows = [_row(study) for study in api.list_studies()]
     if json_output:
         typer.echo(json.dumps(rows, indent=1))
     elif not rows:
-        typer.echo(f"no studies in {home.root} yet; try `study run padim_screw --demo`")
+        typer.echo(f"no studies in {Home.from_environment().root} yet; try `study run padim_screw --demo`")
     else:
         tables.console().print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
 
@@ -47,11 +29,7 @@ def show(
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Trials, selected configuration and the honest figure of one study."""
-    from studies.release.locate import open_view
-    from studies.show import study_json, study_tables, tables
-    from tracking.addresses import without_password
-
-    view = open_view(name)
+    view = api.open_study(name).view
     if json_output:
         typer.echo(json.dumps(study_json.study_json(view), indent=1))
         return
@@ -60,3 +38,20 @@ def show(
         console.print(part)
     where = without_password(view.home.tracking_uri)
     console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)
+
+
+def _row(study: api.Study) -> dict[str, Any]:
+    view = study.view
+    trials = view.trials()
+    selected = next((trial for trial in trials if trial.selected), None)
+    final = selected.final.metrics if selected and selected.final else {}
+    return {
+        "study": study.name,
+        "detector": view.config.detector_label,
+        "experiment": view.header.experiment,
+        "protocol": view.config.protocol,
+        "trials": sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials),
+        "failed": sum(trial.state == "FAIL" for trial in trials),
+        "best": selected.value if selected else None,
+        "test image_auroc": final.get("test/image_auroc"),
+    }

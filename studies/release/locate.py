@@ -10,12 +10,16 @@ from detectors.runtime.artifact import is_artifact
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
 from studies.search.patient_storage import PatientStorage
-from studies.search.view import StudyView
+from studies.search.view import StudyView, TrialView
 
 
-def open_home() -> tuple[Home, PatientStorage]:
-    """Home and storage. Raises `InputError` where no study was run here; nothing is created by looking."""
-    home = Home.from_environment()
+def open_home(home: Home | None = None) -> tuple[Home, PatientStorage]:
+    """Home and storage. Raises `InputError` where no study was run here; nothing is created by looking.
+
+    Args:
+        home: default the one that the environment names.
+    """
+    home = home or Home.from_environment()
     look_in(home.heads)
     path = sqlite_file(home.storage_url)
     if path is not None and not path.is_file():
@@ -25,9 +29,9 @@ def open_home() -> tuple[Home, PatientStorage]:
     return home, studies_storage.open_storage(home)
 
 
-def open_view(name: str) -> StudyView:
+def open_view(name: str, home: Home | None = None) -> StudyView:
     """One study. Raises `InputError` where there is none of this name."""
-    home, storage = open_home()
+    home, storage = open_home(home)
     study, header = studies_storage.load_study(storage, name)
     return StudyView(study, header, home)
 
@@ -44,27 +48,33 @@ def registered(model: str) -> tuple[str, str]:
     return name, alias
 
 
-def detector_folder(model: str) -> Path:
+def detector_folder(model: str, home: Home | None = None) -> Path:
     """Folder of a detector given as such, as a study, as ``STUDY/product``, or as ``models:/NAME@alias``.
 
     Raises:
         InputError: there is none.
     """
-    look_in(Home.from_environment().heads)
+    look_in((home or Home.from_environment()).heads)
     if model.startswith(REGISTERED):
+        # MLflow takes a second to import, and most detectors lie in a folder.
         from studies.release.promotion import open_registry
 
-        registry = open_registry(Home.from_environment())
+        registry = open_registry(home or Home.from_environment())
         return registry.fetch(registry.version(*registered(model)))
     if is_artifact(Path(model)):
         return Path(model)
     if Path(model).is_dir():
         raise InputError(f"{model}: no detector in this folder (detector.json is missing)")
     study, _, product = model.partition("/")
-    selected = open_view(study).selected()
-    if selected is None or not selected.detectors:
+    return saved_detector(open_view(study, home).selected(), study, product)
+
+
+def saved_detector(trial: TrialView | None, study: str, product: str) -> Path:
+    """Folder of a trial's detector for a product. Raises `InputError` where there is none, naming those there are."""
+    if trial is None or not trial.detectors:
         raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
-    if product not in selected.detectors:
-        known = ", ".join(f"{study}/{name}" if name else study for name in selected.detectors)
+    if product not in trial.detectors:
+        known = ", ".join(f"{study}/{name}" if name else study for name in trial.detectors)
+        model = f"{study}/{product}" if product else study
         raise InputError(f"{model!r} is no detector; there are: {known}")
-    return selected.detectors[product]
+    return trial.detectors[product]

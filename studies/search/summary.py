@@ -24,7 +24,7 @@ def write_files(view: StudyView, space: SearchSpace) -> None:
 
 def trials_csv(view: StudyView) -> str:
     """All trials with parameters and metrics, one a line; spreadsheets read it."""
-    rows = [_row(trial) for trial in view.trials()]
+    rows = [trial_row(trial) for trial in view.trials()]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="")
@@ -33,7 +33,8 @@ def trials_csv(view: StudyView) -> str:
     return text.getvalue()
 
 
-def _row(trial: TrialView) -> dict[str, Any]:
+def trial_row(trial: TrialView) -> dict[str, Any]:
+    """A trial with its parameters and figures as one flat row; lists of strides as ``8+16``."""
     test = trial.test_metrics
     return {
         "number": trial.number,

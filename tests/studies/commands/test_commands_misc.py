@@ -26,11 +26,12 @@ import yaml
 
 from detectors.backbones.weights import BUNDLED
 from detectors.files import file_lock
-from studies.commands import clean, doctor, ui
 from studies.commands import questions as ask
+from studies.commands import ui
 from studies.home import Home
 from studies.release.locate import open_view
 from studies.search.run import driver_lock
+from studies.upkeep import checks, inventory
 from tests.helpers.builders import raw_config
 from tests.helpers.command_line import Ended, study
 
@@ -300,11 +301,11 @@ def test_doctor_finds(
 
 
 def test_doctor_goes_on_after_a_look_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(home: Home) -> Iterator[doctor.Check]:
-        yield doctor.Check("first half", "ok", "lost with the second")
+    def broken(home: Home) -> Iterator[checks.Check]:
+        yield checks.Check("first half", "ok", "lost with the second")
         raise OSError("the second half\nbroke")
 
-    monkeypatch.setattr(doctor, "CHECKS", {"broken": broken, "Python": doctor.CHECKS["Python"]})
+    monkeypatch.setattr(checks, "CHECKS", {"broken": broken, "Python": checks.CHECKS["Python"]})
     ended = study("doctor", "--json")
     assert ended.code == 1
     found = checked(ended)
@@ -400,7 +401,7 @@ def test_clean_keeps_the_checkpoints_of_what_is_not_finished(used: Path) -> None
 
 def test_clean_without_options_takes_leftovers_alone(used: Path) -> None:
     trial = open_view("tiny").trials()[0].folder
-    old = time.time() - 2 * clean.ABANDONED_SECONDS
+    old = time.time() - 2 * inventory.ABANDONED_SECONDS
     gone = [
         used / ".write-test-0123abcd",
         used / "checked" / ".x.json.0123abcd.tmp",
@@ -458,13 +459,13 @@ def test_clean_leaves_features_that_are_being_computed(used: Path) -> None:
 
 def test_clean_looks_again_before_it_deletes(used: Path) -> None:
     home = Home(used)
-    items = clean.take_inventory(home, keep=0).items
+    items = inventory.take_inventory(home, keep=0).items
     before = files(used)
     with ExitStack() as held:
         held.enter_context(file_lock(driver_lock(home, "tiny")))
         for lock in (used / "features" / "locks").glob("*.lock"):
             held.enter_context(file_lock(lock))
-        gone = clean._delete(items, home)
+        gone = inventory.delete(items, home)
     assert {item.kind for item in gone} == {"rendered", "checked"}
     assert before - files(used) == {name for name in before if name.startswith(("rendered/", "checked/"))}
 

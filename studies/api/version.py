@@ -3,6 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    VERSION = version("anomaly-studies")
+    __version__ = version("anomaly-studies")
 except PackageNotFoundError:  # run from a checkout that was not installed
-    VERSION = "0+unknown"
+    __version__ = "0+unknown"

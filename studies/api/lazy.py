@@ -18,14 +18,14 @@ def lazy_names(
         namespace: the package's ``globals()``; a name that was looked up is kept there.
     """
 
-    def get(name: str) -> Any:
+    def look_up(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(modules[name]), name)
         namespace[name] = value
         return value
 
-    def names() -> list[str]:
+    def list_names() -> list[str]:
         return sorted({*namespace, *modules})
 
-    return get, names
+    return look_up, list_names

@@ -1,0 +1,101 @@
+"""What Python programs, notebooks and the commands call. Each name is imported when it is first used.
+
+The names that are promised to stay are those of `studies`; the others serve the commands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studies.api.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from studies.api.comparing import StudyComparison, compare, format_of
+    from studies.api.detector import Predictor, Result, Results, image_files, load_detector
+    from studies.api.exporting import Export, export_model
+    from studies.api.images import (
+        CheckReport,
+        check_images,
+        data_source,
+        default_root,
+        fetch_images,
+        render_images,
+        run_command,
+    )
+    from studies.api.predictions import Predictions, write_predictions
+    from studies.api.registry import ModelVersions, Promotion, list_models, promote, retrain, rollback
+    from studies.api.reports import write_report
+    from studies.api.running import plan_study, remarks, run, run_plan
+    from studies.api.study import Study, Trial, distinct_studies, list_studies, open_study
+    from studies.api.weights import fetch_weights, list_weights, parse_names
+    from studies.upkeep.inventory import KINDS, chosen_kinds, delete, take_inventory
+    from tracking.views import address_of, study_pages
+
+_MODULES = {
+    "studies.api.comparing": ("StudyComparison", "compare", "format_of"),
+    "studies.api.detector": ("Predictor", "Result", "Results", "image_files", "load_detector"),
+    "studies.api.exporting": ("Export", "export_model"),
+    "studies.api.images": (
+        "CheckReport", "check_images", "data_source", "default_root", "fetch_images", "render_images", "run_command",
+    ),
+    "studies.api.predictions": ("Predictions", "write_predictions"),
+    "studies.api.registry": ("ModelVersions", "Promotion", "list_models", "promote", "retrain", "rollback"),
+    "studies.api.reports": ("write_report",),
+    "studies.api.running": ("plan_study", "remarks", "run", "run_plan"),
+    "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),
+    "studies.api.weights": ("fetch_weights", "list_weights", "parse_names"),
+    "tracking.views": ("address_of", "study_pages"),
+    "studies.upkeep.inventory": ("KINDS", "chosen_kinds", "delete", "take_inventory"),
+}  # fmt: skip
+"""{module: names that it holds}"""
+
+__all__ = [
+    "KINDS",
+    "CheckReport",
+    "Export",
+    "ModelVersions",
+    "Predictions",
+    "Predictor",
+    "Promotion",
+    "Result",
+    "Results",
+    "Study",
+    "StudyComparison",
+    "Trial",
+    "address_of",
+    "check_images",
+    "chosen_kinds",
+    "compare",
+    "data_source",
+    "default_root",
+    "delete",
+    "distinct_studies",
+    "export_model",
+    "fetch_images",
+    "fetch_weights",
+    "format_of",
+    "image_files",
+    "list_models",
+    "list_studies",
+    "list_weights",
+    "load_detector",
+    "open_study",
+    "parse_names",
+    "plan_study",
+    "promote",
+    "remarks",
+    "render_images",
+    "retrain",
+    "rollback",
+    "run",
+    "run_command",
+    "run_plan",
+    "study_pages",
+    "take_inventory",
+    "write_predictions",
+    "write_report",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: module for module, names in _MODULES.items() for name in names}, globals()
+)

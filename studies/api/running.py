@@ -1,0 +1,254 @@
+"""Running a study: from a name and settings to a plan, from a plan to a study that was run."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+
+from detectors.errors import InputError
+from studies.api.driving import make_executor
+from studies.api.offline import offline_hub
+from studies.api.study import Study
+from studies.executors.base import Executor
+from studies.executors.catalog import executor_plugin
+from studies.file import library
+from studies.file.config import StudyConfig
+from studies.file.demo import load_demo
+from studies.file.encoding import encode
+from studies.file.overrides import parse_idea
+from studies.home import home_at
+from studies.search.notices import Listener, Notice, Said
+from studies.search.plan import Options, Plan, make_plan
+from studies.search.run import run_study
+from studies.search.stores import Stores
+from studies.show.live import Live
+
+Jobs = int | Literal["auto"]
+Settings = Mapping[str, Any] | Sequence[str]
+NAME_LENGTH = 64
+"""Letters of a name that is made from a folder's."""
+
+
+class Watcher(Protocol):
+    """Whoever is shown how a study gets on: `studies.show.live.Live`, `studies.show.event_lines.EventLines`."""
+
+    def preparing(self, name: str, done: int, total: int) -> None:
+        """What is done before the first trial, and how far it is."""
+
+    def __call__(self, notice: Notice) -> None:
+        """One event of the search."""
+
+
+def run(
+    study: str | Path,
+    *,
+    settings: Settings = (),
+    trials: int | None = None,
+    timeout: str | float | None = None,
+    images: str | Path | None = None,
+    name: str | None = None,
+    demo: bool = False,
+    fresh: bool = False,
+    offline: bool = False,
+    enqueue: Sequence[str | Mapping[str, Any]] = (),
+    jobs: Jobs | None = None,
+    device: str = "auto",
+    executor: str | Executor = "local",
+    ray_address: str | None = None,
+    weights_dir: str | Path | None = None,
+    home: str | Path | None = None,
+    progress: bool | Listener = True,
+) -> Study:
+    """Search for the best configuration, refit it and score it on test; the same call goes on where it was stopped.
+
+    Args:
+        study: name of a study (``"padim_screw"``), path of a ``.yaml`` file, or with `images` a detector (``"padim"``).
+        settings: overrides of the study file by dotted key, ``{"data.image_size": 320}`` or ``["data.image_size=320"]``.
+        trials: finished trials in all, over every resumption; default what the file says.
+        timeout: time limit of this run, ``"30m"`` or seconds.
+        images: folder of one's own images with ``good/`` and optional folders of defects.
+        name: of the study, with `images`.
+        demo: on rendered screws, with the bundled backbone; needs neither data nor network.
+        fresh: start a new study beside the one of this name.
+        offline: open no connection; backbones without weights on this machine are left out.
+        enqueue: settings to try first, ``{"n_features": 100}`` or ``"n_features=100,layers=8+16"``.
+        jobs: trials at the same time; ``"auto"``: one for each GPU or four cores. Default 1, with Ray ``"auto"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` (every GPU) or ``"cuda:N"``.
+        executor: ``"local"`` (processes of this machine), ``"inline"`` (this process), ``"ray"``, the name of another that
+            is installed, or an executor. A script that uses processes needs
+            ``if __name__ == "__main__":`` around what it does; a notebook does not.
+        ray_address: ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"``; default: Ray is started here.
+        weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``.
+        home: where studies are kept; default ``STUDY_HOME`` or ``./outputs``.
+        progress: True prints a line per trial, False nothing; a function is called with each `Notice`.
+
+    Raises:
+        InputError: an unknown study, a wrong setting, unreadable images, a study that was created differently.
+        StudyFailedError: too many trials failed in a row, or none meets the constraints.
+        KeyboardInterrupt: after the running trials were put back; the same call goes on from there.
+
+    >>> import studies
+    >>> study = studies.run("padim", images="parts", trials=2, settings={"data.image_size": 64},
+    ...                     offline=True, executor="inline", progress=False)
+    >>> study.name, len(study.trials)
+    ('padim_parts', 2)
+    """
+    with _watcher(progress) as watcher:
+        plan = plan_study(
+            study, settings=settings, trials=trials, timeout=timeout, images=images, name=name, demo=demo,
+            offline=offline, enqueue=enqueue, jobs=jobs, device=device, executor=executor, ray_address=ray_address,
+            weights_dir=weights_dir, home=home, preparing=watcher.preparing,
+        )  # fmt: skip
+        return run_plan(plan, watcher, fresh=fresh, executor=executor, ray_address=ray_address)
+
+
+def plan_study(
+    study: str | Path,
+    *,
+    settings: Settings = (),
+    trials: int | None = None,
+    timeout: str | float | None = None,
+    images: str | Path | None = None,
+    name: str | None = None,
+    demo: bool = False,
+    offline: bool = False,
+    enqueue: Sequence[str | Mapping[str, Any]] = (),
+    jobs: Jobs | None = None,
+    device: str = "auto",
+    executor: str | Executor = "local",
+    ray_address: str | None = None,
+    weights_dir: str | Path | None = None,
+    home: str | Path | None = None,
+    preparing: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Plan:
+    """Everything that `run` does before the first trial: read the file, check the images, look for weights.
+
+    Args:
+        preparing: called with what is done, how much of it, and how much in all.
+
+    Raises:
+        InputError: as `run` does.
+    """
+    remote = False
+    if isinstance(executor, str):
+        plugin = executor_plugin(executor)
+        if ray_address is not None and not plugin.takes_address:
+            raise InputError(f"--ray-address goes with --executor ray, not with {executor}")
+        remote = plugin.remote
+    texts = _as_texts(settings)
+    if trials is not None:
+        texts.append(f"budget.trials={trials}")
+    if timeout is not None:
+        texts.append(f"budget.timeout={timeout}")
+    config = _load_config(str(study), texts, images=images, name=name, demo=demo)
+    offline = offline or demo
+    with offline_hub(offline):
+        options = Options(
+            device=device,
+            jobs=jobs or ("auto" if remote else 1),
+            offline=offline,
+            weights_dir=Path(weights_dir) if weights_dir is not None else None,
+            remote=remote,
+            ideas=tuple(parse_idea(_idea_text(idea), config) for idea in enqueue),
+        )
+        return make_plan(config, home_at(home).prepare(), options, progress=preparing)
+
+
+def run_plan(
+    plan: Plan,
+    watcher: Watcher,
+    *,
+    fresh: bool = False,
+    executor: str | Executor = "local",
+    ray_address: str | None = None,
+) -> Study:
+    """Run what was planned to the end of its budget. Arguments and errors are those of `run`."""
+    for line in remarks(plan):
+        watcher(Said(line))
+    with offline_hub(plan.options.offline):
+        watcher.preparing("opening the stores", 0, 0)
+        stores = Stores.open(plan.home, watcher)
+        if isinstance(executor, str):
+            executor = make_executor(executor, plan, address=ray_address, say=lambda text: watcher(Said(text)))
+        outcome = run_study(plan, executor, stores, fresh=fresh, listener=watcher)
+    return Study(outcome.view, outcome=outcome)
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What a person should know before the run: warnings, and backbones that are left out."""
+    lines = [f"warning: {warning}" for warning in plan.warnings]
+    if plan.dropped:
+        lines.append(f"left out, no weights on this machine: {', '.join(plan.dropped)}")
+    return lines
+
+
+class _Silent:
+    """Shows nothing, or passes events to a function."""
+
+    def __init__(self, listener: Listener = lambda notice: None) -> None:
+        self._listener = listener
+
+    def preparing(self, name: str, done: int, total: int) -> None:
+        """Nothing to see."""
+
+    def __call__(self, notice: Notice) -> None:
+        self._listener(notice)
+
+
+@contextmanager
+def _watcher(progress: bool | Listener) -> Iterator[Watcher]:
+    if progress is True:
+        # A notebook would give each line a paragraph of its own.
+        with Live(Console(file=sys.stdout, force_jupyter=False)) as live:
+            yield live
+    elif progress is False:
+        yield _Silent()
+    else:
+        yield _Silent(progress)
+
+
+def _as_texts(settings: Settings) -> list[str]:
+    """``KEY=VALUE`` texts, values in YAML, of which JSON is a part."""
+    if isinstance(settings, Mapping):
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+    if isinstance(settings, str):
+        raise InputError(f"settings: a mapping or a list of KEY=VALUE, not the text {settings!r}")
+    return list(settings)
+
+
+def _idea_text(idea: str | Mapping[str, Any]) -> str:
+    if isinstance(idea, str):
+        return idea
+    values = {name: encode(list(value) if isinstance(value, tuple) else value) for name, value in idea.items()}
+    return ",".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+    )
+
+
+def _load_config(
+    study: str, settings: list[str], *, images: str | Path | None, name: str | None, demo: bool
+) -> StudyConfig:
+    if images is None and name is not None:
+        raise InputError("--name goes with --images; a study file has its own name")
+    if images is not None:
+        if demo:
+            raise InputError("--demo renders its own images; leave out --demo or --images")
+        folder = Path(images).expanduser().absolute()
+        name = name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(study).stem}_{folder.name}")[:NAME_LENGTH]
+        data = [f"data.root={_quoted(str(folder))}", "data.dataset=folder", f"name={_quoted(name)}"]
+        return library.load(study, [*data, *settings])
+    if demo:
+        # The file's own search, cut to the bundled backbone and to minutes.
+        return load_demo(study, settings)
+    return library.load(study, settings)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
