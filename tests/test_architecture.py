@@ -93,7 +93,6 @@ HEAVY: dict[str, dict[str, str]] = {
     "detectors/heads/spade/head.py": {"faiss": "a library of its own, which only the search of neighbours needs"},
     "detectors/heads/vae/head.py": {"detectors.heads.vae.training": LIGHTNING},
     "detectors/runtime/overlays.py": {"matplotlib": "takes a second; for the colours of a heat map alone"},
-    "studies/__init__.py": {"studies.version": "the public names are imported when they are first used"},
     "studies/api/comparing.py": {"pandas": "takes a quarter of a second, for notebooks alone"},
     "studies/api/detector.py": {"pandas": "takes a quarter of a second, for notebooks alone"},
     "studies/api/study.py": {
