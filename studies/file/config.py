@@ -40,23 +40,24 @@ class StudyConfig(Section):
     """A whole study file, validated: its sections, and what they say about each detector."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Letters, digits, ``_``, ``.`` and ``-``; the study goes by it everywhere."""
+    """Name of the study: letters, digits, ``_``, ``.`` and ``-``."""
     detector: str | list[str]
-    """One, or a list, of which each trial takes one: what belongs to a detector alone then stands under its name in
-    `search` and `fixed` (``padim: {n_features: ...}``), what lies beside these is for all of them."""
+    """A detector, or a list of which each trial takes one. With a list, parameters of one detector stand under its name in
+    `search` and `fixed` (``padim: {n_features: ...}``); those that stand there directly are for all detectors."""
     data: DataConfig = DataConfig()
     protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
-    """``holdout`` searches on half of the labelled images and scores the other half once; ``paper`` scores all of them and
-    forbids a search; ``synthetic`` needs no labelled defect; ``auto`` takes holdout where there are labelled defects, else
-    synthetic."""
+    """``holdout`` searches on half of the labelled images and scores the selected setting on the other half. ``paper`` scores
+    all of them and allows no search. ``synthetic`` searches on painted defects and needs no labelled one. ``auto`` takes
+    holdout where there are labelled defects, else synthetic."""
     search: dict[str, Dimension] = Field({})
     """Parameters that each trial draws."""
     fixed: dict[str, ParameterValue] = Field({})
     """Parameters that all trials share."""
     objectives: dict[str, Literal["maximize", "minimize"]] = Field({"image_auroc": "maximize"}, min_length=1)
-    """Metrics; with several, trials that no other one beats are marked, and the first one selects."""
+    """Metrics, and whether more or less of each is better. With several, the first one selects, and every trial that no other
+    trial beats in all of them is marked."""
     constraints: dict[str, Condition] = Field({})
-    """Metrics with a bound such as ``">= 10"``; a trial that misses one is never selected."""
+    """Metrics with a limit such as ``">= 10"``. A trial that misses one is never selected."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -64,9 +65,9 @@ class StudyConfig(Section):
     threshold: ThresholdConfig = ThresholdConfig()
     gate: GateConfig = GateConfig()
     baselines: list[Baseline] = Field([])
-    """Configurations that are tried first."""
+    """Settings that are tried first."""
     seeds: int = Field(1, ge=1, le=20)
-    """The selected configuration is fitted and scored on test with so many seeds; the first is the one that is kept."""
+    """The selected setting is fitted and scored on the test images with so many seeds; the detector of the first is kept."""
     heads: dict[str, HeadFile] = Field({})
     """Which file, class and sha256 each detector given as FILE.py:CLASS came from; filled in when a study file is read."""
 

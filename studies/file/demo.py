@@ -1,4 +1,4 @@
-"""``study run NAME --demo``: a study file turned into one that runs anywhere."""
+"""``study run NAME --demo``: a study file changed into one that needs no data and no network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from studies.file.library import read
 from studies.file.overrides import override
 
 DEMO_TRIALS = 8
+"""Finished trials of a demonstration: a few minutes on a CPU."""
 
 
 def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
-    """A study's own search on rendered screws, with the bundled backbone and few trials: needs no data and no network.
+    """The search of a study file on rendered screws, with the bundled backbone and few trials.
 
-    It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the real one.
+    It needs no data and no network. It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the
+    real one.
 
     Raises:
         InputError: as `studies.file.library.load` does.
@@ -29,7 +31,7 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    parameters = [one for detector in file.detectors for one in catalog.parameters(detector).values()]
+    parameters = [parameter for name in file.detectors for parameter in catalog.parameters(name).values()]
     fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
     raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
     raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)
@@ -56,24 +58,24 @@ def _with_bundled_weights(
     Args:
         fetched: {parameter: its values that are networks with other weights}.
     """
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in section.items():
         name = ParameterKey.parse(key).name
         if name == "backbone":
-            made[key] = _bundled_choice(value, searched=searched)
+            result[key] = _bundled_choice(value, searched=searched)
         elif name in fetched:
             choices = [choice for choice in _choices(value) if choice not in fetched[name]] or [BUNDLED]
-            made[key] = {"choices": choices} if searched else choices[0]
+            result[key] = {"choices": choices} if searched else choices[0]
         elif isinstance(value, dict):
-            made[key] = _with_bundled_weights(value, fetched, searched=searched)
+            result[key] = _with_bundled_weights(value, fetched, searched=searched)
         else:
-            made[key] = value
-    return made
+            result[key] = value
+    return result
 
 
 def _bundled_choice(value: Any, *, searched: bool) -> Any:
-    one = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
-    return {"choices": [one]} if searched else one
+    backbone = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
+    return {"choices": [backbone]} if searched else backbone
 
 
 def _choices(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How a trial's setting is written down: choices as Optuna stores them, a whole setting as one text."""
+"""A trial's setting, and how it is written: choices as Optuna stores them, a whole setting as one text."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class DetectorPart:
     search: Mapping[str, Dimension]
     fixed: Mapping[str, ParameterValue]
     baselines: Sequence[Baseline]
-    own: frozenset[str] = field(default=frozenset())
+    detector_only: frozenset[str] = field(default=frozenset())
     """The parameters that the file gives for this detector alone, under its name."""
 
     @property
@@ -60,18 +60,20 @@ def divide(
     constant = {ParameterKey.parse(text): value for text, value in fixed.items()}
     parts = {}
     for detector in detectors:
-        own = frozenset(key.name for key in (*searched, *constant) if key.detector == detector)
+        detector_only = frozenset(key.name for key in (*searched, *constant) if key.detector == detector)
         parts[detector] = DetectorPart(
             detector,
-            _part_of(searched, detector, own),
-            _part_of(constant, detector, own),
+            _part_of(searched, detector, detector_only),
+            _part_of(constant, detector, detector_only),
             [baseline for baseline in baselines if baseline[DETECTOR_KEY] == detector],
-            own,
+            detector_only,
         )
     return parts
 
 
-def _part_of(section: Mapping[ParameterKey, Value], detector: str, own: frozenset[str]) -> dict[str, Value]:
+def _part_of(section: Mapping[ParameterKey, Value], detector: str, detector_only: frozenset[str]) -> dict[str, Value]:
     """One detector's entries of a section by plain name: those for all detectors, then those under its own name."""
-    shared = {key.name: value for key, value in section.items() if key.detector is None and key.name not in own}
+    shared = {
+        key.name: value for key, value in section.items() if key.detector is None and key.name not in detector_only
+    }
     return shared | {key.name: value for key, value in section.items() if key.detector == detector}

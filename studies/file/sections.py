@@ -17,7 +17,7 @@ ParameterValue = bool | int | float | str | list[int]
 Baseline = dict[str, ParameterValue]
 """A setting that a person gives: some parameters by their plain names, in a study over several detectors also ``detector``."""
 ALL = "all"
-"""As a category: every product under the root."""
+"""The category that stands for every product under the root."""
 COST_METRICS = (
     "fps",
     "latency_ms_p50",
@@ -56,17 +56,19 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images."""
+    """The images that are searched on."""
 
     dataset: str = Field("mvtec", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    """``mvtec``, ``rendered``, ``folder``, or your own name for a data set of MVTec's layout under `root`."""
+    """``mvtec``, ``rendered`` (screws that are drawn), ``folder`` (a plain folder of images), or your own name for a data set of
+    MVTec's layout under `root`."""
     category: str | list[str] | None = None
-    """Folder of the product under `root`; a plain folder needs none. With a list, or ``all`` that lie under `root`, every
-    trial is fitted to each product by itself, and the objective is the mean over them."""
+    """Folder of the product under `root`; a plain folder of images needs none. A list names several products, and ``all`` takes
+    every product under `root`: each trial is then fitted to every product by itself, and the objective is their mean."""
     root: Path | dict[str, Path] | None = None
-    """Folder of the data set; default ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Of several products, one for each."""
+    """Folder of the data set. The default is ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Several products may have a folder
+    each: ``{screw: DIR, carpet: DIR}``."""
     image_size: int | tuple[int, int] = 256
-    """Pixels that images are resized to: one side, or [height, width]."""
+    """Size that images are resized to, in pixels: one number for a square, or [height, width]."""
 
     @field_validator("image_size")
     @classmethod
@@ -153,87 +155,90 @@ class Dimension(Section):
 
 
 class SamplerConfig(Section):
-    """How the next configuration is chosen."""
+    """How the settings of the next trial are chosen."""
 
     name: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
-    """``tpe`` suits most; ``nsga2`` several objectives; ``gp`` is a Gaussian process, for few and dear trials; ``grid`` tries
-    every setting of a finite search once, in the order of the file."""
+    """``tpe`` suits most studies. ``gp`` is a Gaussian process, for few and expensive trials. ``nsga2`` is for several
+    objectives. ``random`` draws without regard to earlier trials. ``grid`` tries every setting of a finite search once, in the
+    order of the file."""
     seed: int = Field(0, ge=0)
-    """The same seed proposes the same trials, and splits and samples alike."""
+    """The same seed proposes the same trials and divides the images in the same way."""
     startup: int = Field(5, ge=1)
-    """Trials before TPE or GP model anything; drawn at random, baselines included."""
+    """Trials, baselines included, before ``tpe`` or ``gp`` learn from earlier ones; until then settings are drawn at random."""
     population: int = Field(20, ge=2)
-    """Trials of one generation of NSGA-II."""
+    """Trials in one generation of ``nsga2``."""
 
 
 class PrunerConfig(Section):
-    """Which trainings end early because others did better by the same epoch; only detectors that train are affected."""
+    """Which trainings end early because others did better by the same epoch. Detectors that do not train are not affected."""
 
     name: Literal["none", "median", "hyperband", "wilcoxon"] = "none"
-    """``wilcoxon`` is for studies over several products, from five on: a setting that is worse than the best on the first
-    products is not tried on the others."""
+    """``median`` ends a training that is worse than the median of the others at the same epoch. ``hyperband`` compares
+    trainings at several epochs and goes on with the best. ``wilcoxon`` is for studies over five products or more: a setting
+    that is worse than the best one on the first products is not tried on the others."""
     min_epochs: int = Field(1, ge=1)
-    """Epochs, or products, that every trial gets."""
+    """Epochs, or products, that every trial gets before it may be ended."""
     reduction_factor: int = Field(3, ge=2, le=10)
-    """Hyperband: of so many trainings, one goes on at each rung."""
+    """``hyperband`` goes on with one of so many trainings each time it compares them."""
     startup: int = Field(5, ge=1)
-    """Median: finished trials before anything is pruned."""
+    """Finished trials before ``median`` ends any training."""
     p_value: float = Field(0.1, gt=0, lt=0.5)
-    """Wilcoxon: below it a trial counts as worse than the best one."""
+    """With a p-value below this, ``wilcoxon`` takes a setting for worse than the best one."""
 
 
 class BudgetConfig(Section):
-    """When the search ends; the first limit reached counts."""
+    """When the search ends: at the first limit that is reached."""
 
     trials: int = Field(40, ge=1)
-    """Finished trials in all, over every resumption."""
+    """Finished trials, those of earlier runs of the same study included."""
     each: int = Field(0, ge=0)
-    """Trials that each detector of a study over several gets, in turns, before the sampler chooses among them."""
+    """In a study over several detectors, the trials that each of them gets, in turns, before the sampler chooses among them."""
     timeout: Duration | None = None
-    """Of one `study run`, e.g. ``2h``."""
+    """Time limit of one `study run`, e.g. ``2h``."""
     stagnation: int | None = Field(None, ge=1)
-    """Stop after so many finished trials without a better first objective."""
+    """The search ends after so many finished trials in a row that did not improve the first objective."""
     goal: float | None = None
-    """Stop at the first trial that meets the constraints and whose first objective is as good as this."""
+    """The search ends at the first trial that meets the constraints and whose first objective is as good as this."""
 
 
 class ExecutionConfig(Section):
-    """How trials are run; not part of the study's identity."""
+    """How trials are run. It may change when a study is resumed."""
 
     trial_timeout: Duration = 3600
     """A trial that takes longer is stopped and counts as failed."""
     attempts: int = Field(2, ge=1, le=10)
-    """Tries for a trial whose worker crashed or ran out of memory; an exception is never tried again."""
+    """How often a trial is tried whose worker crashed or ran out of memory. A trial that raised an exception is not repeated."""
     failures_in_a_row: int = Field(5, ge=1)
     """The study stops after so many failed trials in a row."""
     gpus_per_trial: float = Field(1.0, gt=0)
-    """0.5 puts two trials on a GPU, 2 gives each trial two."""
+    """GPUs of each trial: 0.5 runs two trials on a GPU, 2 gives each trial two."""
     feature_store_gb: float = Field(20, gt=0)
-    """Least recently used features go when the store outgrows this."""
+    """Size of the store of computed features in GB (10^9 bytes); what was not used for longest is deleted first."""
 
 
 class ThresholdConfig(Section):
-    """From which score on an image counts as defective."""
+    """The score from which on an image counts as defective."""
 
     rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
-    """``f1_max`` takes the threshold with the best F1 on the labelled validation images."""
+    """``false_alarm_rate`` takes the threshold that a share `rate` of the held-out normal images exceeds. ``f1_max`` takes the
+    one with the best F1 on the labelled validation images."""
     rate: float = Field(0.01, ge=0, lt=1)
-    """Share of held-out normals that may raise an alarm."""
+    """Share of the held-out normal images that may raise a false alarm."""
 
 
 class GateConfig(Section):
-    """What a model must meet to become the champion; not part of the study's identity."""
+    """What a model must meet to become the champion. It may change when a study is resumed."""
 
     epsilon: float = Field(0.005, ge=0, le=1)
-    """The image AUROC may be at most so much below the champion's."""
+    """How far the image AUROC may lie below the champion's."""
     floor: dict[str, float] = {"test/image_auroc": 0.7}
-    """Metrics on test, and the least that each must reach."""
+    """Metrics on the test images, and the least value that each must reach."""
     latency_ms_p95: float | None = Field(None, gt=0)
-    """Milliseconds that 95 % of single images may take at most."""
+    """Upper limit of the time, in milliseconds, within which 95 % of single images are scored."""
     model_size_mb: float | None = Field(None, gt=0)
-    """MB (10^6 bytes) of all tensors at most."""
+    """Upper limit of the size of all tensors in MB (10^6 bytes)."""
     per_defect_drop: float = Field(0.1, ge=0, le=1)
-    """The AUROC of any type of defect may fall at most so much below the champion's."""
+    """How far the AUROC of any type of defect may lie below the champion's."""
 
     @field_validator("floor")
     @classmethod

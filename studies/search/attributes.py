@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 from optuna.trial import FrozenTrial, Trial
 from pydantic import BaseModel, ConfigDict
 
+from studies.file.encoding import Setting
+
 JOB, OUTCOME, OVERRIDES, DISCARDED, ORIGIN = "job", "outcome", "overrides", "discarded", "origin"
 BASELINE, IDEA, GRID = "baseline", "idea", "grid"
 """Names of the attributes; `TrialAttributes` says what each holds."""
@@ -33,7 +35,7 @@ class Submission(_Stored):
 
     attempt: int = 0
     """From 1 on; 0 where nothing was submitted."""
-    params: dict[str, Any] = {}
+    params: Setting = {}
     """The full setting."""
     memory_halvings: int = 0
     """How many attempts ran out of memory."""

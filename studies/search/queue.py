@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
-from studies.file.encoding import canonical
+from studies.file.encoding import Setting, canonical
 from studies.file.keys import DETECTOR_KEY
 from studies.search.attributes import BASELINE, DISCARDED, GRID, IDEA, INTERRUPTED, TrialAttributes
 from studies.search.notices import Said
@@ -86,7 +86,7 @@ class Queue:
         """Forget the attempts that wait; their trials still run for Optuna."""
         self._retries.clear()
 
-    def take(self) -> tuple[Attempt, dict[str, Any]] | None:
+    def take(self) -> tuple[Attempt, Setting] | None:
         """The next attempt with its full setting; None where there is nothing to try any more."""
         while self._retries:
             attempt = self._retries.popleft()
@@ -109,7 +109,7 @@ class Queue:
         self._exhausted = True
         return None
 
-    def suggest(self, trial: Trial) -> dict[str, Any]:
+    def suggest(self, trial: Trial) -> Setting:
         """The full setting of a trial: what it holds already stays, the rest is drawn."""
         return self._space.suggest(trial, TrialAttributes.of(trial).overrides)
 

@@ -250,7 +250,7 @@ class _DetectorSpace:
 
     def _name(self, parameter: str, *, backbone: str | None = None) -> str:
         """Optuna's name of a parameter: detectors that search it each in their own range must not share it."""
-        detector = self.part.detector if parameter in self.part.own else None
+        detector = self.part.detector if parameter in self.part.detector_only else None
         return str(ParameterKey(parameter, detector=detector, backbone=backbone))
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import StudyConfig
+from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
 from studies.home import Home
 from studies.search.attributes import Submission, TrialAttributes, TrialOutcome
@@ -64,7 +64,7 @@ class TrialView:
         return self.attributes.job
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Setting:
         """The full setting; empty before it was submitted."""
         return self.submission.params
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from studies.file.encoding import Setting
+
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
@@ -39,7 +41,7 @@ class Job:
     """1 for the first attempt at the trial."""
     config: dict[str, Any]
     """The study file, as `StudyConfig.to_json` writes it, with the protocol resolved."""
-    params: dict[str, Any]
+    params: Setting
     """{parameter: value}, those that are not searched included."""
     strides: tuple[int, ...]
     """All strides that the study may use of this backbone. Features that are missing are computed for all of them together."""
@@ -78,7 +80,7 @@ class TrialResult(BaseModel):
     study_uid: str
     number: int
     attempt: int
-    params: dict[str, Any]
+    params: Setting
     pruned: bool = False
     """Whether the pruner stopped the training; then there are no metrics of the detector."""
     metrics: dict[str, float]

@@ -28,7 +28,7 @@ def test_a_study_over_one_detector_has_one_part_with_everything() -> None:
     (part,) = config.parts.values()
     assert part.detector == "padim"
     assert (part.search, part.fixed, part.baselines) == (config.search, config.fixed, config.baselines)
-    assert part.own == frozenset()
+    assert part.detector_only == frozenset()
 
 
 def test_what_stands_under_a_detectors_name_wins_over_what_is_for_all() -> None:
@@ -39,8 +39,8 @@ def test_what_stands_under_a_detectors_name_wins_over_what_is_for_all() -> None:
     assert parts["patchcore"].search["layers"].choices == [[8]]
     assert parts["padim"].fixed == {"smoothing_sigma": 2.0}
     assert parts["patchcore"].fixed == {"projection": 64, "smoothing_sigma": 3.0}
-    assert parts["padim"].own == {"n_features"}
-    assert parts["patchcore"].own == {"layers", "projection", "smoothing_sigma"}
+    assert parts["padim"].detector_only == {"n_features"}
+    assert parts["patchcore"].detector_only == {"layers", "projection", "smoothing_sigma"}
 
 
 def test_a_value_fixed_for_one_detector_wins_over_a_search_for_all() -> None:
