@@ -1,7 +1,7 @@
 """What installed packages offer by entry points, this package's own detectors and executors included.
 
-Own entry points come from the metadata of the installed distribution. A checkout on PYTHONPATH has none; there they are read
-from its pyproject.toml. A packed MLflow model carries a small ``dist-info`` folder beside the code.
+Own entry points are those that lie beside the code that runs: the metadata of an installed distribution, the pyproject.toml of a
+checkout, the small ``dist-info`` folder that a packed MLflow model carries. Another version that is installed as well has no say.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from detectors.errors import InputError
 
 DISTRIBUTION = "anomaly-studies"
 """Name under which this project is installed."""
-PROJECT_FILE = Path(__file__).parents[1] / "pyproject.toml"
-"""Beside the packages in a checkout; absent from an installation."""
+BESIDE = Path(__file__).parents[1]
+"""Where the packages of this project lie."""
 
 
 @cache
@@ -27,9 +27,9 @@ def offered(group: str) -> dict[str, tuple[EntryPoint, ...]]:
 
     A name that several packages offer has several entry points; `only_one` says whose they are.
     """
-    points = list(entry_points(group=group))
-    if not any(distribution_of(point) == DISTRIBUTION for point in points):
-        points = [*_of_checkout(group), *points]
+    installed = list(entry_points(group=group))
+    own = _own(group) or [point for point in installed if distribution_of(point) == DISTRIBUTION]
+    points = [*own, *(point for point in installed if distribution_of(point) != DISTRIBUTION)]
     points.sort(key=lambda point: (distribution_of(point) != DISTRIBUTION, point.name))
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in points:
@@ -65,17 +65,18 @@ def load(point: EntryPoint, kind: str) -> Any:
 
 def distribution_of(point: EntryPoint) -> str:
     """Name of the package that offers an entry point, in lower case with hyphens; empty where that is unknown."""
-    # An entry point of a checkout has no distribution; it is ours.
-    if point.dist is None:
-        return DISTRIBUTION if point in _of_checkout(point.group) else ""
+    if point.dist is None:  # read from the pyproject.toml of a checkout, which is ours
+        return DISTRIBUTION if point in _own(point.group) else ""
     return re.sub(r"[-_.]+", "-", str(point.dist.name)).lower()
 
 
 @cache
-def _of_checkout(group: str) -> tuple[EntryPoint, ...]:
-    """Own entry points of a group, from pyproject.toml; none in an installation."""
+def _own(group: str) -> tuple[EntryPoint, ...]:
+    """Own entry points of a group that lie beside the code; none where its metadata lie elsewhere."""
+    for distribution in distributions(name=DISTRIBUTION, path=[str(BESIDE)]):
+        return tuple(point for point in distribution.entry_points if point.group == group)
     try:
-        project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8")).get("project", {})
+        project = tomllib.loads((BESIDE / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
     except (OSError, tomllib.TOMLDecodeError):
         return ()
     if project.get("name") != DISTRIBUTION:  # of whatever folder this one was installed into

@@ -46,6 +46,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["patience", "audit"],
         ["store"],
         ["views", "pyfunc"],
+        ["packing"],
         ["model", "projection"],
         ["registered_models"],
         ["registry"],

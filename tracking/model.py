@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 
 import detectors
 from tracking.mlflow_settings import mlflow_settings
+from tracking.packing import HEADS, pack_code, pinned
 from tracking.pyfunc import ARTIFACT, Response
 
 REQUIREMENTS = (
@@ -66,9 +66,9 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
         metadata: JSON-able; MLflow shows it with the model.
     """
     with tempfile.TemporaryDirectory(prefix="study-model-") as folder:
-        # MLflow copies whole folders: ours without what Python left in it.
-        code = Path(folder) / "detectors"
-        shutil.copytree(Path(detectors.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        code = Path(folder) / "code"
+        code.mkdir()
+        cargo = pack_code(detector, code)
         if detector.name != ARTIFACT:
             # MLflow names an artifact by its folder.
             detector = Path(shutil.copytree(detector, Path(folder) / ARTIFACT))
@@ -76,9 +76,9 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={ARTIFACT: str(detector)},
-            code_paths=[str(code)],
-            pip_requirements=requirements(),
+            artifacts={ARTIFACT: str(detector)} | ({HEADS: str(cargo.heads)} if cargo.heads else {}),
+            code_paths=[str(path) for path in cargo.code_paths],
+            pip_requirements=list(dict.fromkeys([*pinned(REQUIREMENTS), *cargo.requirements])),
             input_example=[{"image": example_image(), "return_heatmap": False}],
             metadata=dict(metadata),
         )
@@ -120,17 +120,6 @@ def brings_code_of_this_version(model: Path) -> bool:
 
 def _sources(package: Path) -> dict[str, bytes]:
     return {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
-
-
-def requirements() -> list[str]:
-    """``name==version`` of what the model needs; a build's own mark (``+cpu``) is left out, for registries do not know it."""
-    found = []
-    for name in REQUIREMENTS:
-        try:
-            found.append(f"{name}=={version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def example_image() -> str:

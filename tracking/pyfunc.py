@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from detectors.data.images import read_image
 from detectors.errors import InputError
+from detectors.head_files import look_in
 from detectors.runtime.artifact import Artifact, load_artifact
 from detectors.runtime.verdicts import heat_map, judge
 
 ARTIFACT = "detector"
 """Name of the detector's folder among the model's artifacts."""
+HEADS = "heads"
+"""Name of the artifact that holds the text of the head's file, where the head came from one."""
 META = "registered_model_meta"
 """File in which MLflow notes which version of which model a folder is."""
 MAX_IMAGES = 64
@@ -65,6 +68,9 @@ class ServedDetector(PythonModel):
     def load_context(self, context: Any) -> None:
         """Called by MLflow when the model is loaded."""
         folder = Path(context.artifacts[ARTIFACT])
+        if HEADS in context.artifacts:
+            # As this file and the folder code, part of the model, which whoever loads it here has chosen to run.
+            look_in(Path(context.artifacts[HEADS]))
         self._artifact: Artifact = load_artifact(folder)
         self._version = registered_version(folder)
 

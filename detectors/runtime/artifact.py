@@ -186,7 +186,7 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
         InputError: no artifact there, a newer format, files that were changed or damaged, or a head whose code is not here: of a
             package that is not installed, or of a file that nobody named on this machine.
     """
-    description = _read_description(folder)
+    description = read_description(folder)
     tensors = _read_tensors(folder / TENSORS, description.tensors_sha256)
     spec = BackboneSpec.parse(description.backbone)
     check_strides(description.backbone, description.strides)
@@ -249,7 +249,8 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise
 
 
-def _read_description(folder: Path) -> Description:
+def read_description(folder: Path) -> Description:
+    """What a saved detector says of itself. Raises `InputError` where there is none, or it is damaged."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise InputError(f"{folder}: no detector here ({DESCRIPTION} is missing)")

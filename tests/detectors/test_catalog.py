@@ -22,9 +22,14 @@ BUILT_IN = ["autoencoder", "cflow", "cutpaste", "fastflow", "ganomaly", "padim",
 @pytest.fixture
 def fresh_caches() -> Iterator[None]:
     """Entry points are looked for again, now and after the test."""
-    entry_points.offered.cache_clear()
+    clear_caches()
     yield
+    clear_caches()
+
+
+def clear_caches() -> None:
     entry_points.offered.cache_clear()
+    entry_points._own.cache_clear()
 
 
 def install(folder: Path, package: str, name: str, value: str, *, group: str = catalog.GROUP) -> None:
@@ -64,21 +69,23 @@ def test_a_checkout_without_metadata_knows_its_heads(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("fresh_caches")
 def test_neither_metadata_nor_a_checkout_leaves_no_detector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(entry_points, "entry_points", lambda group: [])
+    monkeypatch.setattr(entry_points, "BESIDE", tmp_path)
     for text in (None, "[project]\nname = 'something else'\n", "no toml ["):
         if text is not None:
             (tmp_path / "pyproject.toml").write_text(text)
-        monkeypatch.setattr(entry_points, "PROJECT_FILE", tmp_path / "pyproject.toml")
-        entry_points.offered.cache_clear()
-        entry_points._of_checkout.cache_clear()
+        clear_caches()
         assert catalog.names() == []
-    entry_points._of_checkout.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_caches")
 def test_an_installed_distribution_knows_its_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install(tmp_path, "anomaly_studies", "padim", "detectors.heads.padim.head:Padim")
-    install(tmp_path, "wood_defects", "knots", "no_such_module:Knots")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    """The metadata beside the code count, not those of another version elsewhere on the path."""
+    installed, elsewhere = tmp_path / "site-packages", tmp_path / "elsewhere"
+    install(installed, "anomaly_studies", "padim", "detectors.heads.padim.head:Padim")
+    install(installed, "wood_defects", "knots", "no_such_module:Knots")
+    install(elsewhere, "anomaly-studies", "patchcore", "of.another.version:Patchcore")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), str(installed), *sys.path])
+    monkeypatch.setattr(entry_points, "BESIDE", installed)
     assert catalog.built_in_names() == ["padim"]
     assert catalog.names() == ["padim", "knots"]
     assert catalog.head_class("padim").name == "padim"
