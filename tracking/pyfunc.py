@@ -1,6 +1,10 @@
 """The detector as MLflow serves it. MLflow runs this file (models from code): no pickle; weights are a safetensors artifact.
 
 `mlflow.pyfunc.load_model("models:/padim_screw@champion").predict([{"image": "<base64>"}])`
+
+A program that has loaded the model may also give ``{"image": Path("part.png")}``, a PIL image or a numpy array. No such object
+can arrive over HTTP: a request's JSON, CSV or Parquet holds texts, numbers and lists, and a text is base64, never a path. So
+nobody who may send requests can have files of the server read, or learn which ones there are.
 """
 
 # Without `annotations` from __future__: MLflow reads the types of `predict` to check each request.
@@ -8,18 +12,20 @@ import base64
 import binascii
 import io
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlflow
+import numpy as np
 import yaml
 from mlflow.pyfunc import PythonModel
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from detectors.data.images import read_image
 from detectors.errors import InputError
 from detectors.head_files import look_in
 from detectors.runtime.artifact import Artifact, load_artifact
+from detectors.runtime.inputs import as_rgb
 from detectors.runtime.verdicts import heat_map, judge
 
 ARTIFACT = "detector"
@@ -34,13 +40,19 @@ MAX_BASE64 = 64 * 2**20
 """Letters of one image."""
 
 
+def _accept_object(value: Any, check_text: ValidatorFunctionWrapHandler) -> Any:
+    """Let an image through that a program in this process holds; everything else has to be a text."""
+    return value if isinstance(value, Path | Image.Image | np.ndarray) else check_text(value)
+
+
 class Request(BaseModel):
     """One image."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image: str = Field(max_length=MAX_BASE64)
-    """An image file (PNG, JPEG ...), base64."""
+    image: Annotated[str, Field(max_length=MAX_BASE64), WrapValidator(_accept_object)]
+    """An image file (PNG, JPEG ...), base64. Within this process also a `Path`, a PIL image, uint8 [H, W, 3] in RGB order, or
+    uint8 [H, W] in gray."""
     return_heatmap: bool = False
 
 
@@ -78,7 +90,7 @@ class ServedDetector(PythonModel):
         """Judge images.
 
         Raises:
-            InputError: too many of them, no base64, or no image that can be read.
+            InputError: too many of them, no base64, no image that can be read, an array of another dtype or shape.
         """
         if len(model_input) > MAX_IMAGES:
             raise InputError(f"{len(model_input)} images in one request; send at most {MAX_IMAGES}")
@@ -107,9 +119,12 @@ def registered_version(folder: Path) -> str | None:
     return None
 
 
-def _decode(text: str, number: int) -> Any:
+def _decode(image: Any, number: int) -> Any:
+    """One image as uint8 [H, W, 3]; of a text, the file that it encodes."""
+    if not isinstance(image, str):
+        return as_rgb(image, name=f"image {number}")
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
         raise InputError(f"image {number}: not base64") from None
     return read_image(data, name=f"image {number}")
