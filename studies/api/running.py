@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,7 @@ from studies.executors.catalog import executor_plugin
 from studies.file import library
 from studies.file.config import StudyConfig
 from studies.file.demo import load_demo
-from studies.file.encoding import encode
-from studies.file.overrides import parse_idea
+from studies.file.overrides import Overrides, parse_idea, parse_overrides
 from studies.home import home_at
 from studies.search.notices import Listener, Notice, Said
 from studies.search.plan import Options, Plan, make_plan
@@ -31,7 +29,6 @@ from studies.search.stores import Stores
 from studies.show.live import Live
 
 Jobs = int | Literal["auto"]
-Settings = Mapping[str, Any] | Sequence[str]
 NAME_LENGTH = 64
 """Letters of a name that is made from a folder's."""
 
@@ -49,7 +46,7 @@ class Watcher(Protocol):
 def run(
     study: str | Path,
     *,
-    settings: Settings = (),
+    settings: Overrides = (),
     trials: int | None = None,
     timeout: str | float | None = None,
     images: str | Path | None = None,
@@ -112,7 +109,7 @@ def run(
 def plan_study(
     study: str | Path,
     *,
-    settings: Settings = (),
+    settings: Overrides = (),
     trials: int | None = None,
     timeout: str | float | None = None,
     images: str | Path | None = None,
@@ -142,12 +139,12 @@ def plan_study(
         if ray_address is not None and not plugin.takes_address:
             raise InputError(f"--ray-address goes with --executor ray, not with {executor}")
         remote = plugin.remote
-    texts = _as_texts(settings)
+    overrides = parse_overrides(settings)
     if trials is not None:
-        texts.append(f"budget.trials={trials}")
+        overrides["budget.trials"] = trials
     if timeout is not None:
-        texts.append(f"budget.timeout={timeout}")
-    config = _load_config(str(study), texts, images=images, name=name, demo=demo)
+        overrides |= parse_overrides([f"budget.timeout={timeout}"])
+    config = _load_config(str(study), overrides, images=images, name=name, demo=demo)
     offline = offline or demo
     with offline_hub(offline):
         options = Options(
@@ -156,7 +153,7 @@ def plan_study(
             offline=offline,
             weights_dir=Path(weights_dir) if weights_dir is not None else None,
             remote=remote,
-            ideas=tuple(parse_idea(_idea_text(idea), config) for idea in enqueue),
+            ideas=tuple(parse_idea(idea, config) for idea in enqueue),
         )
         return make_plan(config, home_at(home).prepare(), options, progress=preparing)
 
@@ -214,26 +211,8 @@ def _watcher(progress: bool | Listener) -> Iterator[Watcher]:
         yield _Silent(progress)
 
 
-def _as_texts(settings: Settings) -> list[str]:
-    """``KEY=VALUE`` texts, values in YAML, of which JSON is a part."""
-    if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
-    if isinstance(settings, str):
-        raise InputError(f"settings: a mapping or a list of KEY=VALUE, not the text {settings!r}")
-    return list(settings)
-
-
-def _idea_text(idea: str | Mapping[str, Any]) -> str:
-    if isinstance(idea, str):
-        return idea
-    values = {name: encode(list(value) if isinstance(value, tuple) else value) for name, value in idea.items()}
-    return ",".join(
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
-    )
-
-
 def _load_config(
-    study: str, settings: list[str], *, images: str | Path | None, name: str | None, demo: bool
+    study: str, overrides: Mapping[str, Any], *, images: str | Path | None, name: str | None, demo: bool
 ) -> StudyConfig:
     if images is None and name is not None:
         raise InputError("--name goes with --images; a study file has its own name")
@@ -242,13 +221,8 @@ def _load_config(
             raise InputError("--demo renders its own images; leave out --demo or --images")
         folder = Path(images).expanduser().absolute()
         name = name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(study).stem}_{folder.name}")[:NAME_LENGTH]
-        data = [f"data.root={_quoted(str(folder))}", "data.dataset=folder", f"name={_quoted(name)}"]
-        return library.load(study, [*data, *settings])
+        return library.load(study, {"data.root": folder, "data.dataset": "folder", "name": name, **overrides})
     if demo:
         # The file's own search, cut to the bundled backbone and to minutes.
-        return load_demo(study, settings)
-    return library.load(study, settings)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+        return load_demo(study, overrides)
+    return library.load(study, overrides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from detectors import catalog
@@ -10,13 +10,13 @@ from detectors.backbones.weights import BUNDLED, PIXELS
 from studies.file.config import StudyConfig, validate
 from studies.file.keys import ParameterKey
 from studies.file.library import read
-from studies.file.overrides import override
+from studies.file.overrides import Overrides, override
 
 DEMO_TRIALS = 8
 """Finished trials of a demonstration: a few minutes on a CPU."""
 
 
-def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
+def load_demo(name: str, overrides: Overrides = ()) -> StudyConfig:
     """The search of a study file on rendered screws, with the bundled backbone and few trials.
 
     It needs no data and no network. It is another study (``NAME-demo``) in another experiment, so that nobody takes it for the
@@ -45,7 +45,7 @@ def load_demo(name: str, settings: Sequence[str] = ()) -> StudyConfig:
         for base in raw.get("baselines", [])
         if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
     ]
-    return validate(override(raw, settings), source=f"{source} with --demo")
+    return validate(override(raw, overrides), source=f"{source} with --demo")
 
 
 def _with_bundled_weights(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from studies.file import yaml_file
 from studies.file.config import StudyConfig, validate
 from studies.file.general import study_of
 from studies.file.messages import did_you_mean
-from studies.file.overrides import override
+from studies.file.overrides import Overrides, override
 
 
 def packaged_configs() -> Path:
@@ -45,11 +44,11 @@ def find(name: str) -> Path:
     )
 
 
-def load(name: str, settings: Sequence[str] = ()) -> StudyConfig:
+def load(name: str, overrides: Overrides = ()) -> StudyConfig:
     """Read and validate a study file by name or path.
 
     Args:
-        settings: overrides ``KEY=VALUE``, as `override` takes them.
+        overrides: what is set for this run; see `Overrides`.
 
     Raises:
         InputError: no such file, or something in it is wrong; the message names file, key, value and what would be valid.
@@ -58,8 +57,8 @@ def load(name: str, settings: Sequence[str] = ()) -> StudyConfig:
     if not isinstance(raw, dict):
         return validate(raw, source=source)
     # What the command line names is relative to where that was typed.
-    raw = with_heads(override(raw, settings), base=Path(), source=source)
-    return validate(raw, source=f"{source} with --set" if settings else source)
+    raw = with_heads(override(raw, overrides), base=Path(), source=source)
+    return validate(raw, source=f"{source} with --set" if overrides else source)
 
 
 def read(name: str) -> tuple[Any, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detectors.errors import InputError
-from studies.file.overrides import override, parse_idea
+from studies.file.overrides import override, parse_idea, parse_overrides
 from tests.helpers.builders import BACKBONE, raw_config
 from tests.helpers.study_files import check
 
@@ -56,12 +56,45 @@ def test_impossible_overrides(setting, words):
     assert "\n" not in str(caught.value)
 
 
+def test_overrides_as_values_are_those_of_the_texts():
+    texts = ["data.root=/a", "data.image_size=[64, 96]", "search.n_features={int: [4, 9]}", "budget.trials=7"]
+    values = {
+        "data.root": Path("/a"),
+        "data.image_size": (64, 96),
+        "search.n_features": {"int": (4, 9)},
+        "budget.trials": 7,
+    }
+    assert parse_overrides(texts) == parse_overrides(values)
+    assert override(raw_config(Path("images")), texts) == override(raw_config(Path("images")), values)
+
+
+def test_the_last_of_two_overrides_is_applied_last():
+    assert list(parse_overrides(["a.b=1", "a={}", "a.b=2"]).items()) == [("a", {}), ("a.b", 2)]
+
+
+def test_overrides_that_are_one_text_are_refused():
+    with pytest.raises(
+        InputError, match=r"settings: a mapping or a list of KEY=VALUE, not the text 'budget\.trials=7'"
+    ):
+        parse_overrides("budget.trials=7")
+
+
 # --- settings to try
 
 
 def test_a_setting_to_try_becomes_a_baseline():
     assert parse_idea("n_features = 12, shrinkage=0", check()) == {"n_features": 12, "shrinkage": 0}
     assert parse_idea("smoothing_sigma=1e-1", check()) == {"smoothing_sigma": 0.1}
+
+
+@pytest.mark.parametrize("layers", ["8+16", [8, 16], (8, 16)])
+def test_a_setting_to_try_may_be_given_as_values(layers):
+    config = check(search={"layers": LAYERS, "n_features": {"int": [4, 40]}}, fixed={"backbone": BACKBONE})
+    assert parse_idea({"layers": layers, "n_features": 12}, config) == {"layers": [8, 16], "n_features": 12}
+    with pytest.raises(
+        InputError, match=r"^--enqueue layers=8\+16,n_features=99: baselines\.0: n_features: 99 is outside"
+    ):
+        parse_idea({"layers": layers, "n_features": 99}, config)
 
 
 def test_a_setting_to_try_is_checked_without_the_files_own_baselines():
