@@ -121,7 +121,7 @@ class FitContext:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of B images; raw scores, never clamped or squashed. Higher is more anomalous."""
+    """Scores and maps of B images: raw, never clamped or squashed. Higher is more anomalous."""
 
     scores: Tensor
     """float32 [B]"""

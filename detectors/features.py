@@ -104,8 +104,8 @@ class Features:
         A channel that never changes must not be blown up without bound when it does: no deviation is below `floor` times that
         of all channels, or below rounding; where nothing ever changes, all are 1.
         """
-        found = [torch.var_mean(self.maps[stride], dim=(0, 2), correction=0) for stride in self.strides]
-        variance, mean = (torch.cat(parts) for parts in zip(*found, strict=True))
+        statistics = [torch.var_mean(self.maps[stride], dim=(0, 2), correction=0) for stride in self.strides]
+        variance, mean = (torch.cat(parts) for parts in zip(*statistics, strict=True))
         least = torch.maximum(floor * variance.mean().sqrt(), ROUNDING * mean.abs().max())
         deviation = torch.where(variance.amax() > 0, variance.sqrt().maximum(least), torch.ones_like(variance))
         return mean, deviation

@@ -98,7 +98,7 @@ class Training(pl.LightningModule):
         self.steps, self.epochs, self.largest_rate, self.patience = steps, epochs, learning_rate, patience
         self.epoch, self.loss, self.best = 0, float("nan"), None
         self.ended = self.stopped = False
-        self._asked = 0.0
+        self._asked_at = 0.0
         self._resumed: dict[str, Tensor] = {}
         path = context.checkpoint_dir / CHECKPOINT if context.checkpoint_dir else None
         self._checkpoint = Checkpoint(path, identity=self._identity()) if path else None
@@ -193,10 +193,10 @@ class Training(pl.LightningModule):
         self.begin_epoch()
 
     def on_train_batch_start(self, batch: int, batch_idx: int) -> int | None:
-        if time.monotonic() - self._asked < ASK_EVERY:
+        if time.monotonic() - self._asked_at < ASK_EVERY:
             return None
         self.stopped = self.context.should_stop()
-        self._asked = time.monotonic()
+        self._asked_at = time.monotonic()
         return -1 if self.stopped else None
 
     def training_step(self, batch: int) -> None:
@@ -255,18 +255,18 @@ class Training(pl.LightningModule):
         """Digest of all that a training follows from: settings, seed, features, and what the head took from them beforehand."""
         features, context = self.features, self.context
         shapes = {stride: [*features.grids[stride], *features.maps[stride].shape] for stride in features.strides}
-        known = [FORMAT, self.head.name, self.head.settings, context.seed, shapes, context.validate is not None]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+        identity = [FORMAT, self.head.name, self.head.settings, context.seed, shapes, context.validate is not None]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _resume(self) -> None:
         """Go on from the checkpoint, where there is one that fits."""
-        found = self._checkpoint.load() if self._checkpoint else None
-        if found is None:
+        stored = self._checkpoint.load() if self._checkpoint else None
+        if stored is None:
             return
-        tensors, progress = found
+        tensors, progress = stored
         self.model.load_state_dict(with_prefix(tensors, "weights."))
         self._resumed = with_prefix(tensors, "optimizer.")
         self.epoch, self.loss = progress["epoch"], progress["loss"]
@@ -289,8 +289,8 @@ class Training(pl.LightningModule):
 
     def _restore_optimizers(self) -> None:
         for optimizer, name, parameter in self._optimized():
-            own = with_prefix(self._resumed, f"{name}|")
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
+            state = with_prefix(self._resumed, f"{name}|")
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
     def _optimized(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         """Every parameter with its optimizer and its name in the model."""

@@ -180,7 +180,7 @@ def _pyramid(architecture: str) -> _Pyramid:
 
 def _layers_alone(architecture: str, **options: Any) -> Any:
     """On the meta device, which builds the layers without memory or random numbers."""
-    import timm
+    import timm  # takes seconds
 
     with torch.device("meta"):
         return timm.create_model(architecture, pretrained=False, features_only=True, **options)
@@ -277,7 +277,7 @@ def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tens
 
 def _make(spec: BackboneSpec, state: dict[str, Tensor] | None, **options: Any) -> nn.Module:
     """The model with these weights, or drawn ones. Raises `InputError` where they do not fit, or fill it in part only."""
-    import timm
+    import timm  # takes seconds
 
     if state is not None:
         options["pretrained_cfg_overlay"] = {"state_dict": state}
@@ -321,7 +321,7 @@ def _without_unused_stages(model: nn.Module) -> nn.Module:
 
 def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdentity]:
     """All stages are drawn, whatever strides are asked for, so that the weights do not depend on these."""
-    import timm
+    import timm  # takes seconds
 
     with drawn_from(spec.random_seed or 0):
         state = timm.create_model(spec.architecture, pretrained=False).state_dict()
@@ -332,7 +332,7 @@ def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tenso
     """Rename the bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
     if source.origin != "bundled":
         return state
-    import timm
+    import timm  # takes seconds
 
     with torch.device("meta"):
         wanted = timm.create_model(source.spec.name, pretrained=False).state_dict()

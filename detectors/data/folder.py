@@ -86,15 +86,15 @@ def _find_samples(root: Path) -> tuple[list[Sample], list[Sample]]:
 
 
 def _masks_of(root: Path, defect_type: str, *, only_type: bool) -> list[MaskIndex]:
-    found = []
+    indices = []
     for folder in subfolders(root):
         if folder.name.casefold() not in MASK_FOLDERS:
             continue
         if (folder / defect_type).is_dir():
-            found.append(index_masks(folder / defect_type))
+            indices.append(index_masks(folder / defect_type))
         elif only_type:
-            found.append(index_masks(folder, direct_images(folder)))
-    return found
+            indices.append(index_masks(folder, direct_images(folder)))
+    return indices
 
 
 def _no_good_folder(root: Path, types: list[Path]) -> InputError:

@@ -61,10 +61,10 @@ def require_folder(root: Path, *, way_out: str) -> None:
     try:
         if root.is_dir():
             return
-        found = "a file, not a folder" if root.exists() else "no such folder"
+        problem = "a file, not a folder" if root.exists() else "no such folder"
     except OSError as error:
-        found = f"cannot be read ({error.strerror})"
-    raise InputError(f"{root}: {found}; {way_out}")
+        problem = f"cannot be read ({error.strerror})"
+    raise InputError(f"{root}: {problem}; {way_out}")
 
 
 def has_mvtec_layout(folder: Path) -> bool:
@@ -95,8 +95,8 @@ def labelled(root: Path, folder: Path, *, defect_type: str = GOOD, masks: Iterab
         mask_file = None
         if defect_type != GOOD:
             stem = _stem(folder, image)
-            found = (source.get(stem + mark) for source in sources for mark in (MASK_MARK, ""))
-            mask_file = next((mask for mask in found if mask is not None), None)
+            candidates = (source.get(stem + mark) for source in sources for mark in (MASK_MARK, ""))
+            mask_file = next((mask for mask in candidates if mask is not None), None)
         key = image.relative_to(root).as_posix()
         yield Sample(key=key, file=image, defect_type=defect_type, mask_file=mask_file)
 

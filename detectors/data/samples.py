@@ -94,8 +94,8 @@ class ImageSet:
     @property
     def counts(self) -> dict[str, int]:
         """Images per type, ``good`` first."""
-        found = Counter(self.defect_types)
-        return {kind: found[kind] for kind in sorted(found, key=lambda kind: (kind != GOOD, kind))}
+        counts = Counter(self.defect_types)
+        return {kind: counts[kind] for kind in sorted(counts, key=lambda kind: (kind != GOOD, kind))}
 
     @property
     def has_masks(self) -> bool:

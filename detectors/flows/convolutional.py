@@ -166,8 +166,8 @@ class ConvolutionalFlow(nn.Module):
         """
         z, logarithms = self.normalised(values), []
         for block in self.sequence.module_list:
-            z, own = block.transformed(z)
-            logarithms.append(own)
+            z, block_logarithms = block.transformed(z)
+            logarithms.append(block_logarithms)
         half = z.square().mean(dim=1) / 2
         return half - sum(logarithms[1:], logarithms[0]) / self.channels if likelihood else half
 

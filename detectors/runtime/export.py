@@ -195,9 +195,9 @@ def compare(exported: Exported, detector: Detector, images: Tensor) -> Compariso
     pairs = [(detector(batch), exported.predict(batch)) for batch in images.split(EXTRACTION_BATCH)]
     gaps, sizes = [], []
     for name in ("scores", "maps"):
-        wanted, found = (torch.cat([getattr(pair[side], name) for pair in pairs]) for side in (0, 1))
-        gaps.append(float((found - wanted).abs().max()))
-        sizes.append(max(float(wanted.abs().max()), torch.finfo(wanted.dtype).tiny))
+        expected, actual = (torch.cat([getattr(pair[side], name) for pair in pairs]) for side in (0, 1))
+        gaps.append(float((actual - expected).abs().max()))
+        sizes.append(max(float(expected.abs().max()), torch.finfo(expected.dtype).tiny))
     # Of a tensor, for there NaN is the largest.
     relative = float((torch.tensor(gaps) / torch.tensor(sizes)).max())
     return Comparison(len(images), score_difference=gaps[0], map_difference=gaps[1], relative=relative)
@@ -212,17 +212,17 @@ def _checked(
 ) -> Comparison:
     """Reopen what was written. Raises `InputError` where it differs by more than the tolerance."""
     try:
-        found = compare(load_exported(path, format=format), artifact.detector, images)
+        comparison = compare(load_exported(path, format=format), artifact.detector, images)
     except NumericalError as error:
         raise InputError(f"the export is of no use, and was removed: {error}") from error
-    if not found.relative <= tolerance:
+    if not comparison.relative <= tolerance:
         note = artifact.detector.head.export_note
         raise InputError(
-            f"the export differs from the detector by {found.relative:.1e} of the largest value, more than the tolerance "
-            f"{tolerance:g}, and was removed (scores by up to {found.score_difference:.2e}, maps by {found.map_difference:.2e})"
-            f"{f'; {note}' if note else ''}; --tolerance sets the limit"
+            f"the export differs from the detector by {comparison.relative:.1e} of the largest value, more than the tolerance "
+            f"{tolerance:g}, and was removed (scores by up to {comparison.score_difference:.2e}, "
+            f"maps by {comparison.map_difference:.2e}){f'; {note}' if note else ''}; --tolerance sets the limit"
         )
-    return found
+    return comparison
 
 
 def _recorded(graph: DetectorGraph, image_size: Size) -> Any:

@@ -153,7 +153,7 @@ def _open_onnx(path: Path, threads: int) -> Exported:
     del model
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is told once, by us
+    options.log_severity_level = 4  # what goes wrong is reported once, by us
     try:
         # From the bytes that were looked at, and with no folder that anything could be read from.
         session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -232,13 +232,13 @@ def _check_ports(path: Path, description: ExportDescription, inputs: list[Port],
     """Raise `InputError` unless the model takes and gives what the module's docstring says."""
     height, width = description.image_size
     wanted = {INPUT: ("uint8", [3, height, width]), OUTPUTS[0]: ("float", []), OUTPUTS[1]: ("float", [height, width])}
-    found = {
+    actual = {
         name: (kind, shape[1:] if shape and (not isinstance(shape[0], int) or shape[0] < 0) else shape)
         for name, kind, shape in (*inputs, *outputs)
     }
-    if found != wanted or len(inputs) != 1 or len(outputs) != len(OUTPUTS):
-        told = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
-        raise InputError(f"{path}: its inputs and outputs are not those of a detector ({told[:300]})")
+    if actual != wanted or len(inputs) != 1 or len(outputs) != len(OUTPUTS):
+        listed = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in (*inputs, *outputs))
+        raise InputError(f"{path}: its inputs and outputs are not those of a detector ({listed[:300]})")
 
 
 def _onnx_operations(model: Any, path: Path) -> list[str]:
@@ -260,8 +260,8 @@ def _onnx_operations(model: Any, path: Path) -> list[str]:
 
 
 def _check_operations(path: Path, operations: Iterable[str]) -> None:
-    if found := sorted(ENDLESS & set(operations)):
-        raise InputError(f"{path}: operation {found[0]!r} is not one of an exported detector")
+    if refused := sorted(ENDLESS & set(operations)):
+        raise InputError(f"{path}: operation {refused[0]!r} is not one of an exported detector")
 
 
 def _described(text: str | None, path: Path) -> ExportDescription:
@@ -295,7 +295,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _first_line(error: BaseException) -> str:
-    """What a runtime says, without the places in its own source code."""
+    """What a runtime reports, without the places in its own source code."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = next((line for line in lines if line and not line.startswith("Exception from")), type(error).__name__)
-    return told[:200]
+    message = next((line for line in lines if line and not line.startswith("Exception from")), type(error).__name__)
+    return message[:200]

@@ -113,6 +113,6 @@ def save_png(image: RGB, path: Path) -> Path:
 @lru_cache(maxsize=1)
 def colour_table() -> NDArray[np.uint8]:
     """uint8 [256, 3], matplotlib's inferno: rises in lightness, so it reads in gray and for colour-blind eyes."""
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # takes a second; heat maps alone need it
 
     return (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)

@@ -1,6 +1,6 @@
 """What a detector's predictions on a labelled set are worth, and which threshold to run it at.
 
-Takes raw scores and maps and says, for every metric, either its value or why this set does not define it.
+Takes raw scores and maps and gives, for every metric, either its value or why this set does not define it.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def _pixel_values(
         marked = np.flatnonzero(masks.any(axis=tuple(range(1, masks.ndim))) & (labels == 0))
         if len(marked):
             raise InputError(f"image {marked[0]} is labelled good but its mask marks a defect; correct one of them")
-    found = metrics.pixel_metrics(maps, masks)
-    return found.auroc, found.ap, found.f1_max, found.aupro
+    values = metrics.pixel_metrics(maps, masks)
+    return values.auroc, values.ap, values.f1_max, values.aupro
 
 
 def _auroc_per_type(scores: NDArray[Any], defect_types: Sequence[str]) -> dict[str, float]:
@@ -281,8 +281,8 @@ def _check_keys(cls: type, data: Mapping[str, Any]) -> None:
     """Refuse missing and unknown keys of a dataclass written as JSON."""
     wanted = {entry.name for entry in fields(cls)}
     if not isinstance(data, Mapping) or set(data) != wanted:
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise InputError(f"{cls.__name__.lower()}: expected the keys {sorted(wanted)}, got {given}")
+        keys = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        raise InputError(f"{cls.__name__.lower()}: expected the keys {sorted(wanted)}, got {keys}")
 
 
 def _array(values: ArrayLike | Tensor) -> NDArray[Any]:

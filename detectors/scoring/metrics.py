@@ -304,10 +304,10 @@ def _pixel_sweep(maps: ArrayLike, masks: ArrayLike) -> tuple[_Sweep, NDArray[np.
     normal.sort()
     order = np.argsort(anomalous)
     anomalous = anomalous[order]
-    found = np.cumsum(_pixel_shares(masks)[order[::-1]])
-    found /= found[-1]
+    share = np.cumsum(_pixel_shares(masks)[order[::-1]])
+    share /= share[-1]
     last_of_ties = len(anomalous) - 1 - _first_of_ties(anomalous)[::-1]
-    return _sweep(normal, anomalous), found[last_of_ties]
+    return _sweep(normal, anomalous), share[last_of_ties]
 
 
 def _pixel_shares(masks: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -26,10 +26,10 @@ def remove_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, object] | None:
     """The object in the file; None where it cannot be read or holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def write_json(path: Path, value: dict[str, object]) -> None:

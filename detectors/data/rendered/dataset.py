@@ -83,7 +83,7 @@ class _Planned(NamedTuple):
 def render_dataset(root: Path, spec: RenderSpec, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """Render `root/screw` in MVTec AD's layout and return that folder; at once where it is there already.
 
-    `progress` is told images done and images in all. The folder appears complete or not at all, whoever else
+    `progress` is called with (images done, images in all). The folder appears complete or not at all, whoever else
     renders there at the same time.
 
     Raises:
@@ -160,12 +160,12 @@ def _check_finished(folder: Path, spec: RenderSpec) -> None:
     """Raise `InputError` unless the folder holds just what `spec` asks for."""
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        found = record["identity"]
+        identity = record["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{folder}: holds something else than rendered screws (no readable {_RECORD}); choose another folder"
         ) from None
-    if found != spec.identity:
+    if identity != spec.identity:
         raise InputError(
             f"{folder}: holds another rendering ({record.get('spec')}, version {record.get('renderer_version')}) "
             f"than asked for ({asdict(spec)}, version {RENDERER_VERSION}); delete it or choose another folder"

@@ -1,1 +1,5 @@
 """Autoencoder."""
+
+from detectors.heads.autoencoder.head import Autoencoder
+
+__all__ = ["Autoencoder"]

@@ -1,1 +1,5 @@
 """CFlow-AD."""
+
+from detectors.heads.cflow.head import Cflow
+
+__all__ = ["Cflow"]

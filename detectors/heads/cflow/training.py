@@ -147,17 +147,19 @@ class CflowTraining(Training):
         blocks = [(stride, index) for stride, flow in flows.items() for index in range(len(flow.blocks))]
         weights = self.threads.each(lambda block: block_weights(flows[block[0]], block[1]), blocks)
         passes = {
-            stride: FlowPass(flow, [found for (own, _), found in zip(blocks, weights, strict=True) if own == stride])
+            stride: FlowPass(
+                flow, [one for (of_stride, _), one in zip(blocks, weights, strict=True) if of_stride == stride]
+            )
             for stride, flow in flows.items()
         }
 
         def work(worker: int) -> Tensor:
             loss = torch.zeros(())
-            for stride, own in cells.items():
-                weight = 1 / (len(own.positions) * own.images)
+            for stride, step_cells in cells.items():
+                weight = 1 / (len(step_cells.positions) * step_cells.images)
                 gradients, workspace = self.threads.gradients(worker, stride, flows[stride])
                 gradients.zero_()
-                for chunk in own.part(worker, self.threads.size).chunks():
+                for chunk in step_cells.part(worker, self.threads.size).chunks():
                     vectors = chunk.gather(self.values[stride])
                     loss += weight * passes[stride].add_gradients(
                         vectors, chunk.positions, weight=weight, gradients=gradients, workspace=workspace
@@ -181,9 +183,9 @@ class CflowTraining(Training):
         for index in range(pieces):
             loss = torch.zeros((), device=self.device)
             for stride, whole in cells.items():
-                own = whole.part(index, pieces)
-                vectors = own.gather(self.values[stride]).to(self.device).permute(1, 2, 0).flatten(0, 1)
-                positions = own.positions.to(self.device).repeat_interleave(own.images)
+                piece = whole.part(index, pieces)
+                vectors = piece.gather(self.values[stride]).to(self.device).permute(1, 2, 0).flatten(0, 1)
+                positions = piece.positions.to(self.device).repeat_interleave(piece.images)
                 losses = training_loss(flows[stride].log_likelihood(vectors, positions), flows[stride].channels)
                 loss = loss + losses.sum() / (len(whole.positions) * whole.images)
             self.manual_backward(loss)

@@ -1,1 +1,5 @@
 """CutPaste."""
+
+from detectors.heads.cutpaste.head import Cutpaste
+
+__all__ = ["Cutpaste"]

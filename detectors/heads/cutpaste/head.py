@@ -175,8 +175,8 @@ class Cutpaste(Head):
             raise RuntimeError("CutPaste is not fitted yet")
         maps, scores = [self.shape.new_zeros(0, *self.grid).float()], [self.shape.new_zeros(0).float()]
         for part in self._last_maps(features):
-            own, relevance = self.second_stage(part)
-            scores.append(own)
+            part_scores, relevance = self.second_stage(part)
+            scores.append(part_scores)
             maps.append(functional.interpolate(relevance[:, None], size=self.grid, mode="bilinear")[:, 0])
         return torch.cat(maps), torch.cat(scores)
 

@@ -57,8 +57,8 @@ class Network(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         # Depthwise convolutions take half the time on a CPU with the channels last.
         standardised = ((values - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.body(standardised)
-        return found
+        last_map: Tensor = self.body(standardised)
+        return last_map
 
     def train(self, mode: bool = True) -> Self:
         """Batch normalisation with pretrained statistics stays in eval mode."""
@@ -132,7 +132,7 @@ def _convolution(inputs: int, outputs: int, width: int, *, step: int = 1) -> tup
 
 def _timm_network(name: str, channels: int) -> nn.Module:
     """A whole network up to its last map, with random weights."""
-    import timm
+    import timm  # takes seconds; a small network does without
 
     model: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, global_pool="")
     return model

@@ -110,11 +110,11 @@ def paste(values: Tensor, patches: Patches) -> Tensor:
     down = (rows - (target + middle)[:, :1])[:, :, None]
     across = (columns - (target + middle)[:, 1:])[:, None]
     cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    own = torch.stack([cosine * down - sine * across, sine * down + cosine * across], dim=-1)
+    turned = torch.stack([cosine * down - sine * across, sine * down + cosine * across], dim=-1)
     # The sides lie half a position beyond the outermost centres, and what is strictly within rounds to one of these.
-    inside = (own.abs() < size[:, None, None] / 2).all(dim=-1)
+    inside = (turned.abs() < size[:, None, None] / 2).all(dim=-1)
     image, row, column = inside.nonzero(as_tuple=True)
-    found = ((source + middle)[image] + own[image, row, column]).round().long()
+    place = ((source + middle)[image] + turned[image, row, column]).round().long()
     pasted = values.clone()
-    pasted[image, :, row, column] = values[image, :, found[:, 0], found[:, 1]] * factor[image]
+    pasted[image, :, row, column] = values[image, :, place[:, 0], place[:, 1]] * factor[image]
     return pasted

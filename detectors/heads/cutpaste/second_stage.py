@@ -32,7 +32,7 @@ class Gaussian(nn.Module):
     @classmethod
     def fitted_to(cls, embeddings: Tensor) -> Gaussian:
         """Ledoit-Wolf covariance of float64 [N, D], with floors below the variances."""
-        from sklearn.covariance import ledoit_wolf
+        from sklearn.covariance import ledoit_wolf  # takes a second; a fit alone needs it
 
         covariance = torch.zeros(embeddings.shape[1], embeddings.shape[1], dtype=torch.float64)
         if len(embeddings) > 1:
@@ -73,7 +73,7 @@ class SupportVectors(nn.Module):
     @classmethod
     def fitted_to(cls, embeddings: Tensor) -> SupportVectors:
         """scikit-learn's, of float64 [N, D], with its gamma "scale" = 1 / (D variance)."""
-        from sklearn.svm import OneClassSVM
+        from sklearn.svm import OneClassSVM  # takes a second; a fit alone needs it
 
         mean = embeddings.mean(dim=0)
         apart = embeddings - mean

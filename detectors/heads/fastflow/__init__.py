@@ -1,1 +1,5 @@
 """FastFlow."""
+
+from detectors.heads.fastflow.head import Fastflow
+
+__all__ = ["Fastflow"]

@@ -1,1 +1,5 @@
 """GANomaly."""
+
+from detectors.heads.ganomaly.head import Ganomaly
+
+__all__ = ["Ganomaly"]

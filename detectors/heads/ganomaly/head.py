@@ -67,7 +67,7 @@ class Ganomaly(Reconstruction):
         self.by_latent = score == "latent"
 
     def make_network(self, plan: Plan, generator: torch.Generator) -> GanomalyNetwork:
-        return GanomalyNetwork(plan, own_scores=self.by_latent, generator=generator)
+        return GanomalyNetwork(plan, gives_scores=self.by_latent, generator=generator)
 
     def make_training(self, network: Network, features: Features, context: FitContext) -> Training:
         """Generator and discriminator are trained by turns."""

@@ -29,9 +29,9 @@ class Generated(NamedTuple):
 class GanomalyNetwork(Network):
     """The generator; the discriminator is needed in training only."""
 
-    def __init__(self, plan: Plan, *, own_scores: bool, generator: torch.Generator) -> None:
+    def __init__(self, plan: Plan, *, gives_scores: bool, generator: torch.Generator) -> None:
         super().__init__(plan, residual="l2")
-        self.own_scores = own_scores
+        self.gives_scores = gives_scores
         self.judging_plan = replace(plan, code=1, whole=True)
         """Of the discriminator, which gives one number."""
         self.encoder = Encoder(plan, generator=generator)
@@ -51,5 +51,5 @@ class GanomalyNetwork(Network):
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         standardised = self.scale(values)
         code, reconstruction, code_again = self.generate(standardised)
-        scores = (code - code_again).abs().flatten(1).mean(dim=1) if self.own_scores else None
+        scores = (code - code_again).abs().flatten(1).mean(dim=1) if self.gives_scores else None
         return self.residual(standardised, reconstruction), scores

@@ -1,1 +1,5 @@
 """PaDiM."""
+
+from detectors.heads.padim.head import Padim
+
+__all__ = ["Padim"]

@@ -1,1 +1,5 @@
 """PatchCore."""
+
+from detectors.heads.patchcore.head import Patchcore
+
+__all__ = ["Patchcore"]

@@ -53,11 +53,11 @@ class PatchcoreGraph(nn.Module):
     def forward(self, *maps: Tensor) -> Scores:
         """Maps [B, C, a, b] by ascending stride -> patch scores [B, h, w] and image scores [B] or None."""
         patches = self._patches(maps)
-        found = [self._neighbours(part, self.n_neighbors) for part in patches.split(self.step, dim=1)]
-        scores = torch.cat([distances.mean(dim=2) for distances, _ in found], dim=1)
+        neighbours = [self._neighbours(part, self.n_neighbors) for part in patches.split(self.step, dim=1)]
+        scores = torch.cat([distances.mean(dim=2) for distances, _ in neighbours], dim=1)
         image_scores = None
         if self.weighs:
-            nearest = torch.cat([indices[:, :, 0] for _, indices in found], dim=1)
+            nearest = torch.cat([indices[:, :, 0] for _, indices in neighbours], dim=1)
             image_scores = self._weighted(scores, patches, nearest)
         return scores.reshape(-1, *self.grid), image_scores
 
@@ -91,11 +91,11 @@ class PatchcoreGraph(nn.Module):
         if not self.reweighting:
             return highest[:, 0]
         patch = patches.gather(1, position[:, :, None].expand(-1, 1, bank.shape[1]))
-        own = nearest.gather(1, position)
-        centre = bank.index_select(0, own[:, 0])[:, None]
+        closest = nearest.gather(1, position)
+        centre = bank.index_select(0, closest[:, 0])[:, None]
         around = self._neighbours(centre, self.reweighting + 1)[1][:, 0]
         # Its nearest is itself, unless another patch of the bank is the very same: that one then makes way.
-        others = around != own
+        others = around != closest
         last = others[:, -1:] & ~others.all(dim=1, keepdim=True)
         others = torch.cat([others[:, :-1], last], dim=1)
         there = bank.index_select(0, around.flatten()).reshape(-1, *around.shape[1:], bank.shape[1])

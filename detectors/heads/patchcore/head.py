@@ -289,12 +289,12 @@ class Patchcore(Head):
         height, width = self.grid
         start = int(np.random.default_rng([seed, 1]).integers(height * width * len(features)))
 
-        def select(known: CoresetOrder | None) -> CoresetOrder:
+        def select(stored: CoresetOrder | None) -> CoresetOrder:
             points = self._embedding.projected(features, context.device, projection, seed=seed)
-            if known is not None and not known.belongs_to(points):
-                known = None
-            order = greedy_k_center(points, size, start=start, order=known, should_stop=context.should_stop)
-            self._figures["coreset_new_picks"] = float(len(order) - (len(known) if known else 0))
+            if stored is not None and not stored.belongs_to(points):
+                stored = None
+            order = greedy_k_center(points, size, start=start, order=stored, should_stop=context.should_stop)
+            self._figures["coreset_new_picks"] = float(len(order) - (len(stored) if stored else 0))
             return order
 
         self._figures["coreset_new_picks"] = 0.0
@@ -306,11 +306,11 @@ class Patchcore(Head):
                 f"whitening {self.whitening!r} projection {projection} seed {seed}"
             )
             with context.memo.lock(name):
-                known = _read_order(context.memo.load(name), points=height * width * len(features), start=start)
-                if known is not None and (len(known) >= size or known.complete):
-                    order = known
+                stored = _read_order(context.memo.load(name), points=height * width * len(features), start=start)
+                if stored is not None and (len(stored) >= size or stored.complete):
+                    order = stored
                 else:
-                    order = select(known)
+                    order = select(stored)
                     context.memo.save(name, order.to_tensors())
         chosen = min(size, len(order))
         if chosen > 1:
@@ -327,9 +327,9 @@ class Patchcore(Head):
         others = around != nearest[:, None]
         others[:, -1] &= ~others.all(dim=1)
         around = around[others].unflatten(0, (-1, count))
-        own = torch.linalg.vector_norm(patches - self.bank_[nearest], dim=1)
-        theirs = torch.linalg.vector_norm(patches[:, None] - self.bank_[around], dim=2)
-        return torch.softmax(torch.cat([own[:, None], theirs], dim=1), dim=1)[:, 1:].sum(dim=1)
+        to_nearest = torch.linalg.vector_norm(patches - self.bank_[nearest], dim=1)
+        to_others = torch.linalg.vector_norm(patches[:, None] - self.bank_[around], dim=2)
+        return torch.softmax(torch.cat([to_nearest[:, None], to_others], dim=1), dim=1)[:, 1:].sum(dim=1)
 
 
 def _strides_of(features: Features) -> str:

@@ -99,8 +99,8 @@ class Encoder(nn.Module):
         """What the last convolution sees, [B, channels, a, b]."""
         if any(self.padding):
             values = functional.pad(values, self.padding, mode="replicate")
-        found: Tensor = self.body(values)
-        return found
+        bottom: Tensor = self.body(values)
+        return bottom
 
     def forward(self, values: Tensor) -> Tensor:
         code: Tensor = self.last(self.features(values))
@@ -124,8 +124,8 @@ class Decoder(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         height, width = self.grid
-        found: Tensor = self.layers(code)
-        return found[:, :, :height, :width]
+        padded: Tensor = self.layers(code)
+        return padded[:, :, :height, :width]
 
 
 def _kernel(plan: Plan) -> tuple[Size, int, int]:

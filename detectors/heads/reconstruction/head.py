@@ -118,20 +118,20 @@ class Reconstruction(Head):
     def score(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Residual maps [B, h, w] and, where the detector has a rule of its own, image scores [B]."""
         size = features.grids[features.strides[0]]
-        found = [self._network(part) for part in self._portions(features)]
-        maps = torch.cat([self.shape.new_zeros(0, *size).float(), *(own for own, _ in found)])
-        if not self._network.own_scores:
+        results = [self._network(part) for part in self._portions(features)]
+        maps = torch.cat([self.shape.new_zeros(0, *size).float(), *(part for part, _ in results)])
+        if not self._network.gives_scores:
             return maps, None
-        return maps, torch.cat([maps.new_zeros(0), *(scores for _, scores in found if scores is not None)])
+        return maps, torch.cat([maps.new_zeros(0), *(scores for _, scores in results if scores is not None)])
 
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors["shape"].shape != (3,) or int(tensors["shape"].min()) < 1:
             raise ValueError(f"{self.name} tensors of shape {tensors['shape'].tolist()}")
         channels, height, width = (int(value) for value in tensors["shape"])
         network = self._new_network(channels, (height, width), seed=0)
-        own = {name.removeprefix("network."): value for name, value in tensors.items() if name != "shape"}
+        weights = {name.removeprefix("network."): value for name, value in tensors.items() if name != "shape"}
         try:
-            network.load_state_dict(own)
+            network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{self.name} tensors do not fit the settings: {error}") from error
         self.to(tensors["shape"].device)

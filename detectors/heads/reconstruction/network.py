@@ -32,7 +32,7 @@ class Network(nn.Module):
     ``forward`` takes x [B, C, h, w] and returns maps [B, h, w] and image scores [B] or None.
     """
 
-    own_scores: bool = False
+    gives_scores: bool = False
     """Whether image scores come with the maps."""
 
     def __init__(self, plan: Plan, *, residual: Residual) -> None:

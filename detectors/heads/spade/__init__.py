@@ -1,1 +1,5 @@
 """SPADE."""
+
+from detectors.heads.spade.head import Spade
+
+__all__ = ["Spade"]

@@ -65,12 +65,12 @@ class SpadeGraph(nn.Module):
         bank, count = self.get_buffer(f"bank{index}"), self.counts[index]
         positions, channels = bank.shape[1:]
         candidates = bank.index_select(0, nearest.flatten()).reshape(-1, self.n_neighbors * positions, channels)
-        squares, found = candidates.square().sum(dim=2)[:, None], []
+        squares, distances = candidates.square().sum(dim=2)[:, None], []
         for queries in values.flatten(2).transpose(1, 2).split(self.steps[index], dim=1):
             products = squares - 2 * (queries @ candidates.transpose(1, 2))
             who = products.topk(count, dim=2, largest=False).indices
             there = candidates.gather(1, who.flatten(1)[:, :, None].expand(-1, -1, channels))
             there = there.reshape(-1, queries.shape[1], count, channels)
-            found.append((there - queries[:, :, None]).square().sum(dim=3).sqrt().mean(dim=2))
-        level: Tensor = self.upsamplings[index](torch.cat(found, dim=1).reshape(-1, *self.grids[index]))
+            distances.append((there - queries[:, :, None]).square().sum(dim=3).sqrt().mean(dim=2))
+        level: Tensor = self.upsamplings[index](torch.cat(distances, dim=1).reshape(-1, *self.grids[index]))
         return level

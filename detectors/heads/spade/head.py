@@ -114,7 +114,7 @@ class Spade(Head):
         for stride in self.strides:
             bank = self.get_buffer(f"bank{stride}")
             images = features.maps[stride].to(device).permute(2, 0, 1)
-            scores = [self._correspond(own, bank[found]) for own, found in zip(images, nearest, strict=True)]
+            scores = [self._correspond(image, bank[normals]) for image, normals in zip(images, nearest, strict=True)]
             grid = torch.stack(scores) if scores else images.new_zeros(0, images.shape[1])
             maps.append(self._at_finest(grid.unflatten(1, self._grid(stride))))
         image_scores = distances.mean(dim=1) if self.image_score == "retrieval" else None
@@ -162,7 +162,7 @@ class Spade(Head):
 
     def _retrieve(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the K nearest normals, int64 [B, K], and the squared distances to them."""
-        import faiss
+        import faiss  # a library of its own, which the search alone needs
 
         if self._index is None:
             index = faiss.IndexFlatL2(self.pooled_.shape[1])
@@ -175,19 +175,19 @@ class Spade(Head):
         nearest = torch.cat([torch.from_numpy(row) for row in rows]).to(pooled.device)
         return nearest, (self.pooled_[nearest] - pooled[:, None]).square().sum(dim=2)
 
-    def _correspond(self, own: Tensor, retrieved: Tensor) -> Tensor:
+    def _correspond(self, queries: Tensor, retrieved: Tensor) -> Tensor:
         """Mean distance of positions [P, C] to their nearest among those of the images retrieved, [K, P, C]; [P]."""
-        candidates, own = retrieved.flatten(0, 1), own.contiguous()
+        candidates, queries = retrieved.flatten(0, 1), queries.contiguous()
         squares = candidates.square().sum(dim=1)
         count = min(self.n_correspondences, len(candidates))
-        found = []
-        with full_precision(own.device):
-            for block in own.split(portion(max(1, PRODUCT_BYTES // (4 * len(candidates))))):
+        distances = []
+        with full_precision(queries.device):
+            for block in queries.split(portion(max(1, PRODUCT_BYTES // (4 * len(candidates))))):
                 apart = torch.addmm(squares, block, candidates.T, alpha=-2)
                 nearest = apart.argmin(dim=1, keepdim=True) if count == 1 else apart.topk(count, largest=False).indices
                 differences = candidates[nearest] - block[:, None]
-                found.append(differences.square().sum(dim=2).sqrt().mean(dim=1))
-        return torch.cat(found)
+                distances.append(differences.square().sum(dim=2).sqrt().mean(dim=1))
+        return torch.cat(distances)
 
     def _at_finest(self, values: Tensor) -> Tensor:
         if values.shape[1:] == self.grid:

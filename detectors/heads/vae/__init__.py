@@ -1,1 +1,5 @@
 """Variational autoencoder."""
+
+from detectors.heads.vae.head import Vae
+
+__all__ = ["Vae"]
