@@ -1,7 +1,7 @@
 """Who imports whom within `detectors`, `tracking` and `studies`, read from the source: imports within functions and under
 TYPE_CHECKING count as all others do.
 
-    python -m tests.helpers.import_graph      # the picture of docs/design.md
+    python -m tests.helpers.import_graph      # draws the picture of docs/design.md anew
 """
 
 from __future__ import annotations
@@ -172,24 +172,51 @@ def essential(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
+SMALL = {
+    "detectors": ("errors", "files", "working_memory", "process_state", "precision", "entry_points", "head_files"),
+    "tracking": ("addresses", "audit", "interrupts", "mlflow_settings", "moved", "packing", "patience", "records"),
+    "studies": (),
+}
+"""{package: modules of one purpose each that the picture leaves out}."""
+PICTURE = ROOT / "docs" / "design.md"
+BEGIN, END = "```mermaid\n", "\n```"
+
+
 def mermaid(floors: Mapping[str, Sequence[Sequence[str]]]) -> str:
     """The rooms of each package as a mermaid flowchart, highest first; an arrow means "imports".
 
     Args:
         floors: {package: its rooms' names, the lowest floor first}.
     """
+    there = {module.room for module in modules().values()}
+    hidden = {f"{package}/{name}" for package, names in SMALL.items() for name in names} | set(PACKAGES)
+    pairs = room_arrows()
+    drawn = essential({(source, target) for source, target in pairs if not {source, target} & hidden})
     lines = ["flowchart TB"]
-    drawn = essential(room_arrows())
     for package in reversed(PACKAGES):
         lines.append(f"  subgraph {package}")
-        for floor in reversed(floors[package]):
-            lines += [f"    {_node(f'{package}/{room}')}[{room}]" for room in floor]
+        rooms = [f"{package}/{name}" for floor in reversed(floors[package]) for name in floor]
+        lines += [f"    {_node(room)}[{room.split('/')[1]}]" for room in rooms if room in there - hidden]
+        lines += [f"    {_node(s)} --> {_node(t)}" for s, t in sorted(drawn) if _package(s) == _package(t) == package]
         lines.append("  end")
-    inside = {(s, t) for s, t in drawn if s.split("/")[0] == t.split("/")[0]}
-    between = {(s.split("/")[0], t.split("/")[0]) for s, t in room_arrows()} - {(p, p) for p in PACKAGES}
-    lines += [f"  {_node(source)} --> {_node(target)}" for source, target in sorted(inside)]
+    between = {(_package(source), _package(target)) for source, target in pairs if _package(source) != _package(target)}
     lines += [f"  {source} ==> {target}" for source, target in sorted(essential(between))]
     return "\n".join(lines)
+
+
+def drawn_picture() -> str:
+    """The picture that `PICTURE` holds."""
+    return PICTURE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+
+
+def write_picture(picture: str) -> None:
+    """Replace the picture in `PICTURE`."""
+    before, begin, rest = PICTURE.read_text(encoding="utf-8").partition(BEGIN)
+    PICTURE.write_text(before + begin + picture + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def _package(room: str) -> str:
+    return room.split("/")[0]
 
 
 def _node(room: str) -> str:
@@ -199,4 +226,4 @@ def _node(room: str) -> str:
 if __name__ == "__main__":
     from tests.test_architecture import FLOORS
 
-    print(mermaid(FLOORS))  # noqa: T201
+    write_picture(mermaid(FLOORS))
