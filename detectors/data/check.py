@@ -61,10 +61,12 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
+        """Problems that a study would fail at."""
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
+        """Problems that a study would run with."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
 
     @property

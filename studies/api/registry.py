@@ -22,7 +22,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ModelVersions:
-    """A registered model."""
+    """A registered model: its versions, and who did what with it."""
 
     name: str
     versions: list[Version]
