@@ -63,7 +63,7 @@ def serve(
         port=port,
         device=device,
         threads=threads,
-        open_warning=f"warning: {host} lets everybody who reaches this machine ask; set {TOKEN}, or bind to 127.0.0.1",
+        open_warning=f"warning: everybody who can reach {host} may use this service; set {TOKEN}, or listen on 127.0.0.1",
         say=lambda text: console.print(text, markup=False, highlight=False),
     )
 

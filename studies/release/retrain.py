@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from detectors.base import Detector, FitContext
 from detectors.data.folder import read_folder
 from detectors.data.samples import GOOD, ImageSet, Sample, file_sha256
 from detectors.data.splits import Splits, stable_order
 from detectors.errors import InputError
+from detectors.features import Features
 from detectors.runtime.artifact import Artifact, is_artifact, save_artifact
 from detectors.scoring.evaluation import choose_threshold
 from studies.file import datasets
@@ -23,7 +24,8 @@ from studies.home import Home
 from studies.search.view import StudyView
 from studies.worker.feature_store import FeatureStore
 from studies.worker.memo import FileMemo
-from studies.worker.trial import environment, seed_everything
+from studies.worker.seeding import seeded
+from studies.worker.trial import environment
 
 HELD_OUT = 5
 """One of so many new images is not fitted to, but used for the threshold."""
@@ -77,35 +79,19 @@ def retrain(
     train = ImageSet("train", (*known, *fitted_on), splits.train.image_size)
     if len(train) < 2:
         raise InputError(f"{images}: {len(train)} image to learn from is not enough; add more")
-    model = champion.detector
     digest = hashlib.sha256(f"{train.digest} {champion.provenance}".encode()).hexdigest()[:16]
     folder = home.root / "retrained" / view.config.name / digest / "detector"
     retrained = Retrained(folder, len(new), len(held_out))
     if is_artifact(folder):
         return retrained
 
-    seed = view.config.sampler.seed
-    seed_everything(seed)
-    backbone = model.backbone  # It has the weights with which it was saved.
-    head = type(model.head)(**model.head.settings)
-    detector = Detector(backbone, head, image_size=model.image_size, smoothing_sigma=model.smoothing_sigma)
-    store = FeatureStore(home.features)
-
-    def features(image_set: ImageSet) -> Any:
-        return store.features(
-            image_set, backbone, device=device, progress=lambda done, total: tell(f"features: {done} of {total}")
-        )
-
-    tell(f"fitting {model.head.name} on {len(train)} good images")
-    memo = FileMemo(home.memos, features=store.identity_of(train, backbone, device))
-    context = FitContext(device=device, seed=seed, structural_seed=seed, memo=memo)
-    detector.fit_features(features(train), context)
-    detector.to(device)
-    normal_scores = np.empty(0)
+    validation = None
     if splits.validation is not None:
-        kept = () if only_new else splits.validation.samples
-        judged = ImageSet("validation", (*kept, *held_out), splits.train.image_size)
-        normal_scores = _set_threshold(detector, judged, features(judged), view)
+        known = () if only_new else splits.validation.samples
+        validation = ImageSet("validation", (*known, *held_out), splits.train.image_size)
+    tell(f"fitting {champion.detector.head.name} on {len(train)} good images")
+    with seeded(view.config.sampler.seed):
+        detector, normal_scores = _fit(champion.detector, train, validation, view, home, device=device, tell=tell)
     provenance = {
         **champion.provenance,
         "retrained_from": champion.provenance.get("trial"),
@@ -116,6 +102,40 @@ def retrain(
     }
     save_artifact(Artifact(detector, normal_scores, provenance), folder)
     return retrained
+
+
+def _fit(
+    champion: Detector,
+    train: ImageSet,
+    validation: ImageSet | None,
+    view: StudyView,
+    home: Home,
+    *,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> tuple[Detector, NDArray[np.float64]]:
+    """A detector with the champion's configuration, fitted on train.
+
+    Returns:
+        The detector, with a threshold if there are validation images, and their good ones' scores [N].
+    """
+    seed = view.config.sampler.seed
+    backbone = champion.backbone  # It has the weights with which it was saved.
+    head = type(champion.head)(**champion.head.settings)
+    detector = Detector(backbone, head, image_size=champion.image_size, smoothing_sigma=champion.smoothing_sigma)
+    store = FeatureStore(home.features)
+
+    def features(image_set: ImageSet) -> Features:
+        return store.features(
+            image_set, backbone, device=device, progress=lambda done, total: tell(f"features: {done} of {total}")
+        )
+
+    memo = FileMemo(home.memos, features=store.identity_of(train, backbone, device))
+    detector.fit_features(features(train), FitContext(device=device, seed=seed, structural_seed=seed, memo=memo))
+    detector.to(device)
+    if validation is None:
+        return detector, np.empty(0)
+    return detector, _set_threshold(detector, validation, features(validation), view)
 
 
 def _new_samples(images: Path, splits: Splits) -> list[Sample]:
@@ -138,7 +158,7 @@ def _new_samples(images: Path, splits: Splits) -> list[Sample]:
     return samples
 
 
-def _set_threshold(detector: Detector, judged: ImageSet, features: Any, view: StudyView) -> Any:
+def _set_threshold(detector: Detector, judged: ImageSet, features: Features, view: StudyView) -> NDArray[np.float64]:
     """Set the threshold by the study's rule. Returns the scores of the good images [N]."""
     rule = view.config.threshold
     scores = detector.score_features(features).scores.cpu().numpy()

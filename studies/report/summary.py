@@ -98,7 +98,7 @@ def _choice(search: Search) -> str:
     limits = phrases.listed([f"{metric} {condition}" for metric, condition in config.constraints.items()])
     meets = f" that meet {limits}" if limits else ""
     if config.protocol == "paper":
-        return f"The study file lists all settings; each was scored on the whole test set; {feasible}{meets}."
+        return f"The study file lists all settings, and each was scored on the whole test set ({feasible}{meets})."
     best, objective = "highest" if config.direction == "maximize" else "lowest", phrases.metric(search.objective)
     return f"It has the {best} {objective} on validation among the {feasible}{meets}."
 

@@ -76,7 +76,7 @@ def create_app(keeper: Keeper, settings: Settings) -> FastAPI:
         keeper: holds the model; it was started already, and the service makes it look for new models.
     """
     meters = Meters()
-    keeper.swapped = meters.swapped
+    keeper.on_swap(meters.swapped)
     scorer = Scorer(max_waiting=settings.max_waiting, max_batch=settings.max_batch, batched=meters.batched)
     decoders = ThreadPoolExecutor(DECODERS, "decoding")
 

@@ -169,7 +169,7 @@ class Keeper:
         """
         self._clock = clock
         self._source, self._device, self._say = source, device, say
-        self.swapped = swapped
+        self._listeners = [swapped]
         self._current: LoadedModel | None = None
         self._failed: _Failed | None = None
         """The model that failed last, which is not tried at every poll."""
@@ -180,6 +180,10 @@ class Keeper:
     def current(self) -> LoadedModel | None:
         """The model that is served now; None before the first one is loaded."""
         return self._current
+
+    def on_swap(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with ``swapped`` or ``failed`` for each new model, besides the one of the constructor."""
+        self._listeners.append(listener)
 
     def start(self) -> LoadedModel:
         """Load the first model.
@@ -222,11 +226,11 @@ class Keeper:
                         f"{latest.name} version {latest.number} is not served: {_one_line(error)}; "
                         "the present one continues"
                     )
-                self.swapped("failed")
+                self._notify("failed")
                 return False
             self._failed = None
             self._say(f"now serving {latest.name} version {latest.number}")
-            self.swapped("swapped")
+            self._notify("swapped")
             return True
 
     def follow(self, seconds: float) -> Callable[[], None]:
@@ -243,6 +247,10 @@ class Keeper:
 
         threading.Thread(target=work, name="following", daemon=True).start()
         return ended.set
+
+    def _notify(self, outcome: str) -> None:
+        for listener in self._listeners:
+            listener(outcome)
 
     def _load(self, version: ModelVersion) -> LoadedModel:
         """Fetch and load a model and let it judge a grey image."""

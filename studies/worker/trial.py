@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from studies.worker.ledger import LedgerLine
 from studies.worker.memo import FileMemo
 from studies.worker.products import load_images, run_products
 from studies.worker.scores import write_scores
+from studies.worker.seeding import seeded
 
 Emit = Callable[[Event], None]
 HEAT_MAPS = 6
@@ -66,7 +66,7 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
     config = validate(job.config, source=f"trial {job.number}")
     if config.data.is_several:
         return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
-    with working_memory.halved(job.memory_halvings):
+    with working_memory.halved(job.memory_halvings), seeded(job.seed, threads=job.threads):
         worker = _Worker(job, config, home, emit, should_stop)
         return worker.trial() if job.task == "trial" else worker.final()
 
@@ -81,8 +81,6 @@ class _Worker:
         self.stopped = False
         self.device = torch.device(job.device)
         self.lock = DeviceLock(self.home.locks, self.device)
-        torch.set_num_threads(job.threads)
-        seed_everything(job.seed)
         self.splits = load_images(config, home, job.splits_digest).parts[0].splits
         self.backbone = self._build_backbone()
         self.store = FeatureStore(self.home.features, max_bytes=int(self.config.execution.feature_store_gb * 1e9))
@@ -338,13 +336,6 @@ class _Worker:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the random numbers of Python, numpy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -58,7 +58,7 @@ def test_every_way_to_ask_gives_the_same_scores(real_data: Path, tmp_path: Path,
         found["MLflow pyfunc"] = [answer.score for answer in ask(model, requests_)]
     found["HTTP"] = over_http(folder, asked)
     inputs = torch.cat([artifact.resize(read_image(path)) for path in asked])
-    export_detector(artifact, tmp_path / "model.onnx", "onnx", inputs=inputs)
+    export_detector(artifact, tmp_path / "model.onnx", "onnx", images=inputs)
     runtime = load_exported(tmp_path / "model.onnx")
     found["ONNX"] = [verdict.score for verdict in judge(runtime, [read_image(path) for path in asked])]
     wanted = np.array(found.pop("in memory"))

@@ -186,7 +186,7 @@ def test_protocol_paper_has_curves_and_no_threshold(finished: Path) -> None:
     page = page_of(view)
     for word in (
         "Best here: PaDiM",
-        "The study file lists all settings",
+        "The study file lists all settings, and each was scored",
         "What was tried",
     ):
         assert word in page.text

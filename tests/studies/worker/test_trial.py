@@ -45,10 +45,10 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """A job sets the number of threads for its whole process."""
+    """A job leaves the number of threads as it was."""
     threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.fixture
@@ -345,11 +345,15 @@ def test_structure_follows_the_study_and_not_the_trial(plan, tmp_path):
 
 def test_everything_random_is_seeded_before_the_model_is_built(plan, monkeypatch):
     drawn: list[tuple[float, float]] = []
-    monkeypatch.setattr(
-        trial._Worker, "_build_backbone", lambda self: drawn.append((float(torch.rand(1)), float(np.random.rand())))
-    )
+
+    def draw(worker: Any) -> None:
+        drawn.append((float(torch.rand(1)), float(np.random.rand())))
+        raise InputError("enough")
+
+    monkeypatch.setattr(trial._Worker, "_build_backbone", draw)
     for number in (1, 1, 2):
-        trial._Worker(build_job(plan, number), plan.config, plan.home, lambda event: None, lambda: False)
+        with pytest.raises(InputError, match="enough"):
+            run_job(build_job(plan, number))
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[2][0]
     assert drawn[0][1] != drawn[2][1]
