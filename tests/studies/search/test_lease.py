@@ -78,7 +78,7 @@ HOLD = """
 import os, sys, time
 from pathlib import Path
 from sqlalchemy import create_engine
-from studies import lease as module
+from studies.search import lease as module
 
 address, study, place, renew = sys.argv[1:]
 if place:
