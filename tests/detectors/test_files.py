@@ -147,7 +147,7 @@ def test_readers_never_see_half_a_file_and_kills_leave_a_whole_one(tmp_path):
         (errno.EIO, False),
     ],
 )
-def test_refusals_are_told_in_one_line_and_faults_are_not_hidden(tmp_path, number, known):
+def test_refusals_are_reported_in_one_line_and_faults_are_not_hidden(tmp_path, number, known):
     with pytest.raises(InputError if known else OSError) as caught, told_plainly(tmp_path / "x"):
         raise OSError(number, os.strerror(number))
     assert isinstance(caught.value, InputError) == known
@@ -194,7 +194,7 @@ def test_a_line_cut_by_a_crash_is_closed_and_spoils_no_other(tmp_path, torn):
     assert path.read_bytes() == b"whole\n" + torn + b"\nnext\nlast\n"
 
 
-def test_a_full_disk_is_told_when_a_line_is_appended(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_when_a_line_is_appended(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(InputError, match="disk is full"):
         append_line(tmp_path / "x", "line")
@@ -311,7 +311,7 @@ def hold(path: Path, shared: bool, pipe) -> None:
 
 
 def holder(path: Path, *, shared: bool = False):
-    """A process that holds the lock, and the pipe that tells it to let go."""
+    """A process that holds the lock, and the pipe by which it is asked to let go."""
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     (process,) = in_processes(hold, (path, shared, theirs))
     assert ours.poll(60)

@@ -276,7 +276,7 @@ def test_own_folder_with_masks_beside_the_images(tmp_path):
     assert problem.subject == "bad/3_mask.png"
 
 
-def test_progress_is_told_for_every_image(builder):
+def test_progress_is_reported_for_every_image(builder):
     calls: list[tuple[int, int]] = []
     check_dataset(builder.read(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 28) for done in range(1, 29)]

@@ -145,7 +145,7 @@ def test_waits_grow_and_are_bounded(site: Site, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])
-def test_a_missing_file_is_told_at_once(site: Site, tmp_path: Path, status: int) -> None:
+def test_a_missing_file_is_reported_at_once(site: Site, tmp_path: Path, status: int) -> None:
     site.statuses = [status]
     with pytest.raises(InputError, match=rf"127\.0\.0\.1: answers HTTP {status} for Toy set.*--archive FILE"):
         download(site, tmp_path)

@@ -171,7 +171,7 @@ def test_root_without_categories(tmp_path, make):
     assert str(tmp_path / "root") in message(error)
 
 
-def test_another_data_set_is_not_told_to_fetch_mvtec(tmp_path):
+def test_another_data_set_is_not_asked_to_fetch_mvtec(tmp_path):
     with pytest.raises(InputError, match=r"data\.root") as error:
         read_mvtec(tmp_path / "nowhere", "macaroni1", name="visa")
     assert "mvtec" not in message(error)

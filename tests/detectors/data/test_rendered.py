@@ -217,10 +217,10 @@ def test_identity_knows_spec_and_renderer(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_data_set_has_the_layout_of_mvtec(tmp_path: Path):
-    told: list[tuple[int, int]] = []
-    folder = render_dataset(tmp_path, TINY, progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    folder = render_dataset(tmp_path, TINY, progress=lambda done, total: calls.append((done, total)))
     assert folder == tmp_path / "screw"
-    assert told == [(done, TINY.total) for done in range(1, TINY.total + 1)]
+    assert calls == [(done, TINY.total) for done in range(1, TINY.total + 1)]
     assert [path.name for path in tmp_path.iterdir()] == ["screw"]
     dataset = read_mvtec(tmp_path, "screw")
     assert len(dataset.train) == TINY.train
@@ -329,7 +329,7 @@ def test_what_a_killed_rendering_left_goes_after_a_day(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".screw-young.partial", "screw"]
 
 
-def test_folder_that_cannot_be_written_is_told(tmp_path: Path):
+def test_folder_that_cannot_be_written_is_reported(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(InputError, match="choose another folder"):

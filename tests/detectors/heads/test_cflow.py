@@ -500,7 +500,7 @@ def test_a_stop_within_an_epoch_ends_it_there(monkeypatch):
     assert head.diagnostics["epochs_trained"] == 0
 
 
-def test_a_loss_that_is_not_finite_is_told_in_one_line():
+def test_a_loss_that_is_not_finite_is_reported_in_one_line():
     features = make_features()
     features.maps[8][3, 2, 1] = float("nan")
     with pytest.raises(NumericalError, match=r"epoch 1 at learning_rate=0\.01; lower it") as caught:
@@ -675,7 +675,7 @@ def test_tensors_that_do_not_fit_are_refused(fitted):
 
 
 @pytest.mark.real_images
-def test_real_screws_are_told_apart(real_data):
+def test_real_screws_are_distinguished(real_data):
     data_set = read_mvtec(real_data / "MVTecAD", "screw")
     splits = make_splits(data_set, protocol="holdout", image_size=(256, 256))
     head = head_class("cflow")(coupling_blocks=4, condition_dimension=32, fibre_batch=256, learning_rate=0.01, epochs=8)

@@ -103,7 +103,7 @@ def test_patches_fit_any_grid_and_change_their_own_place_alone(height, width, sc
         assert bool((place + patches.size <= torch.tensor(grid)).all())
     assert int(patches.size.min()) >= 1
     assert float((patches.factor - 1).abs().max()) <= 0.1 + 1e-6
-    # Positions carry their own number, so that a pasted one tells where it is from.
+    # Positions carry their own number, so that a pasted one shows where it is from.
     values = torch.arange(1.0, height * width + 1).view(1, 1, height, width).repeat(count, 1, 1, 1)
     plain = patches._replace(factor=torch.ones(count, 1))
     changed = paste(values, patches._replace(factor=torch.full((count, 1), -1.0))) < 0
@@ -310,7 +310,7 @@ def test_a_resumed_training_equals_one_without_interruption(tmp_path, network, a
     assert not list(tmp_path.iterdir())
 
 
-def test_a_learning_rate_that_is_too_large_is_told():
+def test_a_learning_rate_that_is_too_large_is_reported():
     features = make_features()
     features.maps[8][3, 1, 2] = float("nan")
     with pytest.raises(NumericalError, match=r"cutpaste: .* lower it"):
@@ -445,7 +445,7 @@ def test_weights_come_from_the_contexts_folder(tmp_path):
     )
 
 
-def test_what_a_pretrained_network_cannot_start_from_is_told(tmp_path, monkeypatch):
+def test_what_a_pretrained_network_cannot_start_from_is_reported(tmp_path, monkeypatch):
     monkeypatch.delenv("STUDY_WEIGHTS", raising=False)
     with pytest.raises(InputError, match="no weights for backbone resnet10t on this machine"):
         pretrained(network="resnet10t").fit(pixels(random_images(2)), FitContext())

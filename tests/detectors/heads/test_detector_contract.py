@@ -195,7 +195,7 @@ def test_an_installed_package_adds_a_detector(monkeypatch):
     "value",
     ["no_such_module:Head", "json:loads", "detectors.heads.padim.head:Padim", "detectors.heads.padim.head:None"],
 )
-def test_a_broken_addition_is_told(monkeypatch, value):
+def test_a_broken_addition_is_reported(monkeypatch, value):
     offer(monkeypatch, "mine", value)
     with pytest.raises(InputError, match=rf"detector 'mine' \({value}\) .*uninstall it"):
         head_class("mine")

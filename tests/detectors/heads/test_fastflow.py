@@ -222,7 +222,7 @@ def test_patience_and_a_stop_end_training(monkeypatch):
     assert head.diagnostics["epochs_trained"] == 0
 
 
-def test_what_cannot_be_learned_is_told_in_one_line():
+def test_what_cannot_be_learned_is_reported_in_one_line():
     features = make_features()
     features.maps[8][3, 2, 1] = float("nan")
     with pytest.raises(NumericalError, match=r"fastflow: .*epoch 1 at learning_rate=0\.01; lower it"):

@@ -465,7 +465,7 @@ def test_the_stored_triangle_is_half_the_square():
 
 
 @pytest.mark.real_images
-def test_real_screws_are_told_apart(real_data):
+def test_real_screws_are_distinguished(real_data):
     splits = make_splits(read_mvtec(real_data / "MVTecAD", "screw"), protocol="paper", image_size=(256, 256))
     detector = Detector(build_backbone("tf_efficientnet_lite0", [8, 16]), Padim(n_features=100), image_size=(256, 256))
     detector.fit(splits.train.images())

@@ -174,7 +174,7 @@ def test_distances_far_from_the_origin_do_not_cancel():
 
 
 def test_rounding_in_the_search_does_not_decide_between_near_neighbours():
-    """Pairs of patches far apart: the products' rounding is larger than what tells the two of a pair apart."""
+    """Pairs of patches far apart: the products' rounding is larger than the difference between the two of a pair."""
     places = 1000 * torch.arange(16.0)
     bank, queries = torch.zeros(32, 40), torch.zeros(32, 40)
     bank[:, 0] = torch.cat([places, places + 1 / 32])
@@ -349,7 +349,7 @@ def test_a_memo_that_is_damaged_or_of_other_features_is_ignored():
         head = Patchcore(coreset_ratio=0.1).fit(train, FitContext(memo=memo))
         assert head.diagnostics["coreset_new_picks"] == 18
         assert torch.equal(head.bank_, wanted.bank_)
-    # An order of as many other points is told when it is to be gone on from.
+    # An order of as many other points is recognised when it is to be gone on from.
     larger = Patchcore(coreset_ratio=0.2).fit(other, FitContext(memo=memo))
     assert larger.diagnostics["coreset_new_picks"] == 36
     assert torch.equal(larger.bank_, Patchcore(coreset_ratio=0.2).fit(other, FitContext()).bank_)
@@ -590,7 +590,7 @@ def test_tensors_of_another_shape_are_refused():
 
 
 @pytest.mark.real_images
-def test_real_screws_are_told_apart(real_data):
+def test_real_screws_are_distinguished(real_data):
     splits = make_splits(read_mvtec(real_data / "MVTecAD", "screw"), protocol="paper", image_size=(256, 256))
     detector = Detector(build_backbone("tf_efficientnet_lite0", [8, 16]), Patchcore(), image_size=(256, 256))
     detector.fit(splits.train.images(range(0, len(splits.train), 2)))

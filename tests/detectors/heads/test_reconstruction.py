@@ -288,7 +288,7 @@ def test_a_resumed_training_equals_one_without_interruption(name, at, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_that_is_not_finite_is_told(name, monkeypatch):
+def test_a_loss_that_is_not_finite_is_reported(name, monkeypatch):
     features = make_features()
     head = head_class(name)(**SMALL)
     monkeypatch.setattr(Scale, "forward", lambda scale, values: values * float("nan"))

@@ -395,7 +395,7 @@ def test_a_disk_that_fills_up_leaves_the_old_detector(detector, saved, monkeypat
         ("something else", SafetensorError, "something else"),
     ],
 )
-def test_safetensors_own_errors_are_told_alike(detector, saved, monkeypatch, text, wanted, hint):
+def test_safetensors_own_errors_are_reported_alike(detector, saved, monkeypatch, text, wanted, hint):
     def fail(tensors, path):
         Path(path).write_bytes(b"half")
         raise SafetensorError(f"Error while serializing: {text}")

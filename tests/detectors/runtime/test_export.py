@@ -162,14 +162,14 @@ def padim_onnx(make_export) -> bytes:
 
 
 def test_scores_and_maps_are_those_of_the_detector(made):
-    artifact, path, told = made
+    artifact, path, comparison = made
     images = torch.cat([random_images(6, seed=5), 255 - random_images(1, seed=3)])
     opened = load_exported(path)
     close(opened.predict(images), artifact.predict(images))
-    assert told.random_images == 5
-    assert told.relative < 1e-5
+    assert comparison.images == 5
+    assert comparison.relative < 1e-5
     assert compare(opened, artifact.detector, random_images(5, seed=1)).relative == pytest.approx(
-        told.relative, abs=1e-5
+        comparison.relative, abs=1e-5
     )
 
 
@@ -373,7 +373,7 @@ def test_only_a_former_export_gives_way_to_a_folder(tmp_path):
         check(tmp_path / "file", "openvino", force=True)
 
 
-def test_weights_too_large_for_one_onnx_file_are_told_before_the_work(quick, monkeypatch, tmp_path):
+def test_weights_too_large_for_one_onnx_file_are_reported_before_the_work(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "MAX_ONNX_BYTES", export.BESIDE_WEIGHTS + 1000)
     with pytest.raises(InputError, match="take --format openvino"):
         quick(tmp_path / "x.onnx")
@@ -498,7 +498,7 @@ def test_what_is_no_model_is_refused(tmp_path, name, content):
     only_line(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_file_that_is_not_there_is_reported(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for name in ("x.onnx", "x.xml", "folder.onnx", "x"):
         with pytest.raises(InputError, match="no such file"):

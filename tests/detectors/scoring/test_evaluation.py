@@ -85,7 +85,7 @@ def test_without_maps_or_masks_the_image_metrics_remain(absent, reason):
     assert set(found.per_defect) == {"dent", "scratch"}
 
 
-def test_without_defects_nothing_is_defined_and_every_reason_is_told():
+def test_without_defects_nothing_is_defined_and_every_reason_is_reported():
     found = evaluate(**predictions(scratch=0, dent=0))
     assert found.metrics == {}
     assert found.per_defect == {}
