@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from detectors.errors import InputError
 from studies.file.config import validate
+from studies.file.messages import check_name, did_you_mean, first_problem, located
+from studies.file.sections import DataConfig
 from tests.helpers.builders import BACKBONE
 from tests.helpers.study_files import refused
 
@@ -131,3 +134,25 @@ def test_a_study_file_is_a_mapping(raw):
 
 def test_a_huge_value_is_shown_in_short():
     assert len(refused(budget={"trials": ["x" * 10_000] * 100})) < 300
+
+
+def test_a_similar_name_is_offered():
+    assert did_you_mean("padin", ["padim", "spade"]) == "did you mean padim? "
+    assert did_you_mean("xyz", ["padim", "spade"]) == ""
+    check_name("padim", ["padim"], "detector")
+    with pytest.raises(InputError, match=r"^unknown detector 'padin'; did you mean padim\? known: padim, spade$"):
+        check_name("padin", ["padim", "spade"], "detector")
+
+
+def test_the_place_stands_ahead_of_what_is_wrong():
+    with pytest.raises(ValueError, match=r"^search: n_features: too many$"), located("search"), located("n_features"):
+        raise ValueError("too many")
+    with pytest.raises(KeyError), located("search"):
+        raise KeyError("a mistake of the program keeps its own words")
+
+
+def test_keys_are_those_of_the_model_that_was_validated():
+    with pytest.raises(ValidationError) as caught:
+        DataConfig.model_validate({"categry": "a"})
+    message = first_problem(caught.value, DataConfig)
+    assert message == ("unknown key 'categry'; did you mean category? known here: category, dataset, image_size, root")

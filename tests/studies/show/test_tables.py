@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from studies.show.study_tables import trial_table
+from studies.show import insight
+from studies.show.study_tables import insight_parts, trial_table
 from studies.show.tables import Fitted
 from tests.helpers.bench import Bench, ScriptedExecutor
 from tests.helpers.builders import BACKBONE
@@ -54,3 +55,13 @@ def test_settings_that_only_one_detector_has_are_no_columns(bench: Bench) -> Non
     assert drawn.columns[-3:] == ("detector", "neighbourhood", "smoothing\nsigma")  # both pool neighbours
     assert {row[-3] for row in drawn.rows} == {"padim", "patchcore"}
     assert f"all with backbone {BACKBONE}, layers 8; parameters of single detectors are in the report" in drawn.title
+
+
+def test_the_choices_of_layers_are_shown_where_a_backbones_name_has_a_dot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(insight, "importances", lambda view: {"padim.layers@resnet18.a1_in1k": 0.9, "n_features": 0.1})
+    effects = [insight.Effect(name, "8+16", 3, 0.8, 0.9) for name in ("layers", "n_features", "shrinkage")]
+    monkeypatch.setattr(insight, "effects", lambda view: effects)
+    _, table = insight_parts(bench.run(budget={"trials": 1}).view)
+    assert [str(cell) for cell in table.columns[0].cells] == ["layers", "n_features"]
