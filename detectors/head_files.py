@@ -14,7 +14,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -112,6 +113,22 @@ def load_head(reference: str, *, base: Path | None = None, taken: Mapping[str, s
 def named(name: str) -> type[Head] | None:
     """The head of this name whose file was named last in this process."""
     return _known.latest.get(name)
+
+
+@contextmanager
+def known_as(head: type[Head]) -> Iterator[None]:
+    """Let a class be found by its name for a block, as if a package offered it: for tests of a head that is not installed yet."""
+    with _known.lock:
+        before = _known.latest.get(head.name)
+        _known.latest[head.name] = head
+    try:
+        yield
+    finally:
+        with _known.lock:
+            if before is None:
+                del _known.latest[head.name]
+            else:
+                _known.latest[head.name] = before
 
 
 def code_of(head: type[Head]) -> HeadCode | None:

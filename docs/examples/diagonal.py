@@ -28,6 +28,10 @@ class Diagonal(Head):
     deviation: Tensor
     size: Tensor
 
+    def __init__(self, *, regularization: float = 0.01) -> None:
+        super().__init__()
+        self.regularization = float(regularization)
+
     @property
     def grid(self) -> Size:
         height, width = self.size.tolist()
@@ -40,7 +44,7 @@ class Diagonal(Head):
         ]
         self.register_buffer("mean", torch.cat([mean for _, mean in statistics]))
         variance = torch.cat([variance for variance, _ in statistics])
-        self.register_buffer("deviation", (variance + float(self.settings["regularization"])).sqrt())
+        self.register_buffer("deviation", (variance + self.regularization).sqrt())
         self.register_buffer("size", torch.tensor(features.grids[features.strides[0]]))
         return self
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from detectors import catalog, entry_points
+from detectors.catalog import built_in_names, head_class, parameters
 from detectors.entry_points import offered
 from detectors.errors import InputError
 from tests.helpers import ROOT
+from tests.helpers.worked_example import EXAMPLE, offer
 
 BUILT_IN = ["autoencoder", "cflow", "cutpaste", "fastflow", "ganomaly", "padim", "patchcore", "spade", "vae"]
 
@@ -117,3 +119,31 @@ def test_an_entry_point_knows_its_package() -> None:
     assert entry_points.distribution_of(own) == "anomaly-studies"
     assert entry_points.distribution_of(EntryPoint("x", "y:z", catalog.GROUP)) == ""
     assert distribution("anomaly-studies").name == "anomaly-studies"
+
+
+@pytest.mark.parametrize(("wrong", "hint"), [("padmi", "did you mean padim?"), ("", "known: "), ("x" * 50, "known: ")])
+def test_an_unknown_detector_is_refused_with_the_known_ones(wrong: str, hint: str) -> None:
+    for call in (head_class, parameters):
+        with pytest.raises(InputError) as caught:
+            call(wrong)
+        assert hint in str(caught.value)
+        assert all(known in str(caught.value) for known in built_in_names())
+
+
+def test_an_installed_package_adds_a_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    offer(monkeypatch, "diagonal", "diagonal:Diagonal")
+    assert head_class("diagonal").name == "diagonal"
+    assert "regularization" in parameters("diagonal")
+    with pytest.raises(InputError, match="did you mean diagonal"):
+        head_class("diagonl")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no_such_module:Head", "json:loads", "detectors.heads.padim.head:Padim", "detectors.heads.padim.head:None"],
+)
+def test_a_broken_addition_is_reported(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    offer(monkeypatch, "mine", value)
+    with pytest.raises(InputError, match=rf"detector 'mine' \({value}\) .*uninstall it"):
+        head_class("mine")

@@ -33,7 +33,8 @@ from detectors.runtime.export import DetectorGraph, compare, export_detector, me
 from detectors.runtime.exported import METADATA_KEY, Exported, load_exported
 from detectors.runtime.verdicts import judge
 from detectors.scoring.evaluation import Threshold
-from tests.detectors.heads.test_detector_contract import BACKBONE, QUICK, STRIDES, close, random_images
+from detectors.testing.contract import BACKBONE, STRIDES, close, random_images
+from tests.detectors.heads.test_detector_contract import QUICK
 
 FORMATS: tuple[exported.Format, ...] = ("onnx", "openvino")
 SIZE = (64, 64)
