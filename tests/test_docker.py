@@ -136,6 +136,7 @@ def test_the_services_fit_together() -> None:
     assert services["mlflow"]["environment"]["MLFLOW_AUTH_CONFIG_PATH"] in services["mlflow"]["volumes"][-1]
 
 
+@pytest.mark.postgres
 def test_the_commands_of_the_services_work_together_outside_containers(tiny_mvtec: Path, tmp_path: Path) -> None:
     """PostgreSQL, MLflow with passwords, a study, its promotion and the service, by the compose file's own commands."""
     skip_without_postgres()

@@ -176,6 +176,7 @@ def test_changed_test_images_are_refused(shell: Shell, tmp_path: Path) -> None:
     assert "not those that the study was run with" in ended.err
 
 
+@pytest.mark.slow
 def test_a_demonstration_stays_where_it_is(shell: Shell) -> None:
     """Rendered images: its own model may have a champion, production may not get it."""
     raw = raw_study(Path("x"), name="shown", budget={"trials": 1})
@@ -233,6 +234,7 @@ def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, ne
 # --- MLflow's own server
 
 
+@pytest.mark.slow
 def test_mlflow_serves_the_champion(shell: Shell, root: Path) -> None:
     """`mlflow models serve -m models:/tiny@champion --env-manager local`, asked over HTTP."""
     assert shell("promote", "tiny").code == 0
@@ -276,6 +278,7 @@ def _ask(address: str, body: Any) -> Any:
 # --- two at once
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_leave_one_version(shell: Shell) -> None:
     context = multiprocessing.get_context("forkserver")
     with context.Pool(2) as pool:

@@ -47,6 +47,7 @@ def champion(shell: Shell) -> tuple[str, float]:
     return version, shown["score"]
 
 
+@pytest.mark.slow
 def test_two_studies_compete_for_the_line(shell: Shell) -> None:
     finish(
         shell, "weak", "padim", {"shrinkage": 0.0, "smoothing_sigma": 16.0}, {"n_features": {"choices": [1, 2]}}

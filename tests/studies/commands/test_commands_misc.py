@@ -145,6 +145,7 @@ def test_weights_fetch_without_network_is_told_at_once(monkeypatch: pytest.Monke
         assert told in ended.error
 
 
+@pytest.mark.slow
 def test_weights_fetch_downloads_into_the_cache_of_the_hub(tmp_path: Path) -> None:
     content = b"not real weights, but these very bytes"
 
@@ -490,6 +491,7 @@ def test_clean_deletes_after_a_yes_alone(answer: str, left: int, used: Path, mon
     assert ("freed" in ended.out) == (not left)
 
 
+@pytest.mark.slow
 def test_clean_asks_at_a_terminal(used: Path) -> None:
     mine, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -550,6 +552,7 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
+@pytest.mark.kill
 def test_ui_shows_studies_and_leaves_no_process_behind(used: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "optuna_dashboard.py").write_text(DASHBOARD)

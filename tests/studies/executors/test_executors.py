@@ -41,6 +41,8 @@ EXECUTORS: dict[str, Callable[..., Executor]] = {
     "local, a worker for each": partial(LocalExecutor, slots=2, reuse=False),
 }
 PROCESSES = [name for name in EXECUTORS if name != "inline"]
+DEAR = [pytest.param(name, marks=pytest.mark.slow) for name in PROCESSES]
+"""Those whose workers import all that real jobs need, for several seconds each."""
 SECONDS = 120.0
 
 
@@ -54,7 +56,7 @@ def reference(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> TrialResu
     return run_job(build_job(plan, 5, folder=tmp_path_factory.mktemp("reference")))
 
 
-@pytest.fixture(scope="module", params=EXECUTORS, ids=str)
+@pytest.fixture(scope="module", params=["inline", *DEAR], ids=str)
 def record(
     request: pytest.FixtureRequest, plan: Plan, reference: TrialResult, tmp_path_factory: pytest.TempPathFactory
 ) -> Record:
@@ -72,13 +74,13 @@ def test_contract(record: Record, check: Callable[[Record], None]):
     check(record)
 
 
-@pytest.mark.parametrize("record", ["inline", "local, a worker for all"], indirect=True, scope="module")
+@pytest.mark.parametrize("record", ["inline", DEAR[0]], indirect=True, scope="module")
 @pytest.mark.parametrize("check", contract.FAILURE_CHECKS, ids=lambda check: check.__name__)
 def test_contract_of_failing_jobs(record: Record, check: Callable[[Record], None]):
     check(record)
 
 
-@pytest.fixture(scope="module", params=EXECUTORS, ids=str)
+@pytest.fixture(scope="module", params=["inline", PROCESSES[0], DEAR[1]], ids=str)
 def scripted(request: pytest.FixtureRequest, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Record:
     jobs = contract.scripted(plan, tmp_path_factory.mktemp("jobs"), in_processes=request.param in PROCESSES)
     if request.param in PROCESSES:
@@ -103,11 +105,13 @@ def test_closing_leaves_nothing(name: str, plan: Plan, tmp_path: Path):
     contract.closing_leaves_nothing(EXECUTORS[name](), build_job(plan, folder=tmp_path / "job"))
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("name", PROCESSES)
 def test_closing_ends_hanging_workers_and_their_children(name: str, plan: Plan, tmp_path: Path):
     contract.closing_ends_everything(EXECUTORS[name](run=scripted_jobs.act), plan, tmp_path)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("name", PROCESSES)
 def test_hanging_jobs_are_lost_in_time(name: str, plan: Plan, tmp_path: Path):
     executor = EXECUTORS[name](slots=3, run=scripted_jobs.act, trial_timeout=5.0)
@@ -290,6 +294,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.kill
 def test_a_killed_worker_is_a_lost_job_and_the_next_job_has_a_new_worker(local, plan, tmp_path, reference):
     executor = local()
     executor.submit(build_job(plan, 1, folder=tmp_path / "1", attempt=2))
@@ -330,6 +335,7 @@ def test_a_job_that_takes_too_long_is_lost_and_its_process_gone(local, plan, tmp
     assert poll(executor, 0.0) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_after_its_done_is_done(local, plan, tmp_path):
     executor = local(reuse=False)
     job = build_job(plan, 8, task="final", folder=tmp_path / "job")
@@ -342,6 +348,7 @@ def test_a_worker_that_ends_after_its_done_is_done(local, plan, tmp_path):
     assert poll(executor, 0.0) == []
 
 
+@pytest.mark.slow
 def test_what_a_job_prints_goes_to_its_log(local, own_widgets, tmp_path, capfd):
     # PIL warns of this one's EXIF block wherever it is decoded.
     path = own_widgets / "widget" / "train" / "good" / "000.png"
@@ -439,6 +446,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.kill
 def test_no_worker_outlives_its_driver(plan, tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)

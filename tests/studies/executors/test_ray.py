@@ -518,6 +518,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ray
 def test_a_ray_of_our_own_ends_with_its_executor_or_its_driver(plan: Plan, tmp_path: Path):
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)

@@ -26,6 +26,8 @@ from tests.helpers.scenes import (
 )
 from tests.helpers.widgets import copy_stores
 
+pytestmark = pytest.mark.kill
+
 
 @pytest.fixture(scope="module")
 def warm(tiny_mvtec: Path, empty_stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -261,6 +261,7 @@ def test_a_successor_is_not_judged_by_how_long_the_one_before_it_was_waited_for(
         held.__exit__(None, None, None)
 
 
+@pytest.mark.kill
 def test_a_process_that_stood_still_learns_that_it_was_replaced(engine: Engine, url: str) -> None:
     with holding(url, place="another machine") as process:
         process.send_signal(signal.SIGSTOP)
@@ -307,6 +308,7 @@ def race(url: str, takers: int = 4) -> list[str]:
     return said
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("what", ["nobody", "dead"])
 def test_of_those_who_come_at_once_one_gets_it(url: str, engine: Engine, what: str) -> None:
     if what == "dead":
@@ -459,6 +461,7 @@ def steal_in_the_second_trial() -> None:
     InlineExecutor.submit = submit  # type: ignore[method-assign]
 
 
+@pytest.mark.kill
 def test_the_command_ends_with_one_line_when_it_lost_its_study(
     tiny_mvtec: Path, study_home: Path, tmp_path: Path
 ) -> None:

@@ -331,6 +331,7 @@ def test_mistakes_are_told_before_anything_is_served(
 # --- another model
 
 
+@pytest.mark.slow
 def test_a_new_model_is_swapped_in_under_load_and_a_broken_one_is_not(
     start: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -372,6 +373,7 @@ def test_a_new_model_is_swapped_in_under_load_and_a_broken_one_is_not(
     assert sum("is not served" in line for line in service.lines) == 1
 
 
+@pytest.mark.slow
 def test_the_champion_is_followed_there_and_back(
     start: Callable[..., Service], empty_stores: Path, tmp_path: Path
 ) -> None:
@@ -393,6 +395,7 @@ def test_the_champion_is_followed_there_and_back(
     service.said("now serving widgets version 1")
 
 
+@pytest.mark.kill
 def test_sigterm_answers_what_was_accepted_and_ends_with_0(start: Callable[..., Service], detector: Path) -> None:
     service = start(detector)
     large = io.BytesIO()

@@ -432,6 +432,7 @@ def start(spawn: Any, store: FeatureStore, data: Path, *, die_after: tuple[int |
     return workers, results
 
 
+@pytest.mark.slow
 def test_two_processes_at_the_same_time_compute_once(spawn, store, tiny_mvtec, direct):
     workers, results = start(spawn, store, tiny_mvtec, die_after=(None, None))
     found = [results.get(timeout=120) for _ in workers]
@@ -443,6 +444,7 @@ def test_two_processes_at_the_same_time_compute_once(spawn, store, tiny_mvtec, d
     assert store.leftovers() == []
 
 
+@pytest.mark.kill
 def test_a_process_killed_while_it_computes_harms_nobody(spawn, store, tiny_mvtec, images, backbone, direct):
     workers, _ = start(spawn, store, tiny_mvtec, die_after=(2,))
     workers[0].join()
