@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from studies.api.detector import Predictor, Result, Results, load_detector
     from studies.api.exporting import Export, export_model
     from studies.api.images import CheckReport, check_images
-    from studies.api.registry import ModelVersions, Promotion, list_models, promote, retrain, rollback
+    from studies.api.models import ModelVersions, list_models
+    from studies.api.registry import Promotion, promote, retrain, rollback
     from studies.api.running import run
     from studies.api.study import Study, Trial, list_studies, open_study
     from studies.api.version import __version__
@@ -33,7 +34,8 @@ _MODULES = {
     "studies.api.detector": ("Predictor", "Result", "Results", "load_detector"),
     "studies.api.exporting": ("Export", "export_model"),
     "studies.api.images": ("CheckReport", "check_images"),
-    "studies.api.registry": ("ModelVersions", "Promotion", "list_models", "promote", "retrain", "rollback"),
+    "studies.api.models": ("ModelVersions", "list_models"),
+    "studies.api.registry": ("Promotion", "promote", "retrain", "rollback"),
     "studies.api.running": ("run",),
     "studies.api.study": ("Study", "Trial", "list_studies", "open_study"),
     "studies.api.version": ("__version__",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -16,6 +18,7 @@ import typer
 import yaml
 from typer.core import TyperCommand, TyperGroup
 
+import studies
 from studies import cli
 from studies.file import reference
 from studies.file.config import StudyConfig
@@ -25,6 +28,7 @@ from tests.helpers.worked_example import EXAMPLE, offer_example
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PYTHON = DOCS / "python.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 USAGE_ERROR = typer.BadParameter.__bases__[0]
 SHELLS = ("bash", "")
@@ -152,6 +156,23 @@ def test_the_example_is_shown_whole_and_is_short() -> None:
     (shown,) = (block.text for block in ALL if block.language == "python" and block.text.startswith('"""Diagonal'))
     assert shown == text.rstrip("\n")
     assert len(text.splitlines()) < 80
+
+
+@pytest.mark.parametrize("block", list(blocks(PYTHON)), ids=str)
+def test_python_names_what_there_is(block: Block) -> None:
+    """Every call of `studies`, and of what it returns there, has these arguments."""
+    returned = {"study": studies.Study, "detector": studies.Predictor, "result": studies.Result}
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in returned:
+            assert hasattr(returned[node.value.id], node.attr), ast.unparse(node)
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if isinstance(node.func.value, ast.Name) and node.func.value.id in {"studies", *returned}:
+            owner = returned.get(node.func.value.id, studies)
+            called = getattr(owner, node.func.attr)
+            first = [] if owner is studies else [None]
+            names = {keyword.arg or "": None for keyword in node.keywords}
+            inspect.signature(called).bind(*first, *node.args, **names)
 
 
 def test_the_page_of_the_study_file_is_current() -> None:

@@ -40,7 +40,11 @@ def follow_home(database: Path, artifacts: Path) -> list[Path]:
         return []
     here = artifacts.absolute().as_uri()
     with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        if not _columns(connection, "experiments"):
+        try:
+            columns = _columns(connection, "experiments")
+        except sqlite3.DatabaseError:  # no database: whoever opens the store says so
+            return []
+        if not columns:
             return []
         experiments = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
         roots = {_root(name, location or "") for name, location in experiments} - {None, here}

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         render_images,
         run_command,
     )
+    from studies.api.models import ModelVersions, list_models
     from studies.api.predictions import Predictions, write_predictions
-    from studies.api.registry import ModelVersions, Promotion, list_models, promote, retrain, rollback
+    from studies.api.registry import Promotion, promote, retrain, rollback
     from studies.api.reports import write_report
     from studies.api.running import plan_study, remarks, run, run_plan
     from studies.api.study import Study, Trial, distinct_studies, list_studies, open_study
@@ -39,7 +40,8 @@ _MODULES = {
         "CheckReport", "check_images", "data_source", "default_root", "fetch_images", "render_images", "run_command",
     ),
     "studies.api.predictions": ("Predictions", "write_predictions"),
-    "studies.api.registry": ("ModelVersions", "Promotion", "list_models", "promote", "retrain", "rollback"),
+    "studies.api.models": ("ModelVersions", "list_models"),
+    "studies.api.registry": ("Promotion", "promote", "retrain", "rollback"),
     "studies.api.reports": ("write_report",),
     "studies.api.running": ("plan_study", "remarks", "run", "run_plan"),
     "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),

@@ -1,4 +1,4 @@
-"""The model registry: through the gate to champion, back again, and fitted anew."""
+"""Moves in the model registry: through the gate to champion, back again, and fitted anew."""
 
 from __future__ import annotations
 
@@ -13,24 +13,10 @@ from studies.release.promotion import Promoter, Promotion, open_registry
 from studies.release.retrain import Retrained
 from studies.release.retrain import retrain as fit_anew
 from studies.search.view import StudyView, TrialView
-from tracking.audit import AuditLine
 from tracking.patience import Patience
-from tracking.registry import CHAMPION, Registry, Version
+from tracking.registry import CHAMPION, Version
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ModelVersions:
-    """A registered model: its versions, and who did what with it."""
-
-    name: str
-    versions: list[Version]
-    """The newest first."""
-    record: list[AuditLine]
-    """Who did what and when, the oldest first."""
-    faults: list[str]
-    """What is wrong with its record; empty where all is well."""
 
 
 @dataclass(frozen=True)
@@ -174,38 +160,6 @@ def retrain(
         tell=promoter.tell,
     )
     return Retraining(promoter.register_retrained(champion, fitted), champion, fitted)
-
-
-def list_models(
-    name: str | None = None, *, home: str | Path | None = None, remark: Progress = lambda text: None
-) -> list[ModelVersions]:
-    """Registered models with their versions, aliases, metrics and gate results.
-
-    Args:
-        name: of one of them; default all.
-        remark: called with a line when the registry is away for a while.
-
-    Raises:
-        InputError: no such model, or a registry that cannot be reached.
-
-    >>> import studies
-    >>> studies.list_models()
-    []
-    """
-    registry = _registry(home_at(home), remark)
-    if name:
-        # A model without versions is none: the lookup names those there are.
-        registry.version(name, registry.versions(name)[0].version if registry.versions(name) else "1")
-    names = [name] if name else registry.names()
-    return [
-        ModelVersions(model, registry.versions(model), registry.audit.lines(model), registry.faults(model))
-        for model in names
-    ]
-
-
-def _registry(home: Home, remark: Progress) -> Registry:
-    place, _ = open_home(home)
-    return open_registry(place, patience=Patience(tell=remark))
 
 
 def _promoter(home: Home, device: str, progress: Progress, remark: Progress) -> Promoter:
