@@ -1,4 +1,4 @@
-"""A model served over HTTP until somebody ends it."""
+"""Serving a model over HTTP until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tracking.patience import Patience
 from tracking.registry import Registry
 
 CONNECTIONS = 256
-"""At the same time; more are answered with 503 at once."""
+"""Connections at the same time; further ones are answered with 503 at once."""
 STORE_SECONDS = 5.0
-"""How long one poll waits for a registry that is away."""
+"""How long one look for a new model waits for a registry that does not answer."""
 
 
 def run_service(
@@ -41,18 +41,19 @@ def run_service(
     open_warning: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Serve a model until Ctrl-C or SIGTERM.
+    """Serve a model until Ctrl-C or SIGTERM; requests that were accepted by then are answered first.
 
     Args:
         model: ``models:/NAME@champion``, a study, or the folder of a detector.
         host: address of this machine to listen on.
         port: 0 takes a free one.
-        threads: of the detector; default every core.
-        open_warning: said where anybody who reaches the machine may ask.
-        say: called with lines for the person.
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+        threads: CPU threads of torch; default one for each core.
+        open_warning: line that is printed if `host` is not this machine alone and the service requires no token.
+        say: prints a line.
 
     Raises:
-        InputError: there is no such model, or nobody can listen there.
+        InputError: there is no such model, or the address cannot be listened on.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -74,25 +75,26 @@ def run_service(
             server_header=False,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=15,
-            # By then each request was answered, if only with a 504.
+            # By then every request was answered, some of them with 504.
             timeout_graceful_shutdown=math.ceil(settings.body_seconds + settings.request_seconds) + 1,
             http=PromptProtocol,
             ws="none",
             lifespan="on",
         )
         server = uvicorn.Server(config)
-        # The server passes the signal on that ended it, once all is answered.
+        # When all requests are answered, the server raises the signal that ended it once more.
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     say("ended at once" if server.force_exit else "ended; every accepted request was answered")
 
 
 def _open_registry(home: Home) -> Registry:
+    """The registry of a home, which is waited for at most `STORE_SECONDS`."""
     return open_registry(home, patience=Patience(give_up_seconds=STORE_SECONDS))
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `InputError` where the port is taken or the address is not this machine's."""
+    """A listening socket. Raises `InputError` if the port is taken or the address is not one of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
@@ -103,6 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
