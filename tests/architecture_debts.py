@@ -8,8 +8,6 @@ UPWARDS: list[str] = []
 """Arrows between modules of rooms that point up or to the same floor."""
 CIRCLES: list[list[str]] = []
 LONG_MODULES: list[str] = []
-LONG_CLASSES: list[str] = [
-    "studies/executors/ray/executor.py:RayExecutor",
-]
+LONG_CLASSES: list[str] = []
 LATE: dict[str, list[str]] = {}
 """Imports within functions that belong at the top of the module."""

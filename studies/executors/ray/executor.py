@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detectors.errors import InputError
-from detectors.files import append_line, write_text
-from detectors.head_files import HeadCode, text_of
+from detectors.files import append_line
 from studies.executors.failure import describe, kind_of
 from studies.executors.process import Runner
 from studies.executors.ray import node as on_node
 from studies.executors.ray.node import Begun, Mailbox, Orders, Returned
+from studies.executors.ray.orders import absolute, need_of, orders_of
 from studies.executors.ray.parcels import unpack
 from studies.executors.slots import Slot, available_cores, check_gpus_per_trial, plan_slots
-from studies.file.datasets import DEFAULT_ROOT
 from studies.home import Home
 from studies.worker.jobs import LOG_FILE, Event, Job, Lost, LostKind
 
@@ -151,8 +150,8 @@ class RayExecutor:
     def submit(self, job: Job) -> None:
         """Start a job, or keep it until a node is found to have what it needs."""
         if self._orders is None:
-            self._orders = _orders(job)
-        self._queue.append(_Task(_absolute(job)))
+            self._orders = orders_of(job)
+        self._queue.append(_Task(absolute(job)))
         self._losses += self._place()
 
     def poll(self, timeout: float, handle: Callable[[Event], None]) -> None:
@@ -218,7 +217,7 @@ class RayExecutor:
         self._nodes = {name: node for name, node in self._nodes.items() if name in alive}
         for name, node in alive.items():
             if name not in self._nodes:
-                slots = self._slots_of(node["Resources"])
+                slots = _slots_of(node["Resources"], self._device, gpus=self._gpus_per_trial, cpus=self._cpus_per_trial)
                 if slots:
                     cpus = min(slots[0].threads or 1, node["Resources"].get("CPU", 0) / len(slots))
                     host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
@@ -231,21 +230,6 @@ class RayExecutor:
                 "add one (`ray start --address=...`) and run the same command again"
             )
 
-    def _slots_of(self, resources: Mapping[str, float]) -> Sequence[Slot]:
-        """Room on a node with these resources."""
-        cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        if self._device == "cuda":
-            try:
-                names = [str(index) for index in range(gpus)]
-                return plan_slots(
-                    "auto", device="cuda", gpus_per_trial=self._gpus_per_trial, cores=cores, gpu_ids=names
-                )
-            except InputError:  # too few GPUs for one trial
-                return []
-        if self._cpus_per_trial is not None:
-            return [Slot(device="cpu", threads=self._cpus_per_trial)] * (cores // self._cpus_per_trial)
-        return plan_slots("auto", device="cpu", cores=cores) if cores else []
-
     # Placing
 
     def _place(self) -> list[Event]:
@@ -253,7 +237,7 @@ class RayExecutor:
         self._look_around()
         losses: list[Event] = []
         for task in list(self._queue):
-            job, need = task.job, _need(task.job)
+            job, need = task.job, need_of(task.job)
             self._check_nodes(job, need)
             if self._nodes and all(node.problems.get(need) for node in self._nodes.values()):
                 first = next(iter(self._nodes.values()))
@@ -269,7 +253,7 @@ class RayExecutor:
         """Look at those nodes of which it is not known whether they have what a job needs."""
         for node in self._nodes.values():
             if need not in node.problems and need not in node.checks:
-                check = self._check.options(scheduling_strategy=self._at(node), name=f"check for {job.number}")
+                check = self._check.options(scheduling_strategy=_at(node), name=f"check for {job.number}")
                 node.checks[need] = check.remote(job, self._orders)
 
     def _room_for(self, job: Job, need: str) -> _Node | None:
@@ -288,17 +272,12 @@ class RayExecutor:
         work = self._work.options(
             num_cpus=node.cpus,
             num_gpus=self._gpus_per_trial if self._device == "cuda" else 0,
-            scheduling_strategy=self._at(node),
+            scheduling_strategy=_at(node),
             name=f"{job.task} {job.number}",
         )
         task.node, task.since = node.id, time.monotonic()
         task.ref = work.remote(job, self._orders, task.token, self._mailbox, self._run)
         self._running[task.token] = task
-
-    def _at(self, node: _Node) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
     # What happens
 
@@ -352,32 +331,16 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             append_line(job.path / LOG_FILE, f"{type(error).__name__}: {error}")
             self._lost_on[job.folder] = task.node
-            return Lost(job.number, job.attempt, *self._loss(error, task))
+            node = self._nodes.get(task.node)
+            if isinstance(error, self._ray.exceptions.NodeDiedError | self._ray.exceptions.TaskUnschedulableError):
+                self._gone.add(task.node)
+                self._nodes.pop(task.node, None)
+            return Lost(job.number, job.attempt, *_loss(self._ray.exceptions, error, node.host if node else "a node"))
         for line in returned.ledger:
             append_line(Home(Path(job.home)).ledger(job.study_uid), line)
         if returned.files is not None:
             unpack(returned.files, job.path)
         return returned.end
-
-    def _loss(self, error: Exception, task: _Task) -> tuple[LostKind, str]:
-        """Kind and message of a task that gave nothing back."""
-        told = self._ray.exceptions
-        node = self._nodes.get(task.node)
-        host = node.host if node else "a node"
-        if isinstance(error, told.OutOfMemoryError):
-            return "out_of_memory", f"{host} ran out of memory, and Ray ended the worker"
-        if isinstance(error, told.NodeDiedError | told.TaskUnschedulableError):
-            self._gone.add(task.node)
-            self._nodes.pop(task.node, None)
-        gone = (told.NodeDiedError, told.TaskUnschedulableError, told.LocalRayletDiedError, told.ObjectLostError)
-        if isinstance(error, gone):
-            return "node_lost", f"{host} left the cluster"
-        if isinstance(error, told.RayTaskError):
-            cause = getattr(error, "cause", None) or error
-            return kind_of(cause), describe(cause)
-        if isinstance(error, told.WorkerCrashedError):
-            return "crashed", f"worker on {host} died"
-        return "crashed", f"worker on {host} died ({describe(error)})"
 
     def _heed(self, check: Any, node: _Node, need: str) -> None:
         """Note what the check of a node has found."""
@@ -466,32 +429,42 @@ def _init(ray: Any, **options: Any) -> None:
             return
 
 
-def _orders(job: Job) -> Orders:
-    """What nodes must know; leaves the beacon by which they recognise the driver's home."""
-    secret = uuid.uuid4().hex
-    beacon = Home(Path(job.home)).locks / f"ray-{secret[:12]}"
-    write_text(beacon, secret)
-    root = Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT).expanduser().absolute()
-    weights = os.environ.get("STUDY_WEIGHTS")
-    codes = [HeadCode.from_json(record) for record in job.config.get("heads", {}).values()]
-    return Orders(
-        str(beacon),
-        secret,
-        str(root),
-        str(Path(weights).expanduser().absolute()) if weights else None,
-        heads={code.sha256: text_of(code) for code in codes},
+def _slots_of(resources: Mapping[str, float], device: str, *, gpus: float, cpus: int | None) -> Sequence[Slot]:
+    """Room on a node with these resources, for trials that take so many GPUs, or so many cores."""
+    cores = int(resources.get("CPU", 0))
+    if device == "cuda":
+        names = [str(index) for index in range(int(resources.get("GPU", 0)))]
+        try:
+            return plan_slots("auto", device="cuda", gpus_per_trial=gpus, cores=cores, gpu_ids=names)
+        except InputError:  # too few GPUs for one trial
+            return []
+    if cpus is not None:
+        return [Slot(device="cpu", threads=cpus)] * (cores // cpus)
+    return plan_slots("auto", device="cpu", cores=cores) if cores else []
+
+
+def _at(node: _Node) -> Any:
+    """The strategy that places a task on this node and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+
+def _loss(exceptions: Any, error: Exception, host: str) -> tuple[LostKind, str]:
+    """Kind and message of a task on `host` that gave nothing back; `exceptions` are Ray's."""
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "out_of_memory", f"{host} ran out of memory, and Ray ended the worker"
+    gone = (
+        exceptions.NodeDiedError,
+        exceptions.TaskUnschedulableError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ObjectLostError,
     )
-
-
-def _need(job: Job) -> str:
-    """What a node must have for a job."""
-    return " ".join([job.splits_digest, job.weights_sha256, *sorted(job.networks.values())])
-
-
-def _absolute(job: Job) -> Job:
-    """The job without paths that depend on the driver's working folder."""
-    data = dict(job.config.get("data", {}))
-    if isinstance(data.get("root"), str):
-        data["root"] = str(Path(data["root"]).expanduser().absolute())
-    weights = str(Path(job.weights_dir).expanduser().absolute()) if job.weights_dir else None
-    return replace(job, config={**job.config, "data": data}, weights_dir=weights)
+    if isinstance(error, gone):
+        return "node_lost", f"{host} left the cluster"
+    if isinstance(error, exceptions.RayTaskError):
+        cause = getattr(error, "cause", None) or error
+        return kind_of(cause), describe(cause)
+    if isinstance(error, exceptions.WorkerCrashedError):
+        return "crashed", f"worker on {host} died"
+    return "crashed", f"worker on {host} died ({describe(error)})"
