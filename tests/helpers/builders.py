@@ -11,6 +11,8 @@ from studies.file.config import StudyConfig, validate
 from studies.home import Home
 from studies.search.plan import Options, Plan, make_plan
 from studies.search.samplers import derive_seed
+from studies.testing.checks import COSTS as COSTS
+from studies.testing.checks import repeatable as repeatable
 from studies.worker.jobs import Job, Task
 
 BACKBONE = "resnet18@random"
@@ -21,10 +23,6 @@ PARAMS: dict[str, Any] = {
     "n_features": 12,
     "smoothing_sigma": 2.0,
 }
-COSTS = {
-    "fps", "latency_ms_p50", "latency_ms_p95", "throughput", "peak_memory_mb", "train_seconds", "latency_threads",
-}  # fmt: skip
-"""Metrics that differ from run to run."""
 
 
 def raw_config(root: Path, **changes: Any) -> dict[str, Any]:
@@ -78,8 +76,3 @@ def build_job(plan: Plan, number: int = 0, *, task: Task = "trial", folder: Path
         "threads": 1,
     }
     return Job(**fields | changes)
-
-
-def repeatable(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that two runs of one job agree on."""
-    return {name: value for name, value in metrics.items() if name not in COSTS}

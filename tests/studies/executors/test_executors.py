@@ -28,12 +28,12 @@ from studies.executors.inline import InlineExecutor
 from studies.executors.local import LocalExecutor
 from studies.executors.slots import plan_slots
 from studies.search.plan import Plan
+from studies.testing import checks as contract
+from studies.testing import jobs as scripted_jobs
+from studies.testing.checks import Record, poll, seen, worker_pids
 from studies.worker.jobs import LOG_FILE, Done, Event, Job, Lost, Stage, TrialResult, read_result
 from studies.worker.trial import run_job
-from tests.helpers import executor_contract as contract
-from tests.helpers import scripted_jobs
 from tests.helpers.builders import build_job, build_plan, make_config, repeatable
-from tests.helpers.executor_contract import Record, poll, seen, worker_pids
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {
     "inline": InlineExecutor,
@@ -60,7 +60,7 @@ def reference(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> TrialResu
 def record(
     request: pytest.FixtureRequest, plan: Plan, reference: TrialResult, tmp_path_factory: pytest.TempPathFactory
 ) -> Record:
-    jobs = contract.batch(plan, tmp_path_factory.mktemp("jobs"))
+    jobs = contract.batch(partial(build_job, plan), tmp_path_factory.mktemp("jobs"))
     if request.param == "local, a worker for each":
         # Seconds of imports for each; the scripted jobs fail in every way.
         jobs = {name: jobs[name] for name in ("trial", "final")}
@@ -82,7 +82,9 @@ def test_contract_of_failing_jobs(record: Record, check: Callable[[Record], None
 
 @pytest.fixture(scope="module", params=["inline", PROCESSES[0], DEAR[1]], ids=str)
 def scripted(request: pytest.FixtureRequest, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Record:
-    jobs = contract.scripted(plan, tmp_path_factory.mktemp("jobs"), in_processes=request.param in PROCESSES)
+    jobs = contract.scripted(
+        partial(build_job, plan), tmp_path_factory.mktemp("jobs"), in_processes=request.param in PROCESSES
+    )
     if request.param in PROCESSES:
         executor = EXECUTORS[request.param](run=scripted_jobs.act)
         record = contract.run(executor, jobs)
@@ -108,14 +110,14 @@ def test_closing_leaves_nothing(name: str, plan: Plan, tmp_path: Path):
 @pytest.mark.kill
 @pytest.mark.parametrize("name", PROCESSES)
 def test_closing_ends_hanging_workers_and_their_children(name: str, plan: Plan, tmp_path: Path):
-    contract.closing_ends_everything(EXECUTORS[name](run=scripted_jobs.act), plan, tmp_path)
+    contract.closing_ends_everything(EXECUTORS[name](run=scripted_jobs.act), partial(build_job, plan), tmp_path)
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize("name", PROCESSES)
 def test_hanging_jobs_are_lost_in_time(name: str, plan: Plan, tmp_path: Path):
     executor = EXECUTORS[name](slots=3, run=scripted_jobs.act, trial_timeout=5.0)
-    contract.hanging_jobs_are_lost_in_time(executor, plan, tmp_path)
+    contract.hanging_jobs_are_lost_in_time(executor, partial(build_job, plan), tmp_path)
     assert worker_pids() == set()
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +28,14 @@ from studies.executors.ray import executor as ray_module
 from studies.executors.ray.executor import RayExecutor
 from studies.search.notices import Notice, Progressed, Retried
 from studies.search.plan import Plan
+from studies.testing import checks as contract
+from studies.testing import jobs as scripted_jobs
+from studies.testing.checks import Record, all_gone, poll, seen
 from studies.worker.jobs import DETECTOR, LOG_FILE, Done, Event, Lost, Stage, TrialResult, read_result
 from studies.worker.trial import run_job
-from tests.helpers import ROOT, scripted_jobs
-from tests.helpers import executor_contract as contract
+from tests.helpers import ROOT
 from tests.helpers.bench import Bench
 from tests.helpers.builders import build_job, build_plan, make_config
-from tests.helpers.executor_contract import Record, all_gone, poll, seen
 from tests.helpers.servers import free_port
 
 STORE_BYTES = 80 * 2**20
@@ -141,7 +143,7 @@ def reference(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> TrialResu
 @pytest.fixture(scope="module")
 def record(cluster: Cluster, plan: Plan, reference: TrialResult, tmp_path_factory: pytest.TempPathFactory) -> Record:
     # Each real job spends seconds on its imports, and the scripted ones fail in every way.
-    jobs = contract.batch(plan, tmp_path_factory.mktemp("jobs"))
+    jobs = contract.batch(partial(build_job, plan), tmp_path_factory.mktemp("jobs"))
     jobs = {name: jobs[name] for name in ("trial", "final")}
     return contract.run(RayExecutor(device="cpu", cpus_per_trial=1, jobs=2), jobs, reference)
 
@@ -153,7 +155,7 @@ def test_contract(record: Record, check: Callable[[Record], None]):
 
 @pytest.fixture(scope="module")
 def scripted(cluster: Cluster, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Record:
-    jobs = contract.scripted(plan, tmp_path_factory.mktemp("jobs"), in_processes=True)
+    jobs = contract.scripted(partial(build_job, plan), tmp_path_factory.mktemp("jobs"), in_processes=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("studies.executors.ray.node.check", scripted_jobs.sound)
         executor = RayExecutor(device="cpu", cpus_per_trial=1, jobs=2, run=scripted_jobs.act)
@@ -167,12 +169,12 @@ def test_scripted_contract(scripted: Record, check: Callable[[Record], None]):
 
 @pytest.mark.usefixtures("known_nodes")
 def test_closing_ends_hanging_workers_and_their_children(make, plan: Plan, tmp_path: Path):
-    contract.closing_ends_everything(make(), plan, tmp_path)
+    contract.closing_ends_everything(make(), partial(build_job, plan), tmp_path)
 
 
 @pytest.mark.usefixtures("known_nodes")
 def test_hanging_jobs_are_lost_in_time(make, plan: Plan, tmp_path: Path):
-    contract.hanging_jobs_are_lost_in_time(make(trial_timeout=1.0), plan, tmp_path)
+    contract.hanging_jobs_are_lost_in_time(make(trial_timeout=1.0), partial(build_job, plan), tmp_path)
 
 
 @pytest.mark.usefixtures("known_nodes")
@@ -402,7 +404,7 @@ def test_a_driver_outside_the_cluster_goes_through_rays_client(cluster: Cluster,
 import json, sys, time
 from studies.executors.ray import executor as ray_module, node
 from studies.worker.jobs import Done, Job, Lost, Report
-from tests.helpers import scripted_jobs
+from studies.testing import jobs as scripted_jobs
 node.check = scripted_jobs.sound
 executor = ray_module.RayExecutor(
     address="ray://127.0.0.1:{CLIENT_PORT}", device="cpu", cpus_per_trial=1, run=scripted_jobs.act
@@ -491,7 +493,7 @@ import psutil
 from studies.executors.ray import node
 from studies.executors.ray.executor import RayExecutor
 from studies.worker.jobs import Job, Stage
-from tests.helpers import scripted_jobs
+from studies.testing import jobs as scripted_jobs
 
 node.check = scripted_jobs.sound
 

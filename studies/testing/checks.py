@@ -1,8 +1,8 @@
-"""What every executor must do, checked on what becomes of the same two batches of jobs.
+"""What every executor must do, checked on what becomes of the same two batches of jobs; the class in `contract` runs all of it.
 
-A test module gives each of its executors the real jobs of `batch` and the `scripted` ones, which do on purpose what real jobs
-do rarely; it collects what happens with `run`, and hands the `Record` to every function in `CHECKS`, `FAILURE_CHECKS` (for real
-jobs that fail) and `SCRIPTED_CHECKS`.
+A test gives an executor the real jobs of `batch` and the `scripted` ones, which do on purpose what real jobs do rarely. It
+collects what happens with `run`, and hands the `Record` to every function in `CHECKS`, `FAILURE_CHECKS` (for real jobs that fail)
+and `SCRIPTED_CHECKS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from studies.executors.base import Executor
-from studies.search.plan import Plan
+from studies.testing import jobs as scripted_jobs
 from studies.worker.jobs import (
     ARTIFACTS,
     DETECTOR,
@@ -32,9 +32,13 @@ from studies.worker.jobs import (
     TrialResult,
     read_result,
 )
-from tests.helpers import scripted_jobs
-from tests.helpers.builders import build_job, repeatable
 
+MakeJob = Callable[..., Job]
+"""Called with a number; ``folder``, ``task``, ``params`` and other fields of the job by name."""
+COSTS = {
+    "fps", "latency_ms_p50", "latency_ms_p95", "throughput", "peak_memory_mb", "train_seconds", "latency_threads",
+}  # fmt: skip
+"""Metrics that differ from run to run."""
 GIVE_UP_SECONDS = 240.0
 UNKNOWN_NUMBER = 999
 STOPPED_AT = 3
@@ -68,11 +72,11 @@ class Record:
         return (self.jobs[name].path / LOG_FILE).read_text()
 
 
-def batch(plan: Plan, folder: Path) -> dict[str, Job]:
+def batch(make_job: MakeJob, folder: Path) -> dict[str, Job]:
     """Sound jobs and jobs that really fail, by what they are; numbers do not ascend, attempts differ."""
 
     def job(name: str, number: int, **changes: object) -> Job:
-        return build_job(plan, number, folder=folder / name, **changes)
+        return make_job(number, folder=folder / name, **changes)
 
     too_many = {"n_features": 10_000}
     lacking = job("params lack a key", 2, task="final")
@@ -88,12 +92,12 @@ def batch(plan: Plan, folder: Path) -> dict[str, Job]:
     }
 
 
-def scripted(plan: Plan, folder: Path, *, in_processes: bool) -> dict[str, Job]:
+def scripted(make_job: MakeJob, folder: Path, *, in_processes: bool) -> dict[str, Job]:
     """Jobs for `scripted_jobs.act`, by what they do; without processes of their own, none that crashes."""
     deeds = ["report", "until stopped", "fail", "no memory", "bad input", "print", "work"]
     deeds += ["crash", "crash once"] if in_processes else []
     return {
-        deed: build_job(plan, number, folder=folder / deed, params={"act": deed})
+        deed: make_job(number, folder=folder / deed, params={"act": deed})
         for number, deed in enumerate(deeds, start=20)
     }
 
@@ -139,6 +143,11 @@ def poll(executor: Executor, timeout: float) -> list[Event]:
     events: list[Event] = []
     executor.poll(timeout, events.append)
     return events
+
+
+def repeatable(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that two runs of one job agree on."""
+    return {name: value for name, value in metrics.items() if name not in COSTS}
 
 
 def worker_pids() -> set[int]:
@@ -380,10 +389,10 @@ def all_gone(pids: Iterable[int], seconds: float = 60.0) -> bool:
     return not left
 
 
-def hanging_jobs_are_lost_in_time(executor: Executor, plan: Plan, folder: Path) -> None:
+def hanging_jobs_are_lost_in_time(executor: Executor, make_job: MakeJob, folder: Path) -> None:
     """Those that hang, that ignore every signal they can, that are stopped: each is lost by the time limit, and gone."""
     jobs = {
-        deed: build_job(plan, number, folder=folder / deed, params={"act": deed})
+        deed: make_job(number, folder=folder / deed, params={"act": deed})
         for number, deed in enumerate(["hang", "deaf", "frozen"], start=30)
     }
     record = run(executor, jobs)
@@ -396,10 +405,10 @@ def hanging_jobs_are_lost_in_time(executor: Executor, plan: Plan, folder: Path) 
     assert all_gone(_pids(jobs.values()))
 
 
-def closing_ends_everything(executor: Executor, plan: Plan, folder: Path) -> None:
+def closing_ends_everything(executor: Executor, make_job: MakeJob, folder: Path) -> None:
     """Closed while its jobs hang, and once more; afterwards nothing runs and nothing is told."""
     jobs = [
-        build_job(plan, number, folder=folder / deed, params={"act": deed})
+        make_job(number, folder=folder / deed, params={"act": deed})
         for number, deed in enumerate(["deaf", "frozen"], start=40)
     ]
     for job in jobs:
