@@ -27,6 +27,7 @@ import requests
 from PIL import Image
 
 from detectors.runtime.artifact import load_artifact
+from tests.helpers.command_line import set_home, study
 from tests.helpers.small_models import SIZE, make_run, random_images, save_detector, source
 from tests.helpers.widgets import copy_stores
 from tracking.registry import Registry
@@ -310,22 +311,15 @@ def test_a_token_is_asked_for_where_it_matters(start: Callable[..., Service], de
     ],
 )
 def test_mistakes_are_told_before_anything_is_served(
-    detector: Path, tmp_path: Path, words: list[str], told: str
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
 ) -> None:
+    set_home(monkeypatch, tmp_path)
     (tmp_path / "empty").write_text("\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = {"detector": detector, "empty": tmp_path / "empty", "taken": taken.getsockname()[1]}
-        done = subprocess.run(
-            [sys.executable, "-m", "studies.cli", "serve", *(word.format(**places) for word in words)],
-            env={**os.environ, "STUDY_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_SECONDS,
-        )
-    assert done.returncode == 2, done
-    (line,) = done.stderr.splitlines()
-    assert told in line
+        ended = study("serve", *(word.format(**places) for word in words))
+    assert ended.code == 2, ended
+    assert told in ended.error
 
 
 # --- another model
