@@ -126,7 +126,7 @@ class LocalExecutor:
         """The worker that waits at a place, or else a new one."""
         worker = place.worker
         if worker is not None and not worker.process.is_alive():
-            _bury(worker)
+            _wait_until_ended(worker)
             worker = None
         place.worker = worker or self._start(place.slot)
         return place.worker
@@ -183,7 +183,7 @@ class LocalExecutor:
         """Free a place; unless its worker is kept, the place is free only when that process is gone."""
         place.job = None
         if not keep and place.worker is not None:
-            _bury(place.worker)
+            _wait_until_ended(place.worker)
             place.worker, place.next_worker = place.next_worker, None
 
 
@@ -211,10 +211,10 @@ def _kill(worker: _Worker) -> None:
     for process in family:
         with suppress(psutil.Error):
             process.kill()
-    _bury(worker)
+    _wait_until_ended(worker)
 
 
-def _bury(worker: _Worker) -> None:
+def _wait_until_ended(worker: _Worker) -> None:
     """Wait for a worker to end; one that does not is killed."""
     worker.process.join(GRACE_SECONDS)
     if worker.process.is_alive():

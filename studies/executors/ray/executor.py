@@ -36,7 +36,7 @@ NODES_SECONDS = 1.0
 ABSENT_SECONDS = 300.0
 """How long a study waits for a node when there is none."""
 PATIENCE_SECONDS = 60.0
-"""How long a job waits for room on its node before that is said."""
+"""How long a job waits for room on its node before a person is informed."""
 TAKE_SECONDS = 20.0
 CLOSE_SECONDS = 7.0
 """How long ended jobs may take to be gone; a worker that hangs is killed by its node after 5 s."""
@@ -55,7 +55,7 @@ class _Task:
     ref: Any = None
     node: str = ""
     since: float = 0.0
-    """Of its submission to Ray; 0 once it has begun, or its delay was told."""
+    """Of its submission to Ray; 0 once it has begun, or its delay was errors."""
     deadline: float = float("inf")
 
 
@@ -90,7 +90,7 @@ class RayExecutor:
         gpus_per_trial: 0.5 puts two trials on a GPU, 2 gives each trial two GPUs of one node.
         cpus_per_trial: cores of a trial on the CPU; None for two to four, whatever divides a node best.
         trial_timeout: seconds after which a job that has begun is cancelled and lost.
-        say: told of nodes that are left out, and of waiting.
+        say: called with a line for each node that is left out, and when a job waits.
         run: what workers do with a job, a function of a module; None for `studies.worker.trial.run_job`.
 
     Raises:
@@ -343,7 +343,7 @@ class RayExecutor:
         return returned.end
 
     def _heed(self, check: Any, node: _Node, need: str) -> None:
-        """Note what the check of a node has found."""
+        """Note the result of the check of a node."""
         del node.checks[need]
         try:
             problem: str | None = self._ray.get(check)

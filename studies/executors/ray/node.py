@@ -131,11 +131,11 @@ class Mailbox:
         self._news.set()
 
 
-class _Post:
+class _MailboxClient:
     """A job's side of the mailbox. A mailbox out of reach costs events, never the job."""
 
     def __init__(self, mailbox: Any, token: str) -> None:
-        import ray
+        import ray  # an extra, which the driver imports with settings of its own
 
         self._ray, self._mailbox, self._token = ray, mailbox, token
 
@@ -156,6 +156,7 @@ class _Post:
 
 def check(job: Job, orders: Orders) -> str | None:
     """What keeps this node from doing such a job, in one line: no or other images or weights, another version."""
+    # These bring torch, which takes seconds: the driver imports this module too, and a job's process sets its threads first.
     from detectors.backbones.pyramid import weights_identity
     from studies.file import datasets
     from studies.file.config import validate
@@ -188,23 +189,23 @@ def work(job: Job, orders: Orders, token: str, mailbox: Any, run: Runner | None)
     # Before torch is imported, in a process that ends with the job.
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    post = _Post(mailbox, token)
-    post.tell(Begun(os.getpid()))
+    client = _MailboxClient(mailbox, token)
+    client.tell(Begun(os.getpid()))
     job = orders.prepare(job)
     try:
         if orders.share_home():
-            return Returned(perform(job, post.tell, post.is_stopped, run))
-        return _work_apart(job, orders, post, run)
+            return Returned(perform(job, client.tell, client.is_stopped, run))
+        return _work_apart(job, orders, client, run)
     except Exception as error:
         return Returned(Lost(job.number, job.attempt, kind_of(error), describe(error)))
 
 
-def _work_apart(job: Job, orders: Orders, post: _Post, run: Runner | None) -> Returned:
+def _work_apart(job: Job, orders: Orders, client: _MailboxClient, run: Runner | None) -> Returned:
     """Do a job in this node's home, where nobody but its own jobs looks."""
     orders.keep_heads(Home(node_home()))
     own = own_home(node_home(), job)
     here = replace(job, home=str(own), folder=str(own / "job"))
-    end = perform(here, post.tell, post.is_stopped, run)
+    end = perform(here, client.tell, client.is_stopped, run)
     try:
         files = pack(here.path, without=[CHECKPOINTS])
     except InputError as error:
