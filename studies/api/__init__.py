@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from studies.api.running import plan_study, remarks, run, run_plan
     from studies.api.study import Study, Trial, distinct_studies, list_studies, open_study
     from studies.api.weights import fetch_weights, list_weights, parse_names
+    from studies.show.study_json import outcome_json, study_json
+    from studies.show.study_tables import insight_parts, outcome_parts, plan_tables, study_parts
     from studies.upkeep.inventory import KINDS, chosen_kinds, delete, take_inventory
     from tracking.views import address_of, study_pages
 
@@ -47,6 +49,8 @@ _MODULES = {
     "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),
     "studies.api.weights": ("fetch_weights", "list_weights", "parse_names"),
     "tracking.views": ("address_of", "study_pages"),
+    "studies.show.study_json": ("outcome_json", "study_json"),
+    "studies.show.study_tables": ("insight_parts", "outcome_parts", "plan_tables", "study_parts"),
     "studies.upkeep.inventory": ("KINDS", "chosen_kinds", "delete", "take_inventory"),
 }  # fmt: skip
 """{module: names that it holds}"""
@@ -77,13 +81,17 @@ __all__ = [
     "fetch_weights",
     "format_of",
     "image_files",
+    "insight_parts",
     "list_models",
     "list_studies",
     "list_weights",
     "load_detector",
     "open_study",
+    "outcome_json",
+    "outcome_parts",
     "parse_names",
     "plan_study",
+    "plan_tables",
     "promote",
     "remarks",
     "render_images",
@@ -92,7 +100,9 @@ __all__ = [
     "run",
     "run_command",
     "run_plan",
+    "study_json",
     "study_pages",
+    "study_parts",
     "take_inventory",
     "write_predictions",
     "write_report",

@@ -10,7 +10,7 @@ import typer
 
 from detectors.errors import InputError
 from studies import api
-from studies.show import study_json, study_tables, tables
+from studies.show import tables
 from studies.show.event_lines import EventLines
 from studies.show.live import Live
 
@@ -96,17 +96,17 @@ def run(
             watcher.close()
             for line in api.remarks(plan):
                 console.print(line, style="yellow", markup=False)
-            for table in study_tables.plan_tables(plan):
+            for table in api.plan_tables(plan):
                 console.print(table)
             return
         outcome = api.run_plan(plan, watcher, fresh=fresh, executor=executor, ray_address=ray_address).outcome
     assert outcome is not None
     if json_lines:
-        typer.echo(json.dumps({"event": "outcome", **json.loads(study_json.outcome_json(outcome))}))
+        typer.echo(json.dumps({"event": "outcome", **json.loads(api.outcome_json(outcome))}))
     elif json_output:
-        typer.echo(study_json.outcome_json(outcome))
+        typer.echo(api.outcome_json(outcome))
     else:
-        for part in study_tables.outcome_parts(outcome):
+        for part in api.outcome_parts(outcome):
             console.print(part)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from studies import api
 from studies.home import Home
-from studies.show import study_json, study_tables, tables
+from studies.show import tables
 from tracking.addresses import without_password
 
 
@@ -31,10 +31,10 @@ def show(
     """Trials, selected configuration and the honest figure of one study."""
     view = api.open_study(name).view
     if json_output:
-        typer.echo(json.dumps(study_json.study_json(view), indent=1))
+        typer.echo(json.dumps(api.study_json(view), indent=1))
         return
     console = tables.console()
-    for part in (*study_tables.study_parts(view), *study_tables.insight_parts(view)):
+    for part in (*api.study_parts(view), *api.insight_parts(view)):
         console.print(part)
     where = without_password(view.home.tracking_uri)
     console.print(f"trials in MLflow: study ui  ({where})", style="dim", markup=False)
