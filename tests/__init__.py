@@ -2,4 +2,5 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.helpers")  # a helper's assertion that fails shows both sides, as a test's does
+# An assertion of a helper or of a contract that fails shows both sides, as a test's does.
+pytest.register_assert_rewrite("tests.helpers", "detectors.testing", "studies.testing")

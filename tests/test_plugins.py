@@ -139,6 +139,7 @@ def test_a_head_from_a_file_is_searched_promoted_and_served_elsewhere(
     assert prediction["score"] == pytest.approx(score, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_head_from_a_file_runs_in_worker_processes_without_a_study_file(shell: Shell, tiny_mvtec: Path) -> None:
     shutil.copy(EXAMPLE, shell.folder / "mine.py")
     words = ["run", "mine.py:Diagonal", "--images", tiny_mvtec / "widget" / "train", "--trials", 1, "--json"]

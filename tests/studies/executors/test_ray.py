@@ -329,7 +329,7 @@ def test_a_cluster_without_nodes_is_waited_for_and_then_given_up(make, monkeypat
 def apart(make, plan: Plan) -> RayExecutor:
     """An executor whose nodes do not see the driver's home."""
     executor: RayExecutor = make()
-    executor._orders = replace(ray_module._orders(build_job(plan)), secret="another")
+    executor._orders = replace(ray_module.orders_of(build_job(plan)), secret="another")
     return executor
 
 
