@@ -106,6 +106,7 @@ HEAVY: dict[str, dict[str, str]] = {
     "studies/release/locate.py": {
         "studies.release.promotion": "imports MLflow, which takes a second, for models:/ alone"
     },
+    "studies/serving/server.py": {"studies.release.promotion": "the gate and MLflow, for registered models alone"},
     "studies/upkeep/checks.py": dict.fromkeys(
         [
             "detectors.backbones.weights",

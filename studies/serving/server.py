@@ -15,7 +15,6 @@ import uvicorn
 from detectors.errors import InputError
 from detectors.runtime.devices import choose_device
 from studies.home import Home
-from studies.release.promotion import open_registry
 from studies.serving.app import create_app
 from studies.serving.models import Keeper, find_source
 from studies.serving.protocol import PromptProtocol
@@ -90,6 +89,9 @@ def run_service(
 
 def _open_registry(home: Home) -> Registry:
     """The registry of a home, which is waited for at most `STORE_SECONDS`."""
+    # With the gate and all that it measures, which no other model than a registered one waits for.
+    from studies.release.promotion import open_registry
+
     return open_registry(home, patience=Patience(give_up_seconds=STORE_SECONDS))
 
 
