@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from detectors.process_state import WhileInside
+from detectors.while_inside import WhileInside
 
 
 @contextmanager

@@ -30,7 +30,8 @@ from detectors.base import FitContext, Head, seeded, with_prefix
 from detectors.errors import NumericalError
 from detectors.features import Features
 from detectors.files import write_bytes
-from detectors.process_state import WhileInside, warning_filters_restored
+from detectors.process_state import warning_filters_restored
+from detectors.while_inside import WhileInside
 from detectors.working_memory import parts
 
 WARM_UP = 0.05

@@ -30,7 +30,8 @@ OPTIONAL = {"ray", "psycopg", "fastapi", "uvicorn", "multipart", "python_multipa
 
 FLOORS: dict[str, list[list[str]]] = {
     "detectors": [
-        ["errors", "working_memory", "process_state"],
+        ["errors", "while_inside", "working_memory"],
+        ["process_state"],
         ["precision", "files", "data", "entry_points"],
         ["scoring", "backbones"],
         ["features"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from detectors.while_inside import WhileInside
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -24,48 +25,25 @@ NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.models.signature")
 """They log each of the eighty steps in which a new database is migrated, and what is tried while a model is saved."""
 
 
-class _Blocks:
-    """The blocks that are running, in all threads: the first one to begin changes the process, the last one restores it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running = 0
-        self.added: list[str] = []
-        self.levels: dict[str, int] = {}
-
-    def begin(self) -> None:
-        with self.lock:
-            self.running += 1
-            if self.running > 1:
-                return
-            self.added = [name for name in SETTINGS if name not in os.environ]
-            os.environ.update({name: SETTINGS[name] for name in self.added})
-            self.levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
-            for name in NOISY_LOGGERS:
-                logging.getLogger(name).setLevel(logging.WARNING)
-
-    def end(self) -> None:
-        with self.lock:
-            self.running -= 1
-            if self.running:
-                return
-            for name in self.added:
-                os.environ.pop(name, None)
-            for name, level in self.levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-_blocks = _Blocks()
-
-
 @contextmanager
-def mlflow_settings() -> Iterator[None]:
-    """Within the block, MLflow runs with `SETTINGS`; afterwards the environment and the loggers are as they were.
-
-    Blocks may be nested and may run in several threads.
-    """
-    _blocks.begin()
+def _changed() -> Iterator[None]:
+    added = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    os.environ.update(added)
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        _blocks.end()
+        for name in added:
+            os.environ.pop(name, None)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+mlflow_settings = WhileInside(_changed)
+"""``with mlflow_settings():`` MLflow runs with `SETTINGS`; afterwards the environment and the loggers are as they were.
+
+Blocks may be nested and may run in several threads.
+"""

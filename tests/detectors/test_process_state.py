@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from detectors import training
-from detectors.process_state import WhileInside, drawn_from, warning_filters_restored
+from detectors.process_state import drawn_from, warning_filters_restored
 from detectors.runtime import export
+from detectors.while_inside import WhileInside
 
 WAIT = 60
 """Seconds after which a thread that waits for another gives up."""

@@ -173,7 +173,16 @@ def essential(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 SMALL = {
-    "detectors": ("errors", "files", "working_memory", "process_state", "precision", "entry_points", "head_files"),
+    "detectors": (
+        "errors",
+        "files",
+        "working_memory",
+        "while_inside",
+        "process_state",
+        "precision",
+        "entry_points",
+        "head_files",
+    ),
     "tracking": ("addresses", "audit", "interrupts", "mlflow_settings", "moved", "packing", "patience", "records"),
     "studies": (),
 }
