@@ -27,6 +27,7 @@ from detectors.data.images import Size
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError, NumericalError
 from detectors.files import new_file, new_folder
+from detectors.process_state import warning_filters_restored
 from detectors.runtime.artifact import Artifact, describe
 from detectors.runtime.exported import (
     INPUT,
@@ -44,7 +45,6 @@ from detectors.runtime.exported import (
     require,
 )
 from detectors.runtime.latency import all_cores, single_image_ms
-from detectors.process_state import warning_filters_restored
 from detectors.while_inside import WhileInside
 
 TOLERANCE = 1e-3
