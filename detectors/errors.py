@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input, told in one line that names the thing and the way out (exit code 2).
+    """Bad input; the message is one line that names the thing and the way out (exit code 2).
 
     Raised for whatever a person handed over: folders, images, masks, study files, archives, addresses.
     """

@@ -18,12 +18,12 @@ from detectors.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step, on disk when this returns. Raises as `told_plainly` does."""
+    """Replace a file's content in one step, on disk when this returns. Raises as `os_errors_as_input_errors` does."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content in one step, on disk when this returns. Raises as `told_plainly` does."""
+    """Replace a file's content in one step, on disk when this returns. Raises as `os_errors_as_input_errors` does."""
     with new_file(path) as temporary:
         temporary.write_bytes(data)
 
@@ -38,7 +38,7 @@ def append_line(path: Path, line: str) -> None:
 
     Lines of several processes do not mix. A line cut by a crash is closed first.
     """
-    with told_plainly(path):
+    with os_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             # Without the lock, another process's line on its way to the file looks like one cut by a crash.
@@ -54,9 +54,9 @@ def append_line(path: Path, line: str) -> None:
 def new_file(target: Path) -> Iterator[Path]:
     """Fill a temporary sibling file; at the end of the block it becomes `target`, replacing what was there.
 
-    An exception leaves `target` as it was. Raises as `told_plainly` does.
+    An exception leaves `target` as it was. Raises as `os_errors_as_input_errors` does.
     """
-    with told_plainly(target):
+    with os_errors_as_input_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -73,9 +73,9 @@ def new_file(target: Path) -> Iterator[Path]:
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary sibling folder; at the end of the block it becomes `target`, replacing what was there.
 
-    An exception leaves `target` as it was. Raises as `told_plainly` does.
+    An exception leaves `target` as it was. Raises as `os_errors_as_input_errors` does.
     """
-    with told_plainly(target):
+    with os_errors_as_input_errors(target):
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
         InputError: the lock file cannot be made.
     """
     flags = portalocker.LOCK_SH if shared else portalocker.LOCK_EX
-    with told_plainly(path):
+    with os_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
@@ -128,7 +128,7 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
 
 
 @contextmanager
-def told_plainly(path: Path) -> Iterator[None]:
+def os_errors_as_input_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals (full disk, no permission, no folder) into one `InputError` line."""
     try:
         yield

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectors.errors import InputError
-from detectors.files import told_plainly
+from detectors.files import os_errors_as_input_errors
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Home:
 
     def prepare(self) -> Home:
         """Make the folder. Raises `InputError` where it cannot be written."""
-        with told_plainly(self.root):
+        with os_errors_as_input_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-test-{uuid.uuid4().hex[:8]}"
             probe.write_bytes(b"x")
@@ -109,7 +109,7 @@ def prepare_sqlite(url: str) -> None:
     if path is None:
         return
     try:
-        with told_plainly(path):
+        with os_errors_as_input_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=30)
             try:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from detectors.errors import InputError
-from detectors.files import file_lock, sync_folder, told_plainly
+from detectors.files import file_lock, os_errors_as_input_errors, sync_folder
 from tracking.addresses import without_password
 from tracking.mlflow_settings import mlflow_settings
 from tracking.moved import follow_home
@@ -98,7 +98,7 @@ def _make_sqlite(uri: str) -> None:
     # MLflow keeps the database open, and only POSIX systems can rename an open file.
     if not uri.startswith(SQLITE) or "?" in uri or target.exists() or os.name != "posix":
         return
-    with told_plainly(target):
+    with os_errors_as_input_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.new")
         # A file of this name was left by a process that was killed.

@@ -231,7 +231,7 @@ def download(spec: BackboneSpec) -> Path:
 
 
 def _require_connection(address: str) -> None:
-    """Knock once: the hub's client would try for half a minute before it said anything. Raises `OSError`."""
+    """Knock once: the hub's client would try for half a minute before it reported anything. Raises `OSError`."""
     parts = urlsplit(address)
     if not requests.utils.get_environ_proxies(address):  # a proxy has connections that we have not
         port = parts.port or (80 if parts.scheme == "http" else 443)

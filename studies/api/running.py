@@ -22,7 +22,7 @@ from studies.file.config import StudyConfig
 from studies.file.demo import load_demo
 from studies.file.overrides import Overrides, parse_idea, parse_overrides
 from studies.home import home_at
-from studies.search.notices import Listener, Notice, Said
+from studies.search.notices import Listener, Notice, Remark
 from studies.search.plan import Options, Plan, make_plan
 from studies.search.run import run_study
 from studies.search.stores import Stores
@@ -168,12 +168,12 @@ def run_plan(
 ) -> Study:
     """Run what was planned to the end of its budget. Arguments and errors are those of `run`."""
     for line in remarks(plan):
-        watcher(Said(line))
+        watcher(Remark(line))
     with offline_hub(plan.options.offline):
         watcher.preparing("opening the stores", 0, 0)
         stores = Stores.open(plan.home, watcher)
         if isinstance(executor, str):
-            executor = make_executor(executor, plan, address=ray_address, say=lambda text: watcher(Said(text)))
+            executor = make_executor(executor, plan, address=ray_address, say=lambda text: watcher(Remark(text)))
         outcome = run_study(plan, executor, stores, fresh=fresh, listener=watcher)
     return Study(outcome.view, outcome=outcome)
 

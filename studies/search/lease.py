@@ -128,7 +128,7 @@ class Lease:
         """Take the lease, renew it in the background, and give it back.
 
         Args:
-            waiting: told in words where it takes a while to find out whether the holder is alive.
+            waiting: called with a sentence where it takes a while to find out whether the holder is alive.
 
         Raises:
             InputError: another driver, which is named, holds it, or the database takes no note of it.

@@ -1,4 +1,4 @@
-"""What a driver tells whoever watches it."""
+"""The events of a run, for whoever watches it."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Said:
+class Remark:
     """A line for the person."""
 
     text: str
 
 
-Notice = Opened | Started | Progressed | Retried | Finished | Said
+Notice = Opened | Started | Progressed | Retried | Finished | Remark
 Listener = Callable[[Notice], None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from detectors.errors import InputError
 
-if TYPE_CHECKING:  # a command that only tells an error does not wait for these
+if TYPE_CHECKING:  # a command that only prints an error does not wait for these
     from studies.search.view import StudyView, TrialView
 
 

@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 from studies.file.encoding import Setting, canonical
 from studies.file.keys import DETECTOR_KEY
 from studies.search.attributes import BASELINE, DISCARDED, GRID, IDEA, INTERRUPTED, TrialAttributes
-from studies.search.notices import Said
+from studies.search.notices import Remark
 from studies.search.opened import OpenStudy
 from studies.search.samplers import derive_seed, make_sampler
 
@@ -60,7 +60,7 @@ class Queue:
             fixed = self._config.for_detector(str(baseline.get(DETECTOR_KEY, self._config.detectors[0]))).fixed
             backbone = str(baseline.get("backbone", fixed.get("backbone", "")))
             if backbone and backbone not in self._opened.plan.backbones:
-                self._opened.notify(Said(f"baseline skipped: no weights for {backbone} when the study was created"))
+                self._opened.notify(Remark(f"baseline skipped: no weights for {backbone} when the study was created"))
             elif canonical(baseline) not in known:
                 self._enqueue(baseline, origin="baseline", name=BASELINE)
 

@@ -21,7 +21,7 @@ from studies.home import Home
 from studies.search.driver import Driver
 from studies.search.job_factory import JobFactory
 from studies.search.lease import Lease
-from studies.search.notices import Listener, Opened, Said
+from studies.search.notices import Listener, Opened, Remark
 from studies.search.opened import OpenStudy
 from studies.search.outcome import LeaseLostError, Outcome
 from studies.search.plan import Plan
@@ -93,7 +93,7 @@ def run_study(
         reason = driver.search()
         put_back(opened, queue, telling)
         selected = Refit(opened, executor, jobs, check_lease=session.check_lease).finish_selected()
-        listener(Said(f"search ended: {reason}"))
+        listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)
         return Outcome(opened.view, reason, selected, opened.projection.parent_run_id)
 
@@ -182,7 +182,7 @@ def _held(plan: Plan, stores: Stores, listener: Listener) -> Iterator[Lease]:
             raise InputError(
                 f"study {name!r} is being run by {holder or 'another process'}; wait for it or stop it"
             ) from error
-        held.enter_context(lease.hold(lambda text: listener(Said(text))))
+        held.enter_context(lease.hold(lambda text: listener(Remark(text))))
         yield lease
 
 

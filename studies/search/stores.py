@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from studies.home import Home
-from studies.search.notices import Listener, Said
+from studies.search.notices import Listener, Remark
 from studies.search.patient_storage import PatientStorage
 from studies.search.storage import open_storage
 from tracking.patience import Patience
@@ -25,12 +25,12 @@ class Stores:
         """Open both, their tables made where they are missing.
 
         Args:
-            listener: hears, as `Said`, what is waited for.
+            listener: hears, as `Remark`, what is waited for.
 
         Raises:
             InputError: one of them cannot be opened.
         """
-        patience = Patience(tell=lambda text: listener(Said(text)))
+        patience = Patience(tell=lambda text: listener(Remark(text)))
         storage = open_storage(home, patience=patience)
         projection = Projection(
             home.tracking_uri, artifact_root=home.mlflow_artifacts, lock_folder=home.locks, patience=patience

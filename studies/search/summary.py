@@ -94,10 +94,10 @@ def note(view: StudyView, reason: str = "") -> str:
 def _honest_figure(selected: TrialView) -> str:
     """What the selected trial is worth on test; empty where it was not scored there."""
     if selected.config.protocol == "paper":
-        told = headline(selected.metrics, "test")
-        return f"On the whole test set, which chose it: **{told}**" if told else ""
-    told = headline(selected.test_metrics, "test")
-    return f"On test, which the search never saw: **{told}**" if told else ""
+        figure = headline(selected.metrics, "test")
+        return f"On the whole test set, which chose it: **{figure}**" if figure else ""
+    figure = headline(selected.test_metrics, "test")
+    return f"On test, which the search never saw: **{figure}**" if figure else ""
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from detectors.errors import InputError
-from detectors.files import told_plainly, write_text
+from detectors.files import os_errors_as_input_errors, write_text
 from studies.file.encoding import encode
 from studies.show import tables
 from studies.show.comparison import Comparison
@@ -129,7 +129,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     Raises:
         InputError: there is nothing to draw, or the file cannot be written.
     """
-    with told_plainly(path):
+    with os_errors_as_input_errors(path):
         if not write_plot(comparison, path):
             raise InputError(
                 f"{path}: nothing to draw yet, because no study has both an image AUROC on test and a speed"

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from studies.file.encoding import encode
-from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
+from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
 
 PREPARING_SECONDS = 1.0
 """Least time between two lines on the progress of the preparations."""
@@ -82,7 +82,7 @@ class EventLines:
                     counted=counted,
                     best=best.number if best else None,
                 )
-            case Said(text):
+            case Remark(text):
                 self.say(text)
 
     def _event(self, event: str, **content: Any) -> None:

@@ -24,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from studies.file.encoding import encode
-from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
+from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
 
 if TYPE_CHECKING:  # `study run --help` imports this module and waits for neither torch nor Optuna
     from studies.search.view import TrialView
@@ -150,7 +150,7 @@ class Live:
                 self.say(f"trial {number}: {reason}; attempt {attempt}{how} follows")
             case Finished(trial, counted, best):
                 self._finished(trial, counted, best)
-            case Said(text):
+            case Remark(text):
                 self.say(text)
 
     def _opened(self, notice: Opened) -> None:

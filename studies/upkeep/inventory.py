@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import InputError
-from detectors.files import file_lock, told_plainly
+from detectors.files import file_lock, os_errors_as_input_errors
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
 from studies.search.run import driver_lock
@@ -278,7 +278,7 @@ def delete(items: Sequence[Item], home: Home) -> list[Item]:
 def _remove(path: Path) -> bool:
     """Take a file or folder out of sight in one step, then free its space."""
     trash = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.trash")
-    with told_plainly(path):
+    with os_errors_as_input_errors(path):
         try:
             path.rename(trash)
         except FileNotFoundError:

@@ -28,7 +28,7 @@ from detectors.backbones.pyramid import EXTRACTION_BATCH, Backbone
 from detectors.data.images import RESIZE_RULE, Size
 from detectors.data.samples import ImageSet
 from detectors.features import Features
-from detectors.files import file_lock, told_plainly, write_json
+from detectors.files import file_lock, os_errors_as_input_errors, write_json
 from detectors.working_memory import portion
 
 LAYOUT_VERSION = 1
@@ -182,7 +182,7 @@ class FeatureStore:
             Whether it was deleted: not if it is gone already, or may belong to features that are being computed.
         """
         try:
-            with self._not_computing(folder), told_plainly(self.root):
+            with self._not_computing(folder), os_errors_as_input_errors(self.root):
                 return self._delete(folder)
         except BlockingIOError:
             return False
@@ -264,7 +264,7 @@ class FeatureStore:
             # This process holds the lock, so a folder of this name was left by a process that was killed.
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            with told_plainly(self.root):
+            with os_errors_as_input_errors(self.root):
                 grids = _extract(image_set, backbone, folders, device=device, progress=progress)
                 for stride, key in keys.items():
                     file = folders[stride] / "features.npy"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from detectors.files import file_lock, told_plainly
+from detectors.files import file_lock, os_errors_as_input_errors
 
 MAX_BYTES = 2 * 2**30
 """Most bytes of all memos together; the least recently used ones are deleted first."""
@@ -59,7 +59,7 @@ class FileMemo:
         body = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         path = self.path(name)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        with told_plainly(self.root):
+        with os_errors_as_input_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("wb") as file:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from statistics import fmean
 
 from detectors.errors import InputError
-from detectors.files import told_plainly, write_json
+from detectors.files import os_errors_as_input_errors, write_json
 from studies.file import datasets
 from studies.file.config import StudyConfig, metric_of
 from studies.file.datasets import StudyImages
@@ -58,7 +58,7 @@ def run_products(
         folder = job.path / PRODUCTS / part.category
         product_job = replace(job, config=single.to_json(), splits_digest=part.splits.digest, folder=str(folder))
         result = results[part.category] = run(product_job, _emit_for(part.category, emit), lambda: False)
-        with told_plainly(job.path):
+        with os_errors_as_input_errors(job.path):
             shutil.copytree(folder / ARTIFACTS, job.path / ARTIFACTS / part.category)
         if job.task == "trial" and objective in result.metrics:
             emit(Report(job.number, job.attempt, place, result.metrics[objective]))

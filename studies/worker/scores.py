@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from detectors.base import Prediction
 from detectors.data.samples import ImageSet
-from detectors.files import told_plainly, write_json
+from detectors.files import os_errors_as_input_errors, write_json
 from detectors.runtime.overlays import OUTLINE, RGB, overlay, side_by_side
 from studies.worker.plots import colour_range
 
@@ -177,6 +177,6 @@ def _save_jpeg(rgb: RGB, path: Path) -> None:
     image = Image.fromarray(rgb)
     if height > SIDE:
         image = image.resize((round(width * SIDE / height), SIDE), Image.Resampling.LANCZOS)
-    with told_plainly(path):
+    with os_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, format="JPEG", quality=QUALITY)

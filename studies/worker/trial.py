@@ -27,7 +27,7 @@ from detectors.catalog import head_class
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
-from detectors.files import append_line, told_plainly, write_json, write_text
+from detectors.files import append_line, os_errors_as_input_errors, write_json, write_text
 from detectors.head_files import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
@@ -323,7 +323,7 @@ class _Worker:
         """An empty folder within the job's folder; what an earlier attempt left there is deleted."""
         folder = self.job.path / name
         shutil.rmtree(folder, ignore_errors=True)
-        with told_plainly(folder):
+        with os_errors_as_input_errors(folder):
             folder.mkdir(parents=True)
         return folder
 

@@ -16,7 +16,15 @@ import pytest
 
 from detectors import files
 from detectors.errors import InputError
-from detectors.files import append_line, file_lock, new_folder, told_plainly, write_bytes, write_json, write_text
+from detectors.files import (
+    append_line,
+    file_lock,
+    new_folder,
+    os_errors_as_input_errors,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 fork = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs processes that start at once"
@@ -148,7 +156,7 @@ def test_readers_never_see_half_a_file_and_kills_leave_a_whole_one(tmp_path):
     ],
 )
 def test_refusals_are_reported_in_one_line_and_faults_are_not_hidden(tmp_path, number, known):
-    with pytest.raises(InputError if known else OSError) as caught, told_plainly(tmp_path / "x"):
+    with pytest.raises(InputError if known else OSError) as caught, os_errors_as_input_errors(tmp_path / "x"):
         raise OSError(number, os.strerror(number))
     assert isinstance(caught.value, InputError) == known
     if known:

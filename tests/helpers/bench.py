@@ -19,7 +19,7 @@ from detectors.files import write_json
 from studies.home import Home
 from studies.search import storage as studies_storage
 from studies.search.attributes import DISCARDED
-from studies.search.notices import Listener, Notice, Said
+from studies.search.notices import Listener, Notice, Remark
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
 from studies.search.run import refit_trial, run_study
@@ -226,7 +226,7 @@ class Bench:
         return children
 
     def said(self) -> str:
-        return "\n".join(notice.text for notice in self.notices if isinstance(notice, Said))
+        return "\n".join(notice.text for notice in self.notices if isinstance(notice, Remark))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from detectors.errors import InputError
-from detectors.files import told_plainly, write_bytes
+from detectors.files import os_errors_as_input_errors, write_bytes
 from studies.worker.jobs import LOG_FILE, RESULT_FILE
 
 MOST_BYTES = 2 * 2**30
@@ -50,7 +50,7 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
         shutil.rmtree(folder / top, ignore_errors=True)
     for name in sorted(files, key=lambda name: name == RESULT_FILE):
         if name == LOG_FILE:
-            with told_plainly(folder / name):
+            with os_errors_as_input_errors(folder / name):
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / name).open("ab") as log:
                     log.write(files[name])

@@ -18,7 +18,7 @@ from detectors.errors import InputError
 from studies.executors.inline import InlineExecutor
 from studies.search import storage as studies_storage
 from studies.search.attributes import JOB, OUTCOME, Submission
-from studies.search.notices import Finished, Notice, Opened, Progressed, Retried, Said, Started
+from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
 from studies.search.queue import Queue
@@ -593,7 +593,7 @@ def test_an_interrupted_baseline_keeps_what_lies_outside_the_search(bench: Bench
     assert settings.count((33, 1.5)) == 1
 
 
-@pytest.mark.parametrize("kind", [Opened, Started, Progressed, Finished, Said])
+@pytest.mark.parametrize("kind", [Opened, Started, Progressed, Finished, Remark])
 @pytest.mark.parametrize("slots", [1, 2])
 def test_an_interruption_at_any_notice_leaves_nothing_running(bench: Bench, kind: type[Notice], slots: int) -> None:
     with pytest.raises(KeyboardInterrupt):

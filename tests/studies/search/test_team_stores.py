@@ -125,7 +125,7 @@ def bench(
     return TeamBench(base_plan, tiny_mvtec, Home(tmp_path / "home").prepare())
 
 
-def told_plainly(ended: Ended, *words: str) -> None:
+def os_errors_as_input_errors(ended: Ended, *words: str) -> None:
     """Exit code 2, one line with these words, and no password."""
     assert ended.code == 2, ended
     assert ended.err.startswith("error: ")
@@ -225,7 +225,7 @@ def test_a_second_driver_of_another_home_is_refused_in_one_line(
         wait_for(lambda: any(scene.home.glob("trials/*/00000/log.txt")), process)
         refused = second.run()
         assert process.wait(120) == 0, scene.output
-    told_plainly(
+    os_errors_as_input_errors(
         refused, f"study 'tiny' is being run by process {process.pid} on {socket.gethostname()}; wait for it or stop it"
     )
     assert_no_password(scene.output)
@@ -430,7 +430,9 @@ def test_sigterm_ends_a_study_that_waits(scene: Scene, postgres: Postgres, serve
 def test_a_database_that_is_not_there_is_told_at_once(scene: Scene, postgres: Postgres) -> None:
     url = f"postgresql+psycopg://{USER}:pass%2Fword%3A1@127.0.0.1:{free_port()}/studies"
     ended = with_stores(scene, STUDY_STORAGE=url).run()
-    told_plainly(ended, "Optuna storage postgresql+psycopg://study:***@127.0.0.1:", "refused", "check STUDY_STORAGE")
+    os_errors_as_input_errors(
+        ended, "Optuna storage postgresql+psycopg://study:***@127.0.0.1:", "refused", "check STUDY_STORAGE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_a_database_that_refuses_is_told_at_once(
     scene: Scene, postgres: Postgres, change: Callable[[Postgres], str], word: str
 ) -> None:
     ended = with_stores(scene, STUDY_STORAGE=change(postgres)).run()
-    told_plainly(ended, "Optuna storage postgresql+psycopg://study:***@", word, "check STUDY_STORAGE")
+    os_errors_as_input_errors(ended, "Optuna storage postgresql+psycopg://study:***@", word, "check STUDY_STORAGE")
     assert "Secret" not in ended.err
 
 
@@ -462,7 +464,7 @@ def test_a_database_that_never_answers_is_told(scene: Scene, monkeypatch: pytest
 
 def test_an_mlflow_server_that_is_not_there_is_told_at_once(scene: Scene) -> None:
     ended = with_stores(scene, MLFLOW_TRACKING_URI=f"http://ann:Secret@127.0.0.1:{free_port()}").run()
-    told_plainly(ended, "MLflow server http://ann:***@127.0.0.1:", "refused", "MLFLOW_TRACKING_URI")
+    os_errors_as_input_errors(ended, "MLflow server http://ann:***@127.0.0.1:", "refused", "MLFLOW_TRACKING_URI")
     assert "Secret" not in ended.err
 
 
@@ -483,7 +485,7 @@ def test_an_mlflow_server_without_its_database_is_told(scene: Scene, postgres: P
         ended = with_stores(scene, **stores).run()
     finally:
         postgres.start()
-    told_plainly(ended, f"MLflow store {server.uri}: ", "check MLFLOW_TRACKING_URI")
+    os_errors_as_input_errors(ended, f"MLflow store {server.uri}: ", "check MLFLOW_TRACKING_URI")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql+nodriver"])
