@@ -10,70 +10,34 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import inspect
-import os
 import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
 
 from detectors.base import Head
 from detectors.errors import InputError
-from detectors.files import write_bytes
+from detectors.head_texts import HeadCode, remember, text_of
 
-VARIABLE = "STUDY_HEADS"
-"""Environment variable: paths of files with heads, with the system's path separator between them. A file is run when a saved
-detector or a study needs its text."""
 REFERENCE = re.compile(r"(?P<file>.+\.py)(?::(?P<class_name>.*))?")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 """A detector's name: it is a key of study files and a tag of MLflow."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class HeadCode:
-    """Which class of which text a head is."""
-
-    file: str
-    """Name of the file, for messages."""
-    class_name: str
-    sha256: str
-    """Of the file's text, hex."""
-
-    def to_json(self) -> dict[str, str]:
-        """For a study's configuration and a saved detector."""
-        return {"file": self.file, "class_name": self.class_name, "sha256": self.sha256}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, str]) -> HeadCode:
-        """What `to_json` gave. Raises `InputError` for anything else."""
-        try:
-            code = cls(str(raw["file"]), str(raw["class_name"]), str(raw["sha256"]))
-        except (KeyError, TypeError) as error:
-            raise InputError("the record of a head's file needs file, class_name and sha256") from error
-        if not SHA256.fullmatch(code.sha256):
-            raise InputError(f"{code.sha256!r} is no sha256 of a head's file")
-        return code
 
 
 class _Known:
-    """The texts that persons named in this process, and the heads made of them. Entries are added, never changed."""
+    """The heads made of the texts that persons named in this process. Entries are added, never changed."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.texts: dict[str, bytes] = {}
-        """By sha256."""
         self.heads: dict[tuple[str, str], type[Head]] = {}
         """By sha256 and class name."""
         self.codes: dict[type[Head], HeadCode] = {}
         self.latest: dict[str, type[Head]] = {}
         """By the detector's name: the text that was named last."""
-        self.folders: list[Path] = []
-        """Where `keep` wrote texts that persons named in earlier processes."""
 
 
 _known = _Known()
@@ -136,23 +100,6 @@ def code_of(head: type[Head]) -> HeadCode | None:
     return _known.codes.get(head)
 
 
-def text_of(code: HeadCode) -> bytes:
-    """The file's text. Raises `InputError` where nobody named it here."""
-    with _known.lock:
-        if code.sha256 in _known.texts:
-            return _known.texts[code.sha256]
-        named = [Path(name).expanduser() for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
-        for path in [*(_kept(folder, code) for folder in _known.folders), *named]:
-            # Digested again, for others may write there.
-            if path.is_file() and sha256(text := path.read_bytes()).hexdigest() == code.sha256:
-                _known.texts[code.sha256] = text
-                return text
-    raise InputError(
-        f"the head {code.class_name} comes from a file {code.file} that nobody named here (sha256 {code.sha256[:12]}); "
-        f"set {VARIABLE}=PATH/{code.file} if you have that file and trust it"
-    )
-
-
 def find_head(code: HeadCode) -> type[Head]:
     """The head of a study or a saved detector, made of the very text that this one names.
 
@@ -163,30 +110,6 @@ def find_head(code: HeadCode) -> type[Head]:
     with _known.lock:
         _known.latest[head.name] = head
     return head
-
-
-def look_in(folder: Path) -> None:
-    """Look for texts in a folder that `keep` writes to, from now on in this process."""
-    with _known.lock:
-        if folder not in _known.folders:
-            _known.folders.append(folder)
-
-
-def keep(code: HeadCode, folder: Path) -> Path:
-    """Keep a text for other processes and later days: it stays what it is while its file is edited.
-
-    Raises:
-        InputError: the folder cannot be written, or the text is not known.
-    """
-    path = _kept(folder, code)
-    text = text_of(code)
-    if not path.is_file() or path.read_bytes() != text:
-        write_bytes(path, text)
-    return path
-
-
-def _kept(folder: Path, code: HeadCode) -> Path:
-    return folder / f"{code.sha256}.py"
 
 
 def _parse(reference: str, base: Path) -> tuple[Path, str]:
@@ -219,7 +142,7 @@ def _make(code: HeadCode, text: bytes, path: Path) -> type[Head]:
         if key in _known.heads:
             return _known.heads[key]
         head = _checked(_run(code, text, path), code.class_name, path)
-        _known.texts[code.sha256] = text
+        remember(code, text)
         _known.heads[key], _known.codes[head] = head, code
         return head
 

@@ -11,6 +11,14 @@ from pathlib import Path
 from detectors.errors import InputError
 from detectors.files import os_errors_as_input_errors
 
+MVTEC_ROOT = Path("datasets") / "MVTecAD"
+"""Where the images of MVTec AD lie if neither the study file nor ``MVTEC_AD_ROOT`` says."""
+
+
+def mvtec_folder() -> Path:
+    """Folder of MVTec AD for studies that name none, absolute."""
+    return Path(os.environ.get("MVTEC_AD_ROOT") or MVTEC_ROOT).expanduser().absolute()
+
 
 @dataclass(frozen=True)
 class Home:

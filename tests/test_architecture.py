@@ -33,7 +33,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["errors", "while_inside", "working_memory"],
         ["process_state"],
         ["precision", "files", "data", "entry_points"],
-        ["scoring", "backbones"],
+        ["scoring", "backbones", "head_texts"],
         ["features"],
         ["embedding", "base"],
         ["flows", "training", "head_files"],

@@ -16,7 +16,7 @@ from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, v
 from pathlib import Path
 
 import detectors
-from detectors import catalog, head_files
+from detectors import catalog, head_texts
 from detectors.entry_points import DISTRIBUTION, distribution_of, offered, only_one
 from detectors.errors import InputError
 from detectors.runtime.artifact import read_description
@@ -55,7 +55,7 @@ def pack_code(detector: Path, folder: Path) -> Cargo:
     code_paths = [own, write_metadata(folder, DISTRIBUTION, package_version(), own_points)]
     description = read_description(detector)
     if (code := description.head_code) is not None:
-        return Cargo(code_paths, [], head_files.keep(code, folder / HEADS).parent)
+        return Cargo(code_paths, [], head_texts.keep(code, folder / HEADS).parent)
     if description.detector not in catalog.names():
         catalog.head_class(description.detector)  # raises the error that says what to do
     point = only_one(offered(catalog.GROUP)[description.detector], "detector")

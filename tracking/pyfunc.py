@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 
 from detectors.data.images import read_image
 from detectors.errors import InputError
-from detectors.head_files import look_in
+from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, load_artifact
 from detectors.runtime.inputs import as_rgb
 from detectors.runtime.verdicts import heat_map, judge

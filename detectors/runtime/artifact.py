@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detectors import head_files
 from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction, with_prefix
@@ -31,7 +30,8 @@ from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import new_folder, write_json
-from detectors.head_files import HeadCode, find_head
+from detectors.head_files import code_of, find_head
+from detectors.head_texts import SHA256, HeadCode
 from detectors.scoring.evaluation import Threshold
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class _Code(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     file: str
     class_name: str
-    sha256: str = Field(pattern=head_files.SHA256.pattern)
+    sha256: str = Field(pattern=SHA256.pattern)
 
 
 class Description(BaseModel):
@@ -136,7 +136,7 @@ def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
         normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
         provenance=dict(artifact.provenance),
         tensors_sha256=tensors_sha256,
-        code=_Code.model_validate(code.to_json()) if (code := head_files.code_of(type(detector.head))) else None,
+        code=_Code.model_validate(code.to_json()) if (code := code_of(type(detector.head))) else None,
     )
 
 

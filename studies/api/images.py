@@ -20,7 +20,7 @@ from detectors.data.samples import Dataset
 from detectors.errors import InputError
 from studies.file import datasets, library
 from studies.file.sections import DataConfig
-from studies.home import Home, home_at
+from studies.home import MVTEC_ROOT, Home, home_at
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, done, in all)."""
@@ -126,8 +126,8 @@ def data_source(name: str) -> Source:
 def default_root(source: Source) -> Path:
     """Where studies look for a public data set."""
     if source.name == "mvtec":
-        return Path(os.environ.get("MVTEC_AD_ROOT") or datasets.DEFAULT_ROOT)
-    return datasets.DEFAULT_ROOT.parent / source.title.replace(" ", "")
+        return Path(os.environ.get("MVTEC_AD_ROOT") or MVTEC_ROOT)
+    return MVTEC_ROOT.parent / source.title.replace(" ", "")
 
 
 fetch_images = fetch

@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from detectors import catalog
 from detectors.errors import InputError
-from detectors.head_files import HeadCode, find_head
+from detectors.head_files import find_head
+from detectors.head_texts import HeadCode
 from detectors.scoring.evaluation import METRICS
 from studies.file import checks
 from studies.file.keys import DETECTOR_KEY, ParameterKey

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +19,8 @@ from detectors.files import write_json
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.sections import DataConfig
-from studies.home import Home
+from studies.home import Home, mvtec_folder
 
-DEFAULT_ROOT = Path("datasets") / "MVTecAD"
-"""Where the images of MVTec AD lie if neither the study file nor ``MVTEC_AD_ROOT`` says."""
 MAX_EXPERIMENT_NAME = 60
 """Characters; the names of more products than fit are shortened to their number and a digest."""
 Progress = Callable[[int, int], None]
@@ -100,7 +97,7 @@ def data_root(data: DataConfig) -> Path:
         return data.root.expanduser().absolute()
     if data.dataset != "mvtec":
         raise InputError(f"data.root is missing: say where data set {data.dataset!r} lies, e.g. --set data.root=DIR")
-    return Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT).expanduser().absolute()
+    return mvtec_folder()
 
 
 def products(data: DataConfig) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detectors.errors import InputError
-from detectors.head_files import look_in
+from detectors.head_texts import look_in
 from detectors.runtime.artifact import is_artifact
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage

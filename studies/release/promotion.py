@@ -17,7 +17,7 @@ from typing import Any
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import write_json, write_text
-from detectors.head_files import look_in
+from detectors.head_texts import look_in
 from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact
 from detectors.runtime.devices import choose_device
 from detectors.runtime.latency import DeviceLock

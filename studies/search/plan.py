@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from detectors import catalog, head_files
+from detectors import catalog
 from detectors.backbones.pyramid import WeightsIdentity, weights_identity
 from detectors.backbones.weights import BackboneSpec, available_backbones, find_weights, weights_folder
 from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
-from detectors.head_files import HeadCode
+from detectors.head_texts import HeadCode, keep, look_in
 from detectors.runtime.devices import choose_device
 from studies.file import datasets
 from studies.file.config import StudyConfig
@@ -137,9 +137,9 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
 
 def _keep_heads(config: StudyConfig, home: Home) -> None:
     """Keep the files that detectors came from, for workers and for later commands."""
-    head_files.look_in(home.heads)
+    look_in(home.heads)
     for record in config.heads.values():
-        head_files.keep(HeadCode.from_json(record.model_dump()), home.heads)
+        keep(HeadCode.from_json(record.model_dump()), home.heads)
 
 
 def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:

@@ -28,7 +28,7 @@ from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.files import append_line, os_errors_as_input_errors, write_json, write_text
-from detectors.head_files import look_in
+from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
 from detectors.scoring.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric

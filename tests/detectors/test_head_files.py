@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
-from detectors import catalog, head_files
+from detectors import catalog, head_files, head_texts
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector
 from detectors.errors import InputError
-from detectors.head_files import HeadCode, code_of, find_head, is_reference, keep, look_in
+from detectors.head_files import code_of, find_head, is_reference
+from detectors.head_texts import HeadCode, keep, keep_text, look_in, text_of
 from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact, save_artifact
 from tests.helpers.worked_example import EXAMPLE
 
@@ -27,7 +29,7 @@ REFERENCE = f"{EXAMPLE}:Diagonal"
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which nobody has named a file yet."""
     forget(monkeypatch)
-    monkeypatch.delenv(head_files.VARIABLE, raising=False)
+    monkeypatch.delenv(head_texts.VARIABLE, raising=False)
     yield
     for name in [name for name in sys.modules if name.startswith("study_head_")]:
         del sys.modules[name]
@@ -35,6 +37,7 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_files, "_known", head_files._Known())
+    monkeypatch.setattr(head_texts, "_texts", head_texts._Texts())
     for name in [name for name in sys.modules if name.startswith("study_head_")]:
         del sys.modules[name]
 
@@ -138,7 +141,7 @@ def test_a_saved_detector_names_its_text_and_needs_it_known(tmp_path: Path, monk
     score = saved(tmp_path / "detector")
     described = json.loads((tmp_path / "detector" / DESCRIPTION).read_text())
     code = HeadCode.from_json(described["code"])
-    assert code.sha256 == head_files.sha256(EXAMPLE.read_bytes()).hexdigest()
+    assert code.sha256 == sha256(EXAMPLE.read_bytes()).hexdigest()
     assert str(tmp_path) not in json.dumps(described["code"])  # no path that could be followed
     assert "/" not in code.file
 
@@ -162,7 +165,7 @@ def test_a_saved_detector_names_its_text_and_needs_it_known(tmp_path: Path, monk
         load_artifact(tmp_path / "detector")
 
     # Named in the environment, among others.
-    monkeypatch.setenv(head_files.VARIABLE, os.pathsep.join([f"{tmp_path}/other.py", str(EXAMPLE)]))
+    monkeypatch.setenv(head_texts.VARIABLE, os.pathsep.join([f"{tmp_path}/other.py", str(EXAMPLE)]))
     assert torch.equal(load_artifact(tmp_path / "detector").detector(image).scores, score)
 
 
@@ -181,7 +184,7 @@ def test_a_changed_record_leads_nowhere(tmp_path: Path, monkeypatch: pytest.Monk
     trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
     path = tmp_path / "detector" / DESCRIPTION
     described = json.loads(path.read_text())
-    digest = head_files.sha256(trap.read_bytes()).hexdigest()
+    digest = sha256(trap.read_bytes()).hexdigest()
     for code in (
         {"file": str(trap), "class_name": "Trap", "sha256": digest},
         {"file": str(trap), "class_name": "Trap", "sha256": "../trap"},
@@ -198,6 +201,39 @@ def test_a_changed_record_leads_nowhere(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_nothing_is_run_on_import(tmp_path: Path) -> None:
     code = "import sys, detectors.catalog; print(*[name for name in sys.modules if name.startswith('study_head_')])"
-    environment = {**os.environ, head_files.VARIABLE: str(EXAMPLE)}
+    environment = {**os.environ, head_texts.VARIABLE: str(EXAMPLE)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_message_says_what_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = HeadCode("mine.py", "Mine", sha256(b"mine").hexdigest())
+    edited, folder = tmp_path / "edited.py", tmp_path / "folder.py"
+    edited.write_bytes(b"edited")
+    folder.mkdir()
+    monkeypatch.setenv(head_texts.VARIABLE, os.pathsep.join(map(str, [edited, folder, tmp_path / "absent.py"])))
+    with pytest.raises(InputError) as caught:
+        text_of(code)
+    message = str(caught.value)
+    assert f"{edited} has another text, sha256 {sha256(b'edited').hexdigest()[:12]}" in message
+    assert f"{folder} is a folder" in message
+    assert f"{tmp_path / 'absent.py'} is not there" in message
+    assert code.sha256[:12] in message
+    assert "nobody named" not in message
+    assert len(message.splitlines()) == 1
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"edited\.py cannot be read \(Permission denied\)"):
+        text_of(code)
+
+
+def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
+    digest = sha256(b"mine").hexdigest()
+    path = keep_text(digest, b"mine", tmp_path / "heads")
+    path.write_bytes(b"cut")
+    before = keep_text(digest, b"mine", tmp_path / "heads").stat().st_mtime_ns
+    assert path.read_bytes() == b"mine"
+    assert keep_text(digest, b"mine", tmp_path / "heads").stat().st_mtime_ns == before  # not written again

@@ -182,6 +182,7 @@ SMALL = {
         "precision",
         "entry_points",
         "head_files",
+        "head_texts",
     ),
     "tracking": ("addresses", "audit", "interrupts", "mlflow_settings", "moved", "packing", "patience", "records"),
     "studies": (),

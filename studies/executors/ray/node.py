@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.errors import InputError
-from detectors.files import write_bytes
-from detectors.head_files import look_in
+from detectors.head_texts import keep_text, look_in
 from studies.executors.failure import describe, kind_of
 from studies.executors.process import Runner, perform
 from studies.executors.ray.parcels import pack
@@ -63,9 +62,7 @@ class Orders:
         """Put the driver's heads where the jobs of this node look for them."""
         look_in(home.heads)
         for sha256, text in self.heads.items():
-            path = home.heads / f"{sha256}.py"
-            if not path.is_file():
-                write_bytes(path, text)
+            keep_text(sha256, text, home.heads)
 
     def share_home(self) -> bool:
         """Whether this node sees the driver's home."""

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from detectors.files import write_text
-from detectors.head_files import HeadCode, text_of
+from detectors.head_texts import HeadCode, text_of
 from studies.executors.ray.node import Orders
-from studies.file.datasets import DEFAULT_ROOT
-from studies.home import Home
+from studies.home import Home, mvtec_folder
 from studies.worker.jobs import Job
 
 
@@ -20,13 +19,12 @@ def orders_of(job: Job) -> Orders:
     secret = uuid.uuid4().hex
     beacon = Home(Path(job.home)).locks / f"ray-{secret[:12]}"
     write_text(beacon, secret)
-    root = Path(os.environ.get("MVTEC_AD_ROOT") or DEFAULT_ROOT).expanduser().absolute()
     weights = os.environ.get("STUDY_WEIGHTS")
     codes = [HeadCode.from_json(record) for record in job.config.get("heads", {}).values()]
     return Orders(
         str(beacon),
         secret,
-        str(root),
+        str(mvtec_folder()),
         str(Path(weights).expanduser().absolute()) if weights else None,
         heads={code.sha256: text_of(code) for code in codes},
     )

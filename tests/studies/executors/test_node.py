@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from detectors import head_texts
 from detectors.errors import InputError
+from detectors.head_texts import HeadCode
 from studies.executors.ray import node
 from studies.executors.ray.node import SHARED, STALE_SECONDS, Begun, Mailbox, Orders, own_home
+from studies.executors.ray.orders import orders_of
 from studies.executors.ray.parcels import pack, unpack
 from studies.home import Home
 from studies.search.plan import Plan
 from studies.worker.jobs import LOG_FILE, RESULT_FILE, Stage
+from tests.helpers import ROOT
 from tests.helpers.builders import BACKBONE, build_job, build_plan, make_config
+from tests.helpers.worked_example import EXAMPLE
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +147,36 @@ def test_the_nodes_own_places_win(plan: Plan, orders: Orders, tmp_path: Path, mo
     kept = replace(orders, data_root="/data", weights=str(present)).prepare(replace(job, weights_dir=str(present)))
     assert kept.weights_dir == str(present)
     assert (os.environ["MVTEC_AD_ROOT"], os.environ.pop("STUDY_WEIGHTS")) == ("/own", str(present))
+
+
+def test_a_head_in_a_file_reaches_a_node_with_a_home_of_its_own(
+    plan: Plan, orders: Orders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = build_job(plan)
+    text = EXAMPLE.read_bytes()
+    code = HeadCode(EXAMPLE.name, "Diagonal", sha256(text).hexdigest())
+    monkeypatch.setattr(head_texts, "_texts", head_texts._Texts())
+    head_texts.remember(code, text)
+    there = orders_of(replace(job, home=str(tmp_path), config={**job.config, "heads": {"diagonal": code.to_json()}}))
+    assert there.heads == {code.sha256: text}
+
+    # Another machine, on which nobody named the file, and whose copy of an earlier study was damaged.
+    monkeypatch.setattr(head_texts, "_texts", head_texts._Texts())
+    home = Home(tmp_path / "node").prepare()
+    home.heads.mkdir()
+    (home.heads / f"{code.sha256}.py").write_bytes(text[:100])
+    there.keep_heads(home)
+    assert head_texts.text_of(code) == text
+    assert (home.heads / f"{code.sha256}.py").read_bytes() == text
+
+
+def test_a_job_sets_its_threads_before_torch_is_imported():
+    code = (
+        "import sys, studies.executors.ray.node, studies.executors.ray.executor; "
+        "print(*{'torch', 'ray', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 # --- check
