@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 import detectors
+from detectors.head_texts import VARIABLE
 from tracking.mlflow_settings import mlflow_settings
 from tracking.packing import HEADS, pack_code, pinned
 from tracking.pyfunc import ARTIFACT, Response
@@ -57,6 +60,9 @@ print(json.dumps([answer.model_dump() for answer in answers]))
 """
 """A program that sends a model the requests of its standard input."""
 
+OWN_METADATA = re.compile(r"anomaly_studies-[^/]*\.dist-info|__pycache__")
+"""Names in a model's folder of code that say nothing of what runs: our own entry points, and what Python compiled."""
+
 
 @contextmanager
 def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
@@ -89,23 +95,28 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
 def ask(model: Path, requests: Sequence[Mapping[str, Any]]) -> list[Response]:
     """Load a model's folder as MLflow's server does, and send it requests as plain data.
 
-    A model brings its own code. Where that is not the code that runs here, as in a model of an earlier version, it answers in a
-    process of its own: in this one Python would go on with the modules that are loaded already.
+    A model brings its own code. Where that is more than the code that runs here, as in a model of an earlier version, of a
+    plug-in or of a head from a file, it answers in a process of its own: in this one Python would go on with the modules and
+    heads that are loaded already, whatever the model has packed.
 
     Raises:
         RuntimeError: the process of a model with other code failed; the message is the last line that it printed.
         Exception: whatever a model with this code raises.
     """
+    model = model.absolute()
     plain = [dict(request) for request in requests]
     if brings_code_of_this_version(model):
-        return list(mlflow.pyfunc.load_model(str(model)).predict(plain))
+        with _loading_undone(model):
+            return list(mlflow.pyfunc.load_model(str(model)).predict(plain))
     done = subprocess.run(
-        [sys.executable, "-P", "-c", ASK, str(model.absolute())],
+        [sys.executable, "-P", "-c", ASK, str(model)],
         input=json.dumps(plain),
         capture_output=True,
         text=True,
         timeout=ANSWER_SECONDS,
         check=False,
+        # The text of a head's file has to be the one in the model.
+        env={name: value for name, value in os.environ.items() if name != VARIABLE},
     )
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
@@ -113,13 +124,31 @@ def ask(model: Path, requests: Sequence[Mapping[str, Any]]) -> list[Response]:
 
 
 def brings_code_of_this_version(model: Path) -> bool:
-    """Whether the package `detectors` in a model's folder has the same files as the one that runs here."""
-    here, there = Path(detectors.__file__).parent, model / "code" / "detectors"
-    return _sources(here) == _sources(there)
+    """Whether a model's folder brings the package `detectors` as it runs here, and no other code."""
+    code = model / "code"
+    if (model / "artifacts" / HEADS).exists() or not code.is_dir():
+        return False
+    brought = {path.name for path in code.iterdir() if not OWN_METADATA.fullmatch(path.name)}
+    return brought == {"detectors"} and _files(Path(detectors.__file__).parent) == _files(code / "detectors")
 
 
-def _sources(package: Path) -> dict[str, bytes]:
-    return {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+def _files(package: Path) -> dict[str, bytes]:
+    paths = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(package).as_posix(): path.read_bytes() for path in paths}
+
+
+@contextmanager
+def _loading_undone(model: Path) -> Iterator[None]:
+    """Take back what MLflow leaves in the process that loads a model: its code on `sys.path`, its file among the modules."""
+    before = mlflow.models.model.__mlflow_model__
+    try:
+        yield
+    finally:
+        mlflow.models.model.__mlflow_model__ = before
+        sys.path = [entry for entry in sys.path if not Path(entry).is_relative_to(model)]
+        for name, module in list(sys.modules.items()):
+            if name.startswith("code_model_") and Path(module.__file__ or "").is_relative_to(model):
+                del sys.modules[name]
 
 
 def example_image() -> str:
