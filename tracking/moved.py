@@ -24,21 +24,22 @@ PLACES = (("logged_model_tags", "tag_value"), ("model_version_tags", "value"))
 
 
 def follow_home(database: Path, artifacts: Path) -> list[Path]:
-    """Change the addresses in a local MLflow database to the present place of its home.
+    """Change the addresses in a home's own MLflow database to the present place of the home.
 
     A home that was copied or moved would otherwise read and write the artifacts of its former place. Only experiments whose
-    artifacts are in ``artifacts/<name of the experiment>`` are changed; others were put elsewhere on purpose.
+    address is ``.../artifacts/<name of the experiment>`` are changed, for others were put elsewhere on purpose; and of these
+    only the ones whose files are here, or whose home is gone. Another home that uses this database thus keeps its addresses.
 
     Args:
-        database: SQLite file of the store; nothing happens if there is none.
+        database: SQLite file of the store; nothing happens if there is none, or if it is not in the folder of the home.
         artifacts: the folder ``artifacts`` of the home, where MLflow's files are now.
 
     Returns:
         The former folders ``artifacts`` of the home; empty if it was not moved.
     """
-    if not database.is_file():
+    database, artifacts = database.absolute(), artifacts.absolute()
+    if database.parent != artifacts.parent or not database.is_file():
         return []
-    here = artifacts.absolute().as_uri()
     with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         try:
             columns = _columns(connection, "experiments")
@@ -46,27 +47,29 @@ def follow_home(database: Path, artifacts: Path) -> list[Path]:
             return []
         if not columns:
             return []
-        experiments = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        roots = {_root(name, location or "") for name, location in experiments} - {None, here}
-        before = [Path(url2pathname(urlsplit(root).path)) for root in sorted(filter(None, roots))]
-        for old in before:
+        before = set()
+        for name, location in connection.execute("SELECT name, artifact_location FROM experiments").fetchall():
+            old = _root(name, location or "")
+            if old is None or old == artifacts or (old.parent.exists() and not (artifacts / name).exists()):
+                continue
+            before.add(old)
             for table, column in ADDRESSES:
-                _replace(connection, table, column, old.as_uri(), here)
+                _replace(connection, table, column, location, (artifacts / name).as_uri())
+        for old in before:
             for table, column in PLACES:
-                _replace(connection, table, column, str(old.parent), str(artifacts.absolute().parent))
-    for old in before:
+                _replace(connection, table, column, str(old.parent), str(artifacts.parent))
+    for old in sorted(before):
         logger.warning(
             "STUDY_HOME was moved from %s; MLflow's addresses were changed to %s", old.parent, artifacts.parent
         )
-    return before
+    return sorted(before)
 
 
-def _root(experiment: str, location: str) -> str | None:
-    """The address of the folder ``artifacts`` that contains an experiment's files; None if they are elsewhere."""
-    end = f"/{quote(experiment)}"
-    root = location.removesuffix(end)
+def _root(experiment: str, location: str) -> Path | None:
+    """The folder ``artifacts`` that contains an experiment's files; None if they are elsewhere."""
+    root = location.removesuffix(f"/{quote(experiment)}")
     is_ours = location.startswith("file:///") and root != location and root.endswith("/artifacts")
-    return root if is_ours else None
+    return Path(url2pathname(urlsplit(root).path)) if is_ours else None
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:

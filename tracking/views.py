@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlencode
 
 from mlflow.entities import Experiment
@@ -74,14 +75,17 @@ def saved_view(study: StudyRecord, parent: str) -> tuple[str, str]:
         columns.pop()
 
 
-def study_pages(tracking_uri: str) -> list[Page]:
+def study_pages(tracking_uri: str, *, artifacts: Path | None = None) -> list[Page]:
     """The pages of all studies in a store, the newest first.
+
+    Args:
+        artifacts: where the artifacts of a local store are now; see `tracking.moved`.
 
     Raises:
         InputError: the store cannot be reached.
     """
     with store_calls(tracking_uri):
-        experiments = open_client(tracking_uri).search_experiments()
+        experiments = open_client(tracking_uri, artifacts=artifacts).search_experiments()
     pages = []
     for experiment in experiments:
         for tag, text in experiment.tags.items():

@@ -78,7 +78,7 @@ def ui(
 
 def _pages(home: Home, name: str | None) -> list[Page]:
     """The newest studies' pages, or one study's. Raises `InputError` where the study asked for has none."""
-    pages = api.study_pages(home.tracking_uri)
+    pages = api.study_pages(home.tracking_uri, artifacts=home.mlflow_artifacts)
     if name is None:
         return pages[:SHOWN]
     found = [page for page in pages if page.study == name]

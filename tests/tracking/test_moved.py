@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from tests.helpers.widgets import copy_stores
 from tracking.moved import follow_home
 from tracking.store import open_client
+from tracking.views import study_pages
 
 
 @pytest.fixture
@@ -54,10 +56,37 @@ def test_nothing_happens_where_nothing_moved(made: Path, tmp_path: Path) -> None
 
 
 def test_a_copy_leaves_the_original_alone_and_goes_its_own_way(made: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    (copy / "mlflow.db").write_bytes((made / "mlflow.db").read_bytes())
+    copy = shutil.copytree(made, tmp_path / "copy")
     before = addresses(made / "mlflow.db")
     assert follow_home(copy / "mlflow.db", copy / "artifacts") == [made / "artifacts"]
     assert follow_home(copy / "mlflow.db", copy / "artifacts") == []
     assert addresses(made / "mlflow.db") == before
+    after = addresses(copy / "mlflow.db")
+    assert after["widgets/round ones"].startswith((copy / "artifacts" / "widgets/round ones").as_uri() + "/")
+    assert after["elsewhere"] == before["elsewhere"]
+
+
+def test_two_homes_on_one_database_keep_their_addresses(made: Path, tmp_path: Path) -> None:
+    uri, other = f"sqlite:///{made / 'mlflow.db'}", tmp_path / "other"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("gears", artifact_location=(other / "artifacts" / "gears").as_uri())
+    client.log_text(client.create_run(experiment).info.run_id, "hello", "note.txt")
+    client.create_run(client.create_experiment("nuts", artifact_location=(other / "artifacts" / "nuts").as_uri()))
+    before = addresses(made / "mlflow.db")
+    for home in (made, other, made):
+        open_client(uri, artifacts=home / "artifacts")
+        assert addresses(made / "mlflow.db") == before
+
+
+def test_an_experiment_without_files_follows_a_home_that_was_moved(made: Path, tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{made / 'mlflow.db'}")
+    client.create_run(client.create_experiment("nuts", artifact_location=(made / "artifacts" / "nuts").as_uri()))
+    home = made.rename(tmp_path / "now")
+    assert follow_home(home / "mlflow.db", home / "artifacts") == [made / "artifacts"]
+    assert addresses(home / "mlflow.db")["nuts"].startswith((home / "artifacts" / "nuts").as_uri() + "/")
+
+
+def test_the_list_of_pages_follows_too(made: Path, tmp_path: Path) -> None:
+    home = made.rename(tmp_path / "now")
+    study_pages(f"sqlite:///{home / 'mlflow.db'}", artifacts=home / "artifacts")
+    assert addresses(home / "mlflow.db")["widgets/round ones"].startswith((home / "artifacts").as_uri())
