@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectors import entry_points, head_files
 from detectors.base import SMOOTHING_SIGMA, Head, Parameter
 from detectors.entry_points import DISTRIBUTION, distribution_of, offered, only_one
 from detectors.errors import InputError
+from detectors.head_files import problem_of
 
 GROUP = "anomaly_studies.detectors"
 HOW_TO_ADD = (
@@ -37,17 +38,19 @@ def built_in_names() -> list[str]:
 
 
 def head_class(name: str) -> type[Head]:
-    """The head of a detector.
+    """The head of a detector: the package's that offers the name, else that of the file that was named last.
+
+    A study or a saved detector whose head is of a file finds it by its record, with `detectors.head_files.find_head`.
 
     Raises:
         InputError: there is no such detector (the message lists the known ones and says how to add one), two packages offer
             it, or the package that adds it is broken.
     """
-    if (named := head_files.named(name)) is not None:
-        return named
     known_names = names()
     if name in known_names:
         return _load(only_one(offered(GROUP)[name], "detector"))
+    if (named := head_files.named(name)) is not None:
+        return named
     near = difflib.get_close_matches(name, known_names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"unknown detector {name!r}; {hint}known: {', '.join(sorted(known_names))}; {HOW_TO_ADD}")
@@ -55,16 +58,17 @@ def head_class(name: str) -> type[Head]:
 
 def parameters(name: str) -> dict[str, Parameter]:
     """Settings of a detector by name, those shared by all detectors included. Raises `InputError` as `head_class` does."""
-    return {parameter.name: parameter for parameter in (*head_class(name).searchable, SMOOTHING_SIGMA)}
+    return parameters_of(head_class(name))
 
 
-def networks(name: str, setting: Mapping[str, Any]) -> list[str]:
-    """The networks of timm whose pretrained weights a detector starts from with this setting; what it leaves out is the default.
+def parameters_of(head: type[Head]) -> dict[str, Parameter]:
+    """Settings of a head by name, those shared by all detectors included."""
+    return {parameter.name: parameter for parameter in (*head.searchable, SMOOTHING_SIGMA)}
 
-    Raises:
-        InputError: as `head_class` does.
-    """
-    values = {parameter: setting.get(parameter.name, parameter.default) for parameter in parameters(name).values()}
+
+def networks(head: type[Head], setting: Mapping[str, Any]) -> list[str]:
+    """The networks of timm whose pretrained weights a head starts from with this setting; what it leaves out is the default."""
+    values = {parameter: setting.get(parameter.name, parameter.default) for parameter in parameters_of(head).values()}
     return [str(value) for parameter, value in values.items() if value in parameter.networks]
 
 
@@ -84,8 +88,10 @@ def load_head_file(reference: str, *, base: Path | None = None) -> type[Head]:
 @cache
 def _load(point: EntryPoint) -> type[Head]:
     head = entry_points.load(point, "detector")
-    if not (isinstance(head, type) and issubclass(head, Head) and head.name == point.name):
+    if (problem := problem_of(head)) is None and head.name != point.name:
+        problem = f".name is {head.name!r}, which is not the name of its entry point"
+    if problem is not None:
         raise InputError(
-            f"detector {point.name!r} ({point.value}) is no `detectors.base.Head` of this name; mend or uninstall it"
+            f"detector {point.name!r} ({point.value}) cannot be used: {point.attr}{problem}; mend or uninstall it"
         )
-    return head
+    return cast(type[Head], head)

@@ -7,6 +7,7 @@ checkout, the small ``dist-info`` folder that a packed MLflow model carries. Ano
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from functools import cache
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -21,12 +22,17 @@ BESIDE = Path(__file__).parents[1]
 """Where the packages of this project lie."""
 
 
-@cache
 def offered(group: str) -> dict[str, tuple[EntryPoint, ...]]:
     """Entry points of a group by name, loaded by nobody yet: this project's own first, then the others in alphabetical order.
 
     A name that several packages offer has several entry points; `only_one` says whose they are.
     """
+    # MLflow puts the code of each model that it loads on the path, and a package that comes with one is to be seen.
+    return _offered(group, tuple(sys.path))
+
+
+@cache
+def _offered(group: str, path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     installed = list(entry_points(group=group))
     own = _own(group) or [point for point in installed if distribution_of(point) == DISTRIBUTION]
     points = [*own, *(point for point in installed if distribution_of(point) != DISTRIBUTION)]

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
+from typing import TypeGuard
 
 from detectors.base import Head
 from detectors.errors import InputError
@@ -66,9 +67,7 @@ def load_head(reference: str, *, base: Path | None = None, taken: Mapping[str, s
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be read ({reason}); give a detector as FILE.py:CLASS") from error
     code = HeadCode(path.name, class_name, sha256(text).hexdigest())
-    head = _make(code, text, path)
-    if owner := (taken or {}).get(head.name):
-        raise InputError(f"{path}: {class_name}.name is {head.name!r}, a detector of {owner}; give it another name")
+    head = _make(code, text, path, taken=taken or {})
     with _known.lock:
         _known.latest[head.name] = head
     return head
@@ -106,7 +105,7 @@ def find_head(code: HeadCode) -> type[Head]:
     Raises:
         InputError: nobody named that text here; the message says how to do so.
     """
-    head = _make(code, text_of(code), Path(code.file))
+    head = _make(code, text_of(code), Path(code.file), taken={})
     with _known.lock:
         _known.latest[head.name] = head
     return head
@@ -135,21 +134,27 @@ class _Loader(importlib.abc.InspectLoader):
         return self.source_to_code(self._text, str(self._path))
 
 
-def _make(code: HeadCode, text: bytes, path: Path) -> type[Head]:
-    """The class of a text, which is run once per process."""
+def _make(code: HeadCode, text: bytes, path: Path, *, taken: Mapping[str, str]) -> type[Head]:
+    """The class of a text, which is run once per process. Nothing is known of a class that is refused."""
     key = (code.sha256, code.class_name)
     with _known.lock:
-        if key in _known.heads:
-            return _known.heads[key]
-        head = _checked(_run(code, text, path), code.class_name, path)
+        head = _known.heads.get(key) or _checked(_run(code, text, path), code, path)
+        if owner := taken.get(head.name):
+            raise InputError(
+                f"{path}: {code.class_name}.name is {head.name!r}, a detector of {owner}; give it another name"
+            )
         remember(code, text)
         _known.heads[key], _known.codes[head] = head, code
         return head
 
 
+def _module_name(code: HeadCode) -> str:
+    return f"study_head_{code.sha256[:16]}"
+
+
 def _run(code: HeadCode, text: bytes, path: Path) -> dict[str, object]:
     """The names that a text defines."""
-    module_name = f"study_head_{code.sha256[:16]}"
+    module_name = _module_name(code)
     if (module := sys.modules.get(module_name)) is not None:
         return vars(module)
     spec = importlib.util.spec_from_loader(module_name, _Loader(text, path), origin=str(path))
@@ -173,24 +178,37 @@ def _run(code: HeadCode, text: bytes, path: Path) -> dict[str, object]:
     return vars(module)
 
 
-def _checked(defined: Mapping[str, object], class_name: str, path: Path) -> type[Head]:
+def _checked(defined: Mapping[str, object], code: HeadCode, path: Path) -> type[Head]:
     """A class that can be a detector's head. Raises `InputError` that says what is missing."""
-    head = defined.get(class_name)
+    head, module_name = defined.get(code.class_name), _module_name(code)
     heads = sorted(
         name
         for name, value in defined.items()
-        if isinstance(value, type) and issubclass(value, Head) and value is not Head
+        if isinstance(value, type) and issubclass(value, Head) and value.__module__ == module_name
     )
+    hint = f"its heads: {', '.join(heads) or 'none'}"
     if head is None:
-        raise InputError(f"{path}: has no class {class_name}; its heads: {', '.join(heads) or 'none'}")
-    if not (isinstance(head, type) and issubclass(head, Head)) or head is Head:
-        raise InputError(
-            f"{path}: {class_name} is no subclass of detectors.base.Head; its heads: {', '.join(heads) or 'none'}"
-        )
-    if missing := [name for name in ("name", "searchable") if not hasattr(head, name)]:
-        raise InputError(f"{path}: {class_name} lacks the class attribute {missing[0]}")
-    if inspect.isabstract(head):
-        raise InputError(f"{path}: {class_name} lacks {', '.join(sorted(head.__abstractmethods__))}")
-    if not (isinstance(head.name, str) and NAME.fullmatch(head.name)):
-        raise InputError(f"{path}: {class_name}.name {head.name!r} is no name; use letters, digits, _ and -")
+        raise InputError(f"{path}: has no class {code.class_name}; {hint}")
+    if (problem := problem_of(head)) is not None:
+        raise InputError(f"{path}: {code.class_name}{problem}{'' if is_head(head) else f'; {hint}'}")
+    if not (is_head(head) and head.__module__ == module_name):
+        raise InputError(f"{path}: {code.class_name} is imported there, not defined; {hint}")
     return head
+
+
+def is_head(value: object) -> TypeGuard[type[Head]]:
+    """Whether a value is a proper subclass of `Head`."""
+    return isinstance(value, type) and issubclass(value, Head) and value is not Head
+
+
+def problem_of(value: object) -> str | None:
+    """What keeps a value from being a detector's head, as what follows its name in a message; None for a sound head."""
+    if not is_head(value):
+        return " is no subclass of detectors.base.Head"
+    if missing := [name for name in ("name", "searchable") if not hasattr(value, name)]:
+        return f" lacks the class attribute {missing[0]}"
+    if inspect.isabstract(value):
+        return f" lacks {', '.join(sorted(value.__abstractmethods__))}"
+    if not (isinstance(value.name, str) and NAME.fullmatch(value.name)):
+        return f".name {value.name!r} is no name; use letters, digits, _ and -"
+    return None

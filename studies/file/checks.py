@@ -6,11 +6,12 @@ would be valid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectors import catalog
 from detectors.backbones.weights import BackboneSpec
+from detectors.base import Head
 from detectors.errors import InputError
 from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 from studies.file.messages import check_name, located
@@ -45,17 +46,19 @@ def check_pruner(pruner: PrunerConfig, data: DataConfig, *, objectives: int) -> 
 
 
 def check_ownership(
-    detectors: Sequence[str], search: Sequence[str], fixed: Sequence[str], baselines: Sequence[Baseline]
+    heads: Mapping[str, type[Head]], search: Sequence[str], fixed: Sequence[str], baselines: Sequence[Baseline]
 ) -> None:
     """In a study over several detectors: every parameter is known to all of them, or stands under the name of one.
 
     Args:
+        heads: by the detectors' names.
         search: names under ``search``, such as ``layers`` or ``padim.n_features``.
         fixed: names under ``fixed``.
     """
     if not search and not baselines:
         raise ValueError("nothing to try: give a search, or baselines")
-    first, *others = (catalog.parameters(detector) for detector in detectors)
+    detectors = list(heads)
+    first, *others = map(catalog.parameters_of, heads.values())
     common = [*SHARED_PARAMETERS, *(name for name in first if all(name in other for other in others))]
     for section, names in (("search", search), ("fixed", fixed)):
         for name in names:
@@ -87,10 +90,10 @@ def check_part(part: DetectorPart, *, grid: bool) -> None:
     if both := set(part.search) & set(part.fixed):
         raise ValueError(f"{sorted(both)[0]} is both searched and fixed; keep one")
     for name, dimension in part.search.items():
-        _check_dimension(part.detector, name, dimension)
+        _check_dimension(part, name, dimension)
     for name, value in part.fixed.items():
         with located(f"fixed.{name}"):
-            check_value(part.detector, name, value)
+            check_value(part, name, value)
     in_each_trial = not part.search and all("backbone" in baseline for baseline in part.baselines)
     if "backbone" not in {*part.search, *part.fixed} and not in_each_trial:
         raise ValueError("no backbone: give search.backbone or fixed.backbone")
@@ -116,7 +119,7 @@ def _check_baseline(part: DetectorPart, name: str, value: ParameterValue) -> Non
         if value != part.detector:
             raise ValueError(f"detector: this study is of {part.detector}, not of {value!r}")
         return
-    check_value(part.detector, name, value)
+    check_value(part, name, value)
     dimension = part.search.get(name)
     if dimension is None:
         return
@@ -129,15 +132,15 @@ def _check_baseline(part: DetectorPart, name: str, value: ParameterValue) -> Non
         raise ValueError(f"{name}: {value!r} is outside the range {list(dimension.bounds)}")
 
 
-def _check_dimension(detector: str, name: str, dimension: Dimension) -> None:
+def _check_dimension(part: DetectorPart, name: str, dimension: Dimension) -> None:
     """A searched parameter: known to the detector, and searched over values that it can take."""
-    parameters = catalog.parameters(detector)
+    parameters = part.parameters
     with located(f"search.{name}"):
-        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {detector}")
+        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {part.detector}")
     if dimension.choices is not None:
         with located(f"search.{name}.choices"):
             for choice in dimension.choices:
-                check_value(detector, name, choice)
+                check_value(part, name, choice)
         return
     with located(f"search.{name}"):
         if name in SHARED_PARAMETERS:
@@ -147,10 +150,10 @@ def _check_dimension(detector: str, name: str, dimension: Dimension) -> None:
         if parameters[name].kind == "int" and dimension.int is None:
             raise ValueError(f"{name} is a whole number; give int: [low, high]")
         for bound in dimension.bounds:
-            check_value(detector, name, bound)
+            check_value(part, name, bound)
 
 
-def check_value(detector: str, name: str, value: Any) -> None:
+def check_value(part: DetectorPart, name: str, value: Any) -> None:
     """A parameter's value is one that the detector takes.
 
     Raises:
@@ -163,8 +166,8 @@ def check_value(detector: str, name: str, value: Any) -> None:
     elif name == "layers":
         _check_layers(value)
     else:
-        parameters = catalog.parameters(detector)
-        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {detector}")
+        parameters = part.parameters
+        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {part.detector}")
         parameters[name].check(value)
 
 

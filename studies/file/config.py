@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from detectors import catalog
+from detectors.base import Head
 from detectors.errors import InputError
 from detectors.head_files import find_head
 from detectors.head_texts import HeadCode
@@ -82,8 +83,10 @@ class StudyConfig(Section):
     def _known_heads(cls, raw: Any, info: ValidationInfo) -> Any:
         """Make known what a worker needs; the files themselves are read by `studies.file.library` alone."""
         if not _is_stored(info) and isinstance(raw, dict) and isinstance(raw.get("heads"), dict):
-            for record in raw["heads"].values():
-                find_head(HeadCode.from_json(record))
+            for name, record in raw["heads"].items():
+                code = HeadCode.from_json(record)
+                if (actual := find_head(code).name) != name:
+                    raise InputError(f"heads.{name}: {code.class_name} of {code.file} is the detector {actual!r}")
         return raw
 
     @model_validator(mode="before")
@@ -140,13 +143,25 @@ class StudyConfig(Section):
         if len(self.detectors) == 1:
             checks.check_part(self._divided(baselines)[self.detectors[0]], grid=grid)
             return
-        checks.check_ownership(self.detectors, list(self.search), list(self.fixed), baselines)
+        heads = {name: self.head_class(name) for name in self.detectors}
+        checks.check_ownership(heads, list(self.search), list(self.fixed), baselines)
         for name, part in self._divided(baselines).items():
             with located(name):
                 checks.check_part(part, grid=grid)
 
     def _divided(self, baselines: Sequence[Baseline]) -> dict[str, DetectorPart]:
-        return divide(self.detectors, self.search, self.fixed, baselines)
+        codes = {name: HeadCode.from_json(record.model_dump()) for name, record in self.heads.items()}
+        return divide(self.detectors, self.search, self.fixed, baselines, codes)
+
+    def head_class(self, detector: str) -> type[Head]:
+        """The head of a detector: of the very text that `heads` names, else what `detectors.catalog.head_class` finds.
+
+        Raises:
+            InputError: the head is not known here.
+        """
+        if (record := self.heads.get(detector)) is not None:
+            return find_head(HeadCode.from_json(record.model_dump()))
+        return catalog.head_class(detector)
 
     @property
     def detectors(self) -> list[str]:

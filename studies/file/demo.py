@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from detectors import catalog
 from detectors.backbones.weights import BUNDLED, PIXELS
 from studies.file.config import StudyConfig, validate
 from studies.file.keys import ParameterKey
@@ -31,7 +30,7 @@ def load_demo(name: str, overrides: Overrides = ()) -> StudyConfig:
     raw["data"] = {"dataset": "rendered", "category": "screw"}
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
-    parameters = [parameter for name in file.detectors for parameter in catalog.parameters(name).values()]
+    parameters = [parameter for part in file.parts.values() for parameter in part.parameters.values()]
     fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
     raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
     raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)

@@ -112,4 +112,8 @@ def with_heads(raw: Any, *, base: Path, source: str) -> Any:
         return head.name
 
     named = [name_of(one) for one in listed] if isinstance(listed, list) else name_of(listed)
-    return raw | {"detector": named, "heads": {**raw.get("heads", {}), **records}} if records else raw
+    if not records:
+        return raw
+    others = raw.get("heads", {})
+    # What is no mapping is left for the validation, which says so.
+    return raw | {"detector": named, "heads": {**others, **records} if isinstance(others, dict) else others}

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from detectors import catalog
+from detectors.base import Head, Parameter
+from detectors.head_files import find_head
+from detectors.head_texts import HeadCode
 from studies.file.keys import DETECTOR_KEY, ParameterKey
 from studies.file.sections import Baseline, Dimension, ParameterValue
 
@@ -23,6 +26,18 @@ class DetectorPart:
     baselines: Sequence[Baseline]
     detector_only: frozenset[str] = field(default=frozenset())
     """The parameters that the file gives for this detector alone, under its name."""
+    code: HeadCode | None = None
+    """Of which text its head is; None for a package's."""
+
+    @property
+    def head(self) -> type[Head]:
+        """The detector's head. Raises `InputError` where it is not known here."""
+        return catalog.head_class(self.detector) if self.code is None else find_head(self.code)
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The detector's settings by name, those shared by all detectors included. Raises `InputError` as `head` does."""
+        return catalog.parameters_of(self.head)
 
     @property
     def backbones(self) -> list[str]:
@@ -35,7 +50,7 @@ class DetectorPart:
     def networks(self, settings: Iterable[Mapping[str, Any]] = ()) -> list[str]:
         """Every network whose pretrained weights a trial of the search may start from, or one of these settings."""
         names: list[str] = []
-        for parameter in catalog.parameters(self.detector).values():
+        for parameter in self.parameters.values():
             dimension = self.search.get(parameter.name)
             values = dimension.choices if dimension else [self.fixed.get(parameter.name, parameter.default)]
             extra = [setting[parameter.name] for setting in settings if parameter.name in setting]
@@ -48,14 +63,19 @@ def divide(
     search: Mapping[str, Dimension],
     fixed: Mapping[str, ParameterValue],
     baselines: Sequence[Baseline],
+    codes: Mapping[str, HeadCode],
 ) -> dict[str, DetectorPart]:
     """The parts of a study by detector.
 
     In a study over several detectors, what stands under a detector's name wins over what is for all of them, and a baseline
     belongs to the detector that it names. A study over one detector has one part, with everything.
+
+    Args:
+        codes: of which texts the heads are that come from files.
     """
     if len(detectors) == 1:
-        return {detectors[0]: DetectorPart(detectors[0], search, fixed, baselines)}
+        detector = detectors[0]
+        return {detector: DetectorPart(detector, search, fixed, baselines, code=codes.get(detector))}
     searched = {ParameterKey.parse(text): dimension for text, dimension in search.items()}
     constant = {ParameterKey.parse(text): value for text, value in fixed.items()}
     parts = {}
@@ -67,6 +87,7 @@ def divide(
             _part_of(constant, detector, detector_only),
             [baseline for baseline in baselines if baseline[DETECTOR_KEY] == detector],
             detector_only,
+            codes.get(detector),
         )
     return parts
 

@@ -97,7 +97,7 @@ class Plan:
         A setting that somebody queued for an earlier run of the study may name one that was not looked for now.
         """
         detector = setting.get(DETECTOR_KEY) or self.config.detectors[0]
-        names = catalog.networks(detector, setting)
+        names = catalog.networks(self.config.head_class(detector), setting)
         return {name: self.networks[name].sha256 for name in names if name in self.networks}
 
     @property

@@ -10,7 +10,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from detectors import catalog
 from studies.file.config import StudyConfig
 
 EPOCHS = "epochs"
@@ -52,7 +51,7 @@ def most_epochs(config: StudyConfig) -> int:
     longest = 1
     for name in config.detectors:
         part = config.for_detector(name)
-        parameter = catalog.parameters(name).get(EPOCHS)
+        parameter = part.parameters.get(EPOCHS)
         if parameter is None:
             continue
         dimension = part.search.get(EPOCHS)

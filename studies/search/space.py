@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 
-from detectors import catalog
 from detectors.backbones.pyramid import channels_by_stride
 from detectors.errors import InputError
 from studies.file.config import StudyConfig
@@ -102,8 +101,8 @@ class _DetectorSpace:
 
     def __init__(self, part: DetectorPart, backbones: Sequence[str]) -> None:
         self.part = part
-        self._head = catalog.head_class(part.detector)
-        self._parameters = catalog.parameters(part.detector)
+        self._head = part.head
+        self._parameters = part.parameters
         defaults = {name: parameter.default for name, parameter in self._parameters.items()}
         self._constants: dict[str, Any] = {"layers": DEFAULT_LAYERS, **defaults, **part.fixed}
         """Values of the parameters that a trial does not draw."""

@@ -23,7 +23,6 @@ from torch import Tensor
 from detectors import working_memory
 from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
 from detectors.base import Detector, FitContext, Prediction
-from detectors.catalog import head_class
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
@@ -154,7 +153,7 @@ class _Worker:
     def _fit(self) -> Detector:
         """The trial's detector, fitted on train, on the device."""
         params = self.job.params
-        head_type = head_class(params.get("detector") or self.config.detectors[0])
+        head_type = self.config.head_class(params.get("detector") or self.config.detectors[0])
         head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
         detector = Detector(
             self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]

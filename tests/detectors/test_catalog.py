@@ -30,7 +30,7 @@ def fresh_caches() -> Iterator[None]:
 
 
 def clear_caches() -> None:
-    entry_points.offered.cache_clear()
+    entry_points._offered.cache_clear()
     entry_points._own.cache_clear()
 
 
@@ -147,3 +147,39 @@ def test_a_broken_addition_is_reported(monkeypatch: pytest.MonkeyPatch, value: s
     offer(monkeypatch, "mine", value)
     with pytest.raises(InputError, match=rf"detector 'mine' \({value}\) .*uninstall it"):
         head_class("mine")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("searchable = ()", "Mine lacks the class attribute name"),
+        ("name = 'mine'", "Mine lacks the class attribute searchable"),
+        ("name, searchable = 'mine', ()", "Mine lacks fit, grid, score"),
+        ("name, searchable = 'mine', (); fit = grid = score = None", None),
+        ("name, searchable = 3, (); fit = grid = score = None", r"Mine\.name 3 is no name"),
+        ("name, searchable = 'yours', (); fit = grid = score = None", r"Mine\.name is 'yours', which is not the name"),
+    ],
+)
+def test_a_head_of_a_package_is_checked_as_one_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, problem: str | None
+) -> None:
+    module = f"package_{abs(hash(body))}"  # a module of its own, for heads are loaded once
+    (tmp_path / f"{module}.py").write_text(f"from detectors.base import Head\nclass Mine(Head): {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, "mine", f"{module}:Mine")
+    if problem is None:
+        assert head_class("mine").name == "mine"
+    else:
+        with pytest.raises(InputError, match=rf"detector 'mine' \({module}:Mine\) cannot be used: {problem}"):
+            head_class("mine")
+
+
+@pytest.mark.usefixtures("fresh_caches")
+def test_a_package_that_comes_onto_the_path_later_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As that of the next model which MLflow loads in the same process."""
+    assert "knots" not in catalog.names()
+    install(tmp_path, "wood_defects", "knots", "no_such_module:Knots")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert "knots" in catalog.names()
+    with pytest.raises(InputError, match=r"detector 'knots' \(no_such_module:Knots\) cannot be loaded"):
+        catalog.head_class("knots")

@@ -20,7 +20,7 @@ from detectors.errors import InputError
 from detectors.head_files import code_of, find_head, is_reference
 from detectors.head_texts import HeadCode, keep, keep_text, look_in, text_of
 from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact, save_artifact
-from tests.helpers.worked_example import EXAMPLE
+from tests.helpers.worked_example import EXAMPLE, offer_example
 
 REFERENCE = f"{EXAMPLE}:Diagonal"
 
@@ -109,6 +109,7 @@ def test_an_edited_file_is_another_head(tmp_path: Path) -> None:
         ("{head}    name = 'mine'\n    searchable = ()", "mine.py:Mine", r"mine\.py: Mine lacks fit, grid, score"),
         ("{head}    name = 'mine'", "mine.py:Mine", r"mine\.py: Mine lacks the class attribute searchable"),
         ("{head}    searchable = ()", "mine.py:Mine", r"mine\.py: Mine lacks the class attribute name"),
+        ("from detectors.heads.padim import Padim", "mine.py:Padim", r"mine\.py: Padim is imported there.*heads: none"),
         ("{named a b}", "mine.py:Diagonal", r"mine\.py: Diagonal\.name 'a b' is no name"),
         ("{named padim}", "mine.py:Diagonal", r"Diagonal\.name is 'padim', a detector of anomaly-studies"),
     ],
@@ -237,3 +238,28 @@ def test_a_damaged_copy_is_replaced(tmp_path: Path) -> None:
     before = keep_text(digest, b"mine", tmp_path / "heads").stat().st_mtime_ns
     assert path.read_bytes() == b"mine"
     assert keep_text(digest, b"mine", tmp_path / "heads").stat().st_mtime_ns == before  # not written again
+
+
+def test_nothing_is_known_of_a_class_that_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    for text, class_name in (
+        ("from detectors.heads.padim import Padim", "Padim"),
+        ("from detectors.heads.padim import Padim\nclass Mine(Padim): pass", "Mine"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            catalog.load_head_file(f"{path}:{class_name}")
+        with pytest.raises(InputError, match="nobody named here"):
+            text_of(HeadCode("mine.py", class_name, sha256(path.read_bytes()).hexdigest()))
+    assert code_of(catalog.head_class("padim")) is None
+
+
+def test_a_package_wins_over_the_file_of_an_older_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_file = catalog.load_head_file(REFERENCE)
+    offer_example(monkeypatch)
+    code = code_of(of_file)
+    assert code is not None
+    assert find_head(code) is of_file  # as a saved detector's
+    of_package = catalog.head_class("diagonal")
+    assert of_package is not of_file
+    assert code_of(of_package) is None

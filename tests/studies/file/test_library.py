@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from detectors import catalog, head_files, head_texts
 from detectors.errors import InputError
 from studies.file import library
 from studies.file.config import validate
 from studies.file.library import config_names, find, load
 from tests.helpers.study_files import PACKAGED, write
+from tests.helpers.worked_example import EXAMPLE, offer_example
 
 
 def test_there_are_packaged_files():
@@ -82,3 +85,59 @@ def test_an_override_of_something_that_is_no_mapping(tmp_path):
     path.write_text("- 1\n")
     with pytest.raises(InputError, match="is a mapping"):
         load(str(path), ["name=a"])
+
+
+# --- heads in files
+
+
+@pytest.fixture
+def nothing_named(monkeypatch):
+    """A process in which nobody has named a file with a head yet."""
+    monkeypatch.setattr(head_files, "_known", head_files._Known())
+    monkeypatch.setattr(head_texts, "_texts", head_texts._Texts())
+
+
+def write_with_head(folder, text, **sections):
+    """A study file whose detector is a file beside it."""
+    folder.mkdir()
+    (folder / "mine.py").write_text(text)
+    study = {"name": "mine", "detector": "mine.py:Diagonal", "search": {}, "fixed": {"backbone": "resnet18"}}
+    study |= {"baselines": [{"layers": [8, 16]}], **sections}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+    return str(folder / "mine.yaml")
+
+
+@pytest.mark.usefixtures("nothing_named")
+def test_each_study_has_the_head_of_its_own_text(tmp_path, monkeypatch):
+    text = EXAMPLE.read_text()
+    older = load(write_with_head(tmp_path / "older", text))
+    newer = load(write_with_head(tmp_path / "newer", text.replace("1e-6, 1.0)", "1e-6, 2.0)")))
+    offer_example(monkeypatch)
+    heads = [older.head_class("diagonal"), newer.head_class("diagonal"), catalog.head_class("diagonal")]
+    assert len(set(heads)) == 3
+    assert [head.searchable[0].high for head in heads] == [1.0, 2.0, 1.0]
+    assert [config.parts["diagonal"].head for config in (older, newer)] == heads[:2]
+
+    # A worker, and whoever goes on with the study, checks it against its own head as well.
+    for config, valid in ((older, False), (newer, True)):
+        raw = config.to_json() | {"baselines": [{"layers": [8, 16], "regularization": 1.5}]}
+        if valid:
+            assert validate(raw, source="again").head_class("diagonal") is heads[1]
+        else:
+            with pytest.raises(InputError, match=r"regularization: 1\.5 is out of range"):
+                validate(raw, source="again")
+
+
+@pytest.mark.usefixtures("nothing_named")
+def test_a_record_is_of_the_detector_that_it_stands_for(tmp_path):
+    raw = load(write_with_head(tmp_path / "study", EXAMPLE.read_text())).to_json()
+    raw |= {"detector": "padim", "heads": {"padim": raw["heads"]["diagonal"]}}
+    with pytest.raises(InputError, match=r"heads\.padim: Diagonal of mine\.py is the detector 'diagonal'"):
+        validate(raw, source="again")
+
+
+@pytest.mark.usefixtures("nothing_named")
+@pytest.mark.parametrize("heads", [3, "mine.py", [1], {"diagonal": 3, "other": 3}])
+def test_records_that_are_none_are_refused(tmp_path, heads):
+    with pytest.raises(InputError, match="head"):
+        load(write_with_head(tmp_path / "study", EXAMPLE.read_text(), heads=heads))

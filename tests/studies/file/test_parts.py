@@ -73,7 +73,7 @@ def test_there_is_no_part_of_another_detector() -> None:
 def test_detectors_of_ones_own_modules_have_parts_too() -> None:
     detectors = ["padim", "heads/v1.2/my_head.py:MyHead"]
     width = Dimension(int=(4, 9))
-    parts = divide(detectors, {"heads/v1.2/my_head.py:MyHead.width": width}, {"backbone": BACKBONE}, [])
+    parts = divide(detectors, {"heads/v1.2/my_head.py:MyHead.width": width}, {"backbone": BACKBONE}, [], {})
     assert parts[detectors[1]].search == {"width": width}
     assert parts["padim"].search == {}
     assert all(part.fixed == {"backbone": BACKBONE} for part in parts.values())

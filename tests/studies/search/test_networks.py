@@ -64,10 +64,10 @@ def cutpaste_job(plan: Plan, folder: Path, **changes: Any) -> Any:
 
 
 def test_only_pretrained_networks_need_weights():
-    assert catalog.networks("cutpaste", {"network": NETWORK}) == [NETWORK]
-    assert catalog.networks("cutpaste", {"network": f"{NETWORK}@random"}) == []
-    assert catalog.networks("cutpaste", {}) == []
-    assert catalog.networks("padim", {"network": NETWORK}) == []
+    assert catalog.networks(catalog.head_class("cutpaste"), {"network": NETWORK}) == [NETWORK]
+    assert catalog.networks(catalog.head_class("cutpaste"), {"network": f"{NETWORK}@random"}) == []
+    assert catalog.networks(catalog.head_class("cutpaste"), {}) == []
+    assert catalog.networks(catalog.head_class("padim"), {"network": NETWORK}) == []
 
 
 def test_what_a_study_may_start_from(tiny_mvtec: Path):
