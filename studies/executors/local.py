@@ -23,6 +23,8 @@ from studies.worker.jobs import Done, Event, Job, Lost
 GRACE_SECONDS = 3.0
 """How long a worker may take to end by itself after its last word, and the kernel to end one that was killed."""
 
+_ENVIRONMENT = threading.RLock()
+
 
 @dataclass
 class _Worker:
@@ -189,17 +191,21 @@ class LocalExecutor:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment with other values, for a child to inherit; it is the only way to a spawned one."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    """This process's environment with other values, for a child to inherit; it is the only way to a spawned one.
+
+    One thread at a time may be inside, or each would take the other's values for those of before.
+    """
+    with _ENVIRONMENT:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _kill(worker: _Worker) -> None:

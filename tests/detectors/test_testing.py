@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from detectors.base import Parameter
+from detectors.testing import contract
 from tests.helpers import ROOT
 from tests.helpers.worked_example import EXAMPLE
 
@@ -26,6 +28,45 @@ FAULTS = {
     "saved_detector": ('self.register_buffer("mean", ', 'object.__setattr__(self, "mean", '),
 }
 """{part of the name of the test that notices: what is put in the place of what}"""
+
+
+PARAMETERS = [
+    Parameter("unbounded", "float", 0.5, "no bounds"),
+    Parameter("low", "float", 0.5, "a lower bound alone", low=0.5),
+    Parameter("high", "float", 0.5, "an upper bound alone", high=0.5),
+    Parameter("narrow", "float", 0.0, "bounds less than 1 apart", 0.0, 1e-3),
+    Parameter("whole", "int", 5, "at its upper bound", 1, 5),
+    Parameter("any", "int", 0, "no bounds"),
+    Parameter("flag", "choice", False, "a switch", choices=(False, True)),
+    Parameter("odd", "choice", 17, "what the contract would take for wrong", choices=(17, "much", True, 0.5)),
+]
+SINGLE = [
+    Parameter("single", "choice", "only", "one choice", choices=("only",)),
+    Parameter("fixed", "int", 3, "one number", 3, 3),
+    Parameter("point", "float", 3.0, "one number", 3.0, 3.0),
+]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
+def test_another_value_is_allowed(parameter: Parameter) -> None:
+    value = contract.other_value(parameter)
+    assert parameter.check(value) == value
+    assert value != parameter.default
+
+
+@pytest.mark.parametrize("parameter", SINGLE, ids=lambda parameter: parameter.name)
+def test_a_parameter_with_one_value_has_no_other(parameter: Parameter) -> None:
+    assert contract.other_value(parameter) is None
+
+
+def test_a_head_with_unusual_parameters_passes(tmp_path: Path) -> None:
+    listed = "".join(f"        {parameter!r},\n" for parameter in (*PARAMETERS, *SINGLE)).replace("inf", "float('inf')")
+    text = EXAMPLE.read_text().replace("Parameter, ...]] = (\n", f"Parameter, ...]] = (\n{listed}")
+    constructor = "regularization: float = 0.01) -> None:"
+    arguments = "".join(f"{parameter.name}={parameter.default!r}, " for parameter in (*PARAMETERS, *SINGLE))
+    (tmp_path / "mine.py").write_text(text.replace(constructor, arguments + constructor))
+    done = run(tmp_path, "-k", "settings or searchable or out_of_range or by_its_name")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
