@@ -1,8 +1,9 @@
 """Heads in a file of their own, which a person names as ``FILE.py:CLASS``; no package is needed.
 
 A file's code is run only because a person named it: on the command line, in a study file, or in the environment variable
-``STUDY_HEADS``. What was named once is kept by the sha256 of its text. A saved detector says which text its head came from, and
-gets exactly that one from there, or an error. Nothing that an artifact, a store or a registry says ever leads to another file.
+``STUDY_HEADS``. What was named once is kept by the sha256 of its text in the studies' home, and counts as named for whoever uses
+that home. A saved detector says which text its head came from, and gets exactly that one from there, or an error. Nothing that an
+artifact, a store or a registry says ever leads to another file.
 """
 
 from __future__ import annotations

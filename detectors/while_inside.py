@@ -15,6 +15,7 @@ class WhileInside:
     undo the change under the others, and the last one would put back what it found: the change itself.
 
     Example:
+        >>> import contextlib, io
         >>> quiet = WhileInside(lambda: contextlib.redirect_stdout(io.StringIO()))
         >>> with quiet():
         ...     print("nobody reads this")

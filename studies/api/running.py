@@ -16,7 +16,7 @@ from studies.api.driving import make_executor
 from studies.api.offline import offline_hub
 from studies.api.study import Study
 from studies.executors.base import Executor
-from studies.executors.catalog import executor_plugin
+from studies.executors.catalog import check_address, executor_plugin
 from studies.file import library
 from studies.file.config import StudyConfig
 from studies.file.demo import load_demo
@@ -135,10 +135,8 @@ def plan_study(
     """
     remote = False
     if isinstance(executor, str):
-        plugin = executor_plugin(executor)
-        if ray_address is not None and not plugin.takes_address:
-            raise InputError(f"--ray-address goes with --executor ray, not with {executor}")
-        remote = plugin.remote
+        remote = executor_plugin(executor).remote
+        check_address(executor, ray_address)
     overrides = parse_overrides(settings)
     if trials is not None:
         overrides["budget.trials"] = trials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 
 from detectors.entry_points import load, offered, only_one
 from detectors.errors import InputError
@@ -46,7 +47,19 @@ def make_executor(name: str, options: ExecutorOptions) -> Executor:
         InputError: as `executor_plugin` does, or it cannot meet the options.
     """
     plugin = executor_plugin(name)
-    if options.address is not None and not plugin.takes_address:
-        takers = [other for other in names() if executor_plugin(other).takes_address]
-        raise InputError(f"executor {name} takes no address; leave it out, or give --executor {' or '.join(takers)}")
+    check_address(name, options.address)
     return plugin.make(options)
+
+
+def check_address(name: str, address: str | None) -> None:
+    """Raise `InputError` where an address is given to an executor that takes none, naming those that take one."""
+    if address is None or executor_plugin(name).takes_address:
+        return
+    takers = []
+    for other in names():
+        # A package that is broken has no say in what is wrong with another executor.
+        with suppress(InputError):
+            if executor_plugin(other).takes_address:
+                takers.append(other)
+    instead = f", or take the executor {' or '.join(takers)}" if takers else ""
+    raise InputError(f"executor {name} takes no address; leave it out{instead}")

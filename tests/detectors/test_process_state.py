@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from detectors import training
+from detectors import training, while_inside
 from detectors.process_state import drawn_from, warning_filters_restored
 from detectors.runtime import export
 from detectors.while_inside import WhileInside
@@ -69,6 +70,12 @@ def test_a_change_lasts_until_the_last_thread_has_left():
     assert run_overlapping(guard, lambda: switch.on) is True
     assert not switch.on
     assert switch.times == 1
+
+
+def test_the_example_runs():
+    results = doctest.testmod(while_inside)
+    assert results.attempted > 2
+    assert results.failed == 0
 
 
 def test_a_change_that_fails_leaves_nobody_inside():

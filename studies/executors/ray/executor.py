@@ -55,7 +55,7 @@ class _Task:
     ref: Any = None
     node: str = ""
     since: float = 0.0
-    """Of its submission to Ray; 0 once it has begun, or its delay was errors."""
+    """Of its submission to Ray; 0 once it has begun, or its delay was reported."""
     deadline: float = float("inf")
 
 

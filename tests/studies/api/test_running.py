@@ -49,6 +49,10 @@ def test_mistakes_are_input_errors(new_home: Path) -> None:
         run(settings="budget.trials=3")
     with pytest.raises(studies.InputError, match="unknown executor 'locel'"):
         run(executor="locel")
+    with pytest.raises(
+        studies.InputError, match=r"executor local takes no address; leave it out, or take the executor"
+    ):
+        run(executor="local", ray_address="auto")
     run(trials=1)
     with pytest.raises(studies.InputError, match="created differently"):
         run(settings={"sampler.seed": 5})

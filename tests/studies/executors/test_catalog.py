@@ -55,12 +55,18 @@ def test_an_installed_package_adds_an_executor(monkeypatch: pytest.MonkeyPatch) 
         ("lokal", {}, r"unknown executor 'lokal'; did you mean local\? known: inline, local, ray; .*entry point"),
         ("inline", {"jobs": 2}, "one trial at a time"),
         ("local", {"jobs": 0}, "jobs: 0 is too few"),
-        ("local", {"address": "auto"}, "executor local takes no address; leave it out, or give --executor ray"),
+        ("local", {"address": "auto"}, "executor local takes no address; leave it out, or take the executor ray"),
     ],
 )
 def test_what_cannot_be_is_told(name: str, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         catalog.make_executor(name, ExecutorOptions(**options))
+
+
+def test_a_broken_package_has_no_say_about_another_executors_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "broken", "no_such_module:PLUGIN")
+    with pytest.raises(InputError, match=r"executor local takes no address; leave it out, or take the executor ray$"):
+        catalog.make_executor("local", ExecutorOptions(address="auto"))
 
 
 def test_a_broken_addition_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

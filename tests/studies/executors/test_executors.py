@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from studies.executors import failure
 from studies.executors.base import Executor
 from studies.executors.failure import describe, kind_of, lost
 from studies.executors.inline import InlineExecutor
-from studies.executors.local import LocalExecutor
+from studies.executors.local import LocalExecutor, _environment
 from studies.executors.slots import plan_slots
 from studies.search.plan import Plan
 from studies.testing import checks as contract
@@ -446,6 +447,21 @@ if __name__ == "__main__":
     while True:
         executor.poll(1.0, handle)
 """
+
+
+def test_threads_that_start_workers_at_a_time_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STUDY_TEST_SET", "before")
+    monkeypatch.delenv("STUDY_TEST_UNSET", raising=False)
+
+    def start(number: int) -> None:
+        with _environment({"STUDY_TEST_SET": str(number), "STUDY_TEST_UNSET": str(number)}):
+            time.sleep(0.005)
+            assert os.environ["STUDY_TEST_SET"] == os.environ["STUDY_TEST_UNSET"] == str(number)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(start, range(24)))
+    assert os.environ["STUDY_TEST_SET"] == "before"
+    assert "STUDY_TEST_UNSET" not in os.environ
 
 
 @pytest.mark.kill
