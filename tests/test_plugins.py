@@ -92,7 +92,7 @@ def ask(address: str, body: Any, log: Path) -> Any:
 
 
 def score_of(shell: Shell, model: str, image: Path, **environment: str) -> float:
-    ended = shell("predict", model, image, "--json", **environment)
+    ended = shell.in_a_process("predict", model, image, "--json", **environment)
     assert ended.code == 0, ended
     return float(json.loads(ended.out)[0]["score"])
 
@@ -125,7 +125,7 @@ def test_a_head_from_a_file_is_searched_promoted_and_served_elsewhere(
     # Where nobody ever named the file, the commands run no code for a store's or a registry's sake ...
     shutil.move(shell.home / "heads", tmp_path / "heads")
     for model in ("tiny", "models:/tiny@champion"):
-        assert_told(shell("predict", model, image), "a file mine.py that nobody named here", "STUDY_HEADS")
+        assert_told(shell.in_a_process("predict", model, image), "a file mine.py that nobody named here", "STUDY_HEADS")
     shown = shell("show", "tiny")
     assert shown.code == 0, shown
     assert "diagonal" in shown.out
@@ -212,7 +212,8 @@ def test_a_packages_head_is_served_where_the_package_is_not_installed(
     score = json.loads(done.stdout)[0]["score"]
 
     # Without the package: told what is missing, and how to bring it.
-    assert_told(shell("predict", "tiny", image), "unknown detector 'diagonal'", "FILE.py:CLASS", "entry point")
+    ended = shell.in_a_process("predict", "tiny", image)
+    assert_told(ended, "unknown detector 'diagonal'", "FILE.py:CLASS", "entry point")
     assert shell("show", "tiny").code == 0
 
     home = Home(shell.home)

@@ -84,7 +84,7 @@ def packed(detector: Path, *, metadata: Mapping[str, Any]) -> Iterator[Path]:
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={ARTIFACT: str(detector)} | ({HEADS: str(cargo.heads)} if cargo.heads else {}),
             code_paths=[str(path) for path in cargo.code_paths],
-            pip_requirements=list(dict.fromkeys([*pinned(REQUIREMENTS), *cargo.requirements])),
+            pip_requirements=pinned([*REQUIREMENTS, *cargo.requirements]),
             input_example=[{"image": example_image(), "return_heatmap": False}],
             metadata=dict(metadata),
         )

@@ -7,12 +7,14 @@ artifact, named by the sha256 of its text.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, version
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import detectors
@@ -34,7 +36,7 @@ class Cargo:
     code_paths: Sequence[Path]
     """Folders and files for MLflow's ``code_paths``."""
     requirements: Sequence[str]
-    """``name==version`` of what a plug-in declares to need; the requirements of this project come on top."""
+    """``name==version`` of what a plug-in declares to need, or a head's file imports; this project's own come on top."""
     heads: Path | None = None
     """Folder with the text of the head's file, where it came from one."""
 
@@ -47,7 +49,8 @@ def pack_code(detector: Path, folder: Path) -> Cargo:
         folder: existing and empty.
 
     Raises:
-        InputError: the head is of a package that is not installed, or of a file that nobody named here.
+        InputError: the head is of a package that is not installed, of a file that nobody named here, or of one that imports what
+            no package brings.
     """
     own = _copy(Path(detectors.__file__).parent, folder)
     points = [point for group in GROUPS for found in offered(group).values() for point in found[:1]]
@@ -55,7 +58,8 @@ def pack_code(detector: Path, folder: Path) -> Cargo:
     code_paths = [own, write_metadata(folder, DISTRIBUTION, package_version(), own_points)]
     description = read_description(detector)
     if (code := description.head_code) is not None:
-        return Cargo(code_paths, [], head_texts.keep(code, folder / HEADS).parent)
+        kept = head_texts.keep(code, folder / HEADS)
+        return Cargo(code_paths, imported_requirements(kept.read_bytes(), code.file), kept.parent)
     if description.detector not in catalog.names():
         catalog.head_class(description.detector)  # raises the error that says what to do
     point = only_one(offered(catalog.GROUP)[description.detector], "detector")
@@ -63,6 +67,50 @@ def pack_code(detector: Path, folder: Path) -> Cargo:
         return Cargo(code_paths, [])
     plug_in_paths, requirements = _pack_plug_in(point, folder)
     return Cargo([*code_paths, *plug_in_paths], requirements)
+
+
+def imported_requirements(text: bytes, file: str) -> list[str]:
+    """``name==version`` of the packages that a head's file imports, also within its functions.
+
+    What is not installed is left out: the head was searched without it.
+
+    Args:
+        file: name of the file, for messages.
+
+    Raises:
+        InputError: it imports a module that no installed package brings, such as another file beside it.
+    """
+    known = packages_distributions()
+    needed, strays = [], []
+    for module in sorted(_imports(text) - {"detectors"} - sys.stdlib_module_names):
+        owners = [owner for owner in known.get(module, ()) if _normalized(owner) != DISTRIBUTION]
+        needed += owners
+        if not owners and _is_there(module):
+            strays.append(module)
+    if strays:
+        raise InputError(
+            f"{file} imports {', '.join(strays)}, which no installed package brings, so that the model could not be served "
+            "elsewhere; move that code into the file, or make a package of both (docs/adding-a-detector.md)"
+        )
+    return pinned(needed)
+
+
+def _imports(text: bytes) -> set[str]:
+    """Top-level names of the modules that a text imports."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # `__main__` and the like have no specification
+        return False
 
 
 def _pack_plug_in(point: EntryPoint, folder: Path) -> tuple[list[Path], list[str]]:
@@ -119,18 +167,23 @@ def write_metadata(folder: Path, name: str, release: str, points: Iterable[Entry
 
 
 def pinned(declared: Iterable[str]) -> list[str]:
-    """``name==version`` of declared requirements at the versions that are here.
+    """``name==version`` of declared requirements at the versions that are here, each package once.
 
     A build's own mark (``+cpu``) is left out, for registries do not know it; so are extras, what is absent, and this project.
     """
-    pins = []
+    pins: dict[str, str] = {}
     for requirement in declared:
         specifier, _, marker = requirement.partition(";")
         match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", specifier.strip())
-        if match is None or "extra" in marker or re.sub(r"[-_.]+", "-", match[0]).lower() == DISTRIBUTION:
+        if match is None or "extra" in marker or _normalized(match[0]) == DISTRIBUTION:
             continue
         try:
-            pins.append(f"{match[0]}=={version(match[0]).partition('+')[0]}")
+            pins.setdefault(_normalized(match[0]), f"{match[0]}=={version(match[0]).partition('+')[0]}")
         except PackageNotFoundError:
             continue
-    return pins
+    return list(pins.values())
+
+
+def _normalized(name: str) -> str:
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()

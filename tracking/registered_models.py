@@ -225,17 +225,18 @@ class RegisteredModels:
         models = self._client.search_logged_models([experiment], filter_string=f"tags.`{SOURCE}` = '{source.key}'")
         if ready := [model for model in models if str(model.status) == "READY"]:
             return ready[0]
-        model = (
-            models[0]
-            if models
-            else self._client.create_logged_model(
-                experiment, name=name, source_run_id=source.run_id, tags={**source.tags, SOURCE: source.key}
-            )
-        )
         with (
             default_store(self.tracking_uri),
             packed(source.folder, metadata={SOURCE: source.key, **source.tags}) as folder,
         ):
+            # A detector that cannot be packed leaves nothing in the store.
+            model = (
+                models[0]
+                if models
+                else self._client.create_logged_model(
+                    experiment, name=name, source_run_id=source.run_id, tags={**source.tags, SOURCE: source.key}
+                )
+            )
             self._client.log_model_artifacts(model.model_id, str(folder))
         # Metrics get the time of the run's own ones, so that MLflow stores them once if they are written again.
         end = run.info.end_time or run.info.start_time
