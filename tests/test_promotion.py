@@ -206,11 +206,11 @@ def test_a_champion_is_fitted_on_newer_images_and_goes_through_the_gate(shell: S
     for _ in range(2):  # the same images make the same version
         ended = shell("retrain", "tiny", "--images", new_images, "--json")
         assert ended.code == 0, ended
-        assert json.loads(ended.out) == {"model": "tiny", "version": "2", "from": "1", "new_images": 10}
+        assert json.loads(ended.out) == {"model": "tiny", "version": "2", "from": "1", "new_pictures": 10}
     assert versions(shell) == [("2", ["challenger"]), ("1", ["champion"])]
     (folder,) = (shell.home / "retrained").glob("tiny/*/detector")
     artifact = load_artifact(folder)
-    assert artifact.provenance["new_images"] == 10
+    assert artifact.provenance["new_pictures"] == 10
     assert artifact.detector.threshold is not None
     assert len(artifact.normal_scores) > 2
     gate = shell("promote", "tiny", "--version", "2")

@@ -113,6 +113,9 @@ def compare(*studies: Study | str, home: str | Path | None = None) -> StudyCompa
     """
     if not studies:
         raise InputError("give at least one study to compare")
+    for study in studies:
+        if not isinstance(study, Study | str):
+            raise InputError(f"{study!r} is neither a study nor the name of one; give each as an argument of its own")
     opened = [study if isinstance(study, Study) else open_study(study, home=home) for study in studies]
     # NAME and NAME#2 may be one study.
     return StudyComparison(list({study.view.header.uid: study for study in opened}.values()))

@@ -42,8 +42,16 @@ class Result:
     (True, True)
     """
 
-    def __init__(self, model: Model, verdict: Verdict, source: Source, name: str) -> None:
+    def __init__(
+        self, model: Model, verdict: Verdict, source: Source, name: str, *, rgb: NDArray[np.uint8] | None = None
+    ) -> None:
+        """Made by a `Predictor`.
+
+        Args:
+            rgb: the image as it was judged, which is kept; None reads `source` again when somebody looks.
+        """
         self._model, self._verdict, self._source, self.name = model, verdict, source, name
+        self._rgb = rgb
 
     @property
     def score(self) -> float:
@@ -67,8 +75,8 @@ class Result:
 
     @property
     def image(self) -> NDArray[np.uint8]:
-        """The image, uint8 [H, W, 3], RGB. One that was given as a path is read again at each look."""
-        return as_rgb(self._source, name=self.name)
+        """The image, uint8 [H, W, 3], RGB. One of a list of paths is read again at each look, for a list may be long."""
+        return as_rgb(self._source, name=self.name) if self._rgb is None else self._rgb
 
     @cached_property
     def heat_map(self) -> NDArray[np.float32]:
@@ -213,17 +221,21 @@ class Predictor:
     def judge(self, image: Source) -> Result:
         """Judge one image; arguments and errors are those of `predict`."""
         name = _name(image, None)
-        rgb = as_rgb(image, name=name)
+        rgb = _own_pixels(image, as_rgb(image, name=name))
         (verdict,) = judge(self._model, [rgb])
-        return Result(self._model, verdict, image, name)
+        return Result(self._model, verdict, image, name, rgb=rgb)
 
     def _judge_all(self, sources: Sequence[Source]) -> Iterator[Result]:
         names = [_name(source, number) for number, source in enumerate(sources)]
         for first in range(0, len(sources), BATCH):
             batch, called = sources[first : first + BATCH], names[first : first + BATCH]
-            images = [as_rgb(source, name=name) for source, name in zip(batch, called, strict=True)]
-            for source, name, verdict in zip(batch, called, judge(self._model, images), strict=True):
-                yield Result(self._model, verdict, source, name)
+            images = [
+                _own_pixels(source, as_rgb(source, name=name)) for source, name in zip(batch, called, strict=True)
+            ]
+            verdicts = judge(self._model, images)
+            for source, name, rgb, verdict in zip(batch, called, images, verdicts, strict=True):
+                kept = None if isinstance(source, str | Path) else rgb
+                yield Result(self._model, verdict, source, name, rgb=kept)
 
     def __repr__(self) -> str:
         limit = f"threshold {self.threshold.value:.4g}" if self.threshold else "no threshold"
@@ -259,7 +271,7 @@ def load_detector(model: str | Path, *, device: str = "auto", home: str | Path |
         folder = detector_folder(str(model), home_at(home))
         return Predictor(load_artifact(folder, device=choose_device(device)), str(model))
     if device not in ("auto", "cpu"):
-        raise InputError(f"--device {device}: an exported file runs on the CPU; leave the option out")
+        raise InputError(f"device {device}: an exported file runs on the CPU; leave the device out")
     return Predictor(load_exported(path), str(model))
 
 
@@ -277,6 +289,11 @@ def image_files(places: Sequence[Path]) -> list[Path]:
         else:
             files.append(path)
     return list(dict.fromkeys(files))
+
+
+def _own_pixels(source: Source, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels for us alone: a camera's buffer, say, is written to again while its result is looked at."""
+    return rgb if isinstance(source, str | Path) else rgb.copy()
 
 
 def _name(source: object, number: int | None) -> str:

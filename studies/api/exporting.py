@@ -50,7 +50,7 @@ class Export:
             "file": str(self.file),
             "format": self.format,
             "size_mb": self.size_mb,
-            "images": self.compared.images,
+            "pictures": self.compared.images,  # scripts know it by this name
             "source": self.source,
             "score_difference": self.compared.score_difference,
             "map_difference": self.compared.map_difference,
@@ -61,7 +61,7 @@ class Export:
 
 
 def export_model(
-    model: str,
+    model: str | Path,
     format: Literal["onnx", "openvino"],
     out: str | Path | None = None,
     *,
@@ -88,7 +88,9 @@ def export_model(
     Traceback (most recent call last):
     detectors.errors.InputError: no study 'nothing' was run here; ...
     """
-    place = home_at(home)
+    if format not in ("onnx", "openvino"):
+        raise InputError(f"format {format!r}: give 'onnx' or 'openvino'")
+    model, place = str(model), home_at(home)
     folder = detector_folder(model, place)
     name = folder.absolute().name if folder == Path(model) else model.replace("/", "-")
     target = Path(out or (f"{name}.onnx" if format == "onnx" else f"{name}-openvino"))

@@ -86,11 +86,12 @@ def _judge(predictor: Predictor, file: Path, target: Path) -> dict[str, Any]:
     row["image"] = str(file)
     try:
         result = predictor.judge(file)
+        drawn = result.image_and_overlay
     except InputError as error:
         return row | {"error": str(error)}
     except NumericalError as error:
         return row | {"error": f"{file}: {error}"}
-    save_png(result.image_and_overlay, target)
+    save_png(drawn, target)
     return row | {
         "score": result.score,
         "verdict": result.verdict,

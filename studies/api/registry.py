@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectors.errors import InputError
 from studies.api.driving import refit
 from studies.home import Home, home_at
 from studies.release.locate import open_home, open_view, saved_detector
@@ -56,7 +57,8 @@ def promote(
         remark: called with a line when the registry is away for a while.
 
     Returns:
-        What came of it: ``promoted``, ``refused``, ``version``, and the gate's ``report`` with a line for each rule.
+        What came of it: ``promoted``, ``refused``, ``reasons``, ``version``, and the gate's ``report`` with a line for each
+        rule; None where the version is the champion already.
 
     Raises:
         InputError: no saved detector, no such version, images that changed since.
@@ -66,6 +68,8 @@ def promote(
     >>> outcome.model, outcome.promoted
     ('tiny', False)
     """
+    if version is not None and trial is not None:
+        raise InputError("a version and a trial contradict each other; give one of them")
     if version is None:
         study, _, product = name.partition("/")
         view = open_view(study, home_at(home))

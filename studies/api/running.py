@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -79,7 +79,7 @@ def run(
         jobs: trials at the same time; ``"auto"``: one for each GPU or four cores. Default 1, with Ray ``"auto"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` (every GPU) or ``"cuda:N"``.
         executor: ``"local"`` (processes of this machine), ``"inline"`` (this process), ``"ray"``, the name of another that
-            is installed, or an executor. A script that uses processes needs
+            is installed, or an executor, which is closed in any case. A script that uses processes needs
             ``if __name__ == "__main__":`` around what it does; a notebook does not.
         ray_address: ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"``; default: Ray is started here.
         weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``.
@@ -97,7 +97,10 @@ def run(
     >>> study.name, len(study.trials)
     ('padim_parts', 2)
     """
-    with _watcher(progress) as watcher:
+    with ExitStack() as stack:
+        if not isinstance(executor, str):
+            stack.callback(executor.close)
+        watcher = stack.enter_context(_watcher(progress))
         plan = plan_study(
             study, settings=settings, trials=trials, timeout=timeout, images=images, name=name, demo=demo,
             offline=offline, enqueue=enqueue, jobs=jobs, device=device, executor=executor, ray_address=ray_address,
@@ -134,6 +137,10 @@ def plan_study(
         InputError: as `run` does.
     """
     remote = False
+    if isinstance(enqueue, str | Mapping):
+        raise InputError(f"enqueue: a list of settings, not {enqueue!r} alone")
+    if jobs is not None and jobs != "auto" and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise InputError(f"jobs {jobs!r}: give a number from 1 on, or 'auto'")
     if isinstance(executor, str):
         remote = executor_plugin(executor).remote
         check_address(executor, ray_address)
@@ -205,8 +212,10 @@ def _watcher(progress: bool | Listener) -> Iterator[Watcher]:
             yield live
     elif progress is False:
         yield _Silent()
-    else:
+    elif callable(progress):
         yield _Silent(progress)
+    else:
+        raise InputError(f"progress {progress!r}: give True, False or a function")
 
 
 def _load_config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,6 @@ class Trial:
     """Where the trial's plots, heat maps and log are."""
     failure: str = ""
     """``<kind>: <message>`` of a trial that failed."""
-    _view: TrialView | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, view: TrialView) -> Trial:
@@ -56,7 +55,6 @@ class Trial:
             test_metrics=view.test_metrics,
             folder=view.folder,
             failure=view.failure,
-            _view=view,
         )
 
     def _repr_html_(self) -> str:

@@ -39,7 +39,7 @@ PLAIN_SECONDS = 10.0
 """At most one line of a step's progress in this time where the output is not a terminal."""
 BAD_DATA = 2
 
-app = typer.Typer(name="data", help="Data sets: check, render, fetch.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Data sets: check, render, fetch.", no_args_is_help=True, add_completion=False)
 
 
 @app.command("check")
@@ -94,7 +94,7 @@ def render(
         )
     command = api.run_command(drawn)
     if json_output:
-        row = {"root": str(drawn.root), "category": drawn.folder.name, "images": drawn.images, "run": command}
+        row = {"root": str(drawn.root), "category": drawn.folder.name, "pictures": drawn.images, "run": command}
         typer.echo(json.dumps(row, indent=1))
         return
     console.print(f"{drawn.images} images in [cyan]{drawn.folder}[/]", highlight=False)

@@ -30,7 +30,7 @@ def retrain(
         )
     version, champion, fitted = outcome.version, outcome.champion, outcome.fitted
     if json_output:
-        data = {"model": model, "version": version.version, "from": champion.version, "new_images": fitted.new}
+        data = {"model": model, "version": version.version, "from": champion.version, "new_pictures": fitted.new}
         typer.echo(json.dumps(data, indent=1))
         return
     console.print(

@@ -13,7 +13,7 @@ from studies.show import tables
 
 MISSING = "not here"
 
-app = typer.Typer(name="weights", help="Backbone weights: list, fetch.", no_args_is_help=True)
+app = typer.Typer(name="weights", help="Backbone weights: list, fetch.", no_args_is_help=True, add_completion=False)
 
 
 @app.command("list")

@@ -132,7 +132,7 @@ class GateReport:
             "data": self.data,
             "test_digest": self.test.digest,
             "test_counts": self.test.counts,
-            "images": [sample.key for sample in self.test.samples],
+            "pictures": [sample.key for sample in self.test.samples],
             "rules": [rule.to_json() for rule in self.rules],
             "difference": self.difference,
             "challenger": self.challenger.to_json(),

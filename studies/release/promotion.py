@@ -69,6 +69,11 @@ class Promotion:
     """The champion before; None if there was none."""
 
     @property
+    def reasons(self) -> list[str]:
+        """Why the gate refused it; empty where it passed, or was the champion already."""
+        return [] if self.report is None else list(self.report.reasons)
+
+    @property
     def refused(self) -> bool:
         """Whether the gate refused the version."""
         return self.report is not None and not self.report.passed

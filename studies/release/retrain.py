@@ -95,7 +95,7 @@ def retrain(
     provenance = {
         **champion.provenance,
         "retrained_from": champion.provenance.get("trial"),
-        "new_images": len(new),
+        "new_pictures": len(new),
         "digests": {"train": train.digest, "test": splits.test.digest},
         "environment": environment(device),
         "metrics": {},

@@ -63,6 +63,7 @@ class Driver:
                 if reason is not None:
                     return reason
             self._executor.poll(POLL_SECONDS, self._handle)
+            self._check_lease()
 
     def _submit_next(self) -> bool:
         """Submit one job; False where there is nothing to try any more."""
@@ -81,14 +82,15 @@ class Driver:
         return True
 
     def _handle(self, event: Event) -> None:
-        # Another driver may have taken over meanwhile: nothing may be stored then.
-        self._check_lease()
         trial, job = self._running.get(event.number, (None, None))
         if trial is None or job is None or event.attempt != job.attempt:
             return
         if isinstance(event, Stage):
             self._opened.notify(Progressed(event))
-        elif isinstance(event, Report):
+            return
+        # Another driver may have taken over meanwhile: nothing may be stored then.
+        self._check_lease()
+        if isinstance(event, Report):
             if self._telling.report(trial, event):
                 self._executor.stop(event.number)
         else:

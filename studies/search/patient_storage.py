@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Pending
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from detectors.errors import InputError
+from detectors.while_inside import WhileInside
 from tracking.patience import Patience, is_lasting
 
 READER_SECONDS = 10.0
@@ -34,8 +36,6 @@ class PatientStorage(BaseStorage):
     ) -> None:
         """Args: `shown_url` names the database in messages, without a password."""
         self.database = database
-        # Its warnings show the SQL of a query that a lost connection ended; that connection is then tried again.
-        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
         self._cached, self._shown_url = get_storage(database), shown_url
         self._patience = patience or Patience(give_up_seconds=READER_SECONDS)
 
@@ -139,7 +139,8 @@ class PatientStorage(BaseStorage):
 
     def _patiently(self, action: Callable[[], T]) -> T:
         try:
-            return self._patience.until_back(lambda tries: action(), is_away=is_away, what=self._shown_url)
+            with _without_warnings():
+                return self._patience.until_back(lambda tries: action(), is_away=is_away, what=self._shown_url)
         except Exception as error:
             if not is_away(error):
                 raise
@@ -147,6 +148,21 @@ class PatientStorage(BaseStorage):
             raise InputError(
                 f"{self._shown_url} cannot be reached any more ({first}); run the same command again"
             ) from error
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    logger = logging.getLogger("optuna.storages._rdb.storage")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+_without_warnings = WhileInside(_errors_alone)
+"""Optuna's warnings show the SQL of a query that a lost connection ended; here that query is then tried again."""
 
 
 def is_away(error: BaseException) -> bool:

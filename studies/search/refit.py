@@ -72,7 +72,6 @@ class Refit:
         ends: list[Done | Lost] = []
 
         def handle(event: Event) -> None:
-            self._check_lease()
             if isinstance(event, Stage):
                 self._opened.notify(Progressed(event))
             elif isinstance(event, Done | Lost):
@@ -80,6 +79,7 @@ class Refit:
 
         while not ends:
             self._executor.poll(POLL_SECONDS, handle)
+            self._check_lease()
         return ends[0]
 
     def _why_none_is_selected(self) -> str:

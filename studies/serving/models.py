@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -275,9 +276,8 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
         InputError: there is no such model.
     """
     if not model.startswith(REGISTERED):
-        folder = detector_folder(model)
-        return (
-            FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, detector_folder)
-        )
+        find = partial(detector_folder, home=home)
+        folder = find(model)
+        return FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, find)
     name, alias = registered(model)
     return RegistrySource(open_registry(home), name, alias)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from detectors.errors import InputError
 from studies.file.encoding import encode
@@ -62,7 +62,7 @@ class Row(BaseModel):
     """Size of the stored detector's tensors in units of 10^6 bytes."""
     device: str
     """Where the speed was measured: device, its name, CPU threads."""
-    test_images: int
+    test_images: int = Field(serialization_alias="test_pictures")
     """Number of test images."""
     test_digest: str
     """sha256 of the test images. Rows with different digests cannot be compared."""
@@ -109,7 +109,7 @@ class PublishedRow(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Studies side by side. `model_dump` is what ``study compare --json`` prints."""
+    """Studies side by side. `model_dump` by alias is what ``study compare --json`` prints."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -74,7 +74,7 @@ def to_csv(comparison: Comparison) -> str:
     """The comparison as one CSV table of unrounded numbers; the column ``kind`` is ``study`` or ``published``."""
     rows: list[dict[str, Any]] = []
     for row in comparison.rows:
-        plain = row.model_dump(exclude={"params"})
+        plain = row.model_dump(exclude={"params"}, by_alias=True)
         rows.append(
             {"kind": "study", **plain, "layers": encode(row.layers), "image_size": "x".join(map(str, row.image_size))}
         )
@@ -107,7 +107,7 @@ def to_csv(comparison: Comparison) -> str:
 
 def to_json(comparison: Comparison) -> str:
     """The comparison as JSON, with the fields of `Comparison`."""
-    return comparison.model_dump_json(indent=1) + "\n"
+    return comparison.model_dump_json(indent=1, by_alias=True) + "\n"
 
 
 WRITERS: dict[Format, Callable[[Comparison], str]] = {"markdown": to_markdown, "csv": to_csv, "json": to_json}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import studies
+from studies.api.predictions import write_predictions
 
 
 @pytest.fixture
@@ -32,6 +34,34 @@ def test_an_image_is_judged_alike_however_it_is_given(detector: studies.Predicto
     assert (result.heat_map.shape, result.heat_map.dtype) == ((height, width), np.float32)
     assert (result.overlay.shape, result.overlay.dtype) == ((height, width, 3), np.uint8)
     np.testing.assert_array_equal(result.image, pixels)
+
+
+def test_a_result_shows_the_image_that_was_judged_when_its_buffer_is_written_to_again(
+    detector: studies.Predictor,
+) -> None:
+    frame = np.array(Image.open("part.png"))
+    before = frame.copy()
+    results = [detector.predict(frame), detector.predict([frame])[0]]
+    frame[:] = 0
+    for result in results:
+        np.testing.assert_array_equal(result.image, before)
+
+
+def test_a_file_is_read_once_and_may_go_away(
+    detector: studies.Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [Path(shutil.copy("part.png", tmp_path / f"{number}.png")) for number in range(2)]
+    judge = studies.Predictor.judge
+
+    def judge_and_lose(predictor: studies.Predictor, image: Path) -> studies.Result:
+        result = judge(predictor, image)
+        image.unlink()
+        return result
+
+    monkeypatch.setattr(studies.Predictor, "judge", judge_and_lose)
+    predictions = write_predictions(detector, files, tmp_path / "out")
+    assert predictions.failed == []
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
 def test_a_folder_and_a_list_give_results_in_order(detector: studies.Predictor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -12,6 +13,7 @@ from huggingface_hub import constants
 import studies
 from studies.api.offline import offline_hub
 from studies.search.notices import Finished, Opened
+from tests.helpers.bench import ScriptedExecutor
 
 
 def run(**options: object) -> studies.Study:
@@ -56,6 +58,42 @@ def test_mistakes_are_input_errors(new_home: Path) -> None:
     run(trials=1)
     with pytest.raises(studies.InputError, match="created differently"):
         run(settings={"sampler.seed": 5})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"jobs": 0}, "jobs 0: give a number from 1 on"),
+        ({"jobs": "2"}, "jobs '2': give a number from 1 on"),
+        ({"jobs": 1.5}, "jobs 1.5: give a number from 1 on"),
+        ({"jobs": True}, "jobs True: give a number from 1 on"),
+        ({"enqueue": "n_features=100"}, "a list of settings"),
+        ({"enqueue": {"n_features": 100}}, "a list of settings"),
+        ({"progress": "yes"}, "True, False or a function"),
+    ],
+)
+def test_an_argument_of_another_type_is_an_input_error(new_home: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(studies.InputError, match=words):
+        studies.run("padim", images="parts", **{"offline": True, "progress": False} | arguments)
+
+
+def test_an_executor_is_closed_where_planning_fails(new_home: Path) -> None:
+    executor = ScriptedExecutor()
+    with pytest.raises(studies.InputError):
+        studies.run("padim", images="nowhere", executor=executor, progress=False)
+    assert executor.closed == 1
+
+
+def test_promote_refuses_two_things_at_once(here: Path) -> None:
+    with pytest.raises(studies.InputError, match="a version and a trial contradict each other"):
+        studies.promote("tiny", trial=0, version=1)
+
+
+def test_export_and_compare_refuse_what_they_do_not_know(here: Path) -> None:
+    with pytest.raises(studies.InputError, match="give 'onnx' or 'openvino'"):
+        studies.export_model("tiny", "tensorrt")  # type: ignore[arg-type]
+    with pytest.raises(studies.InputError, match="give each as an argument of its own"):
+        studies.compare(["tiny"])  # type: ignore[arg-type]
 
 
 def test_a_study_without_a_feasible_trial_fails(new_home: Path) -> None:

@@ -157,7 +157,7 @@ def test_render_into_a_folder_twice_draws_once(tmp_path: Path) -> None:
     assert study("data", "render", *TINY, "--out", out, "--json").out == first.out
     assert image.stat().st_mtime_ns == drawn
     row = json.loads(first.out)
-    assert (row["root"], row["images"]) == (str(out), 22)
+    assert (row["root"], row["pictures"]) == (str(out), 22)
     assert shlex.split(row["run"])[-1] == f"data.root={out}"
 
 

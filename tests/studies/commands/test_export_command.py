@@ -68,7 +68,7 @@ def test_export_tells_what_it_wrote_and_how_it_compares(here: Path, tmp_path: Pa
     told = json.loads(study(*words, "--json").out)
     assert told["file"] == str(tmp_path / "deep" / "x.onnx")
     assert told["size_mb"] == pytest.approx((tmp_path / "deep" / "x.onnx").stat().st_size / 1e6)
-    assert (told["images"], told["source"]) == (12, "test of tiny")
+    assert (told["pictures"], told["source"]) == (12, "test of tiny")
     assert 0 <= told["relative_difference"] < 1e-4
     assert set(told["latency_ms_p50"]) == {"torch", "onnx"}
     assert all(milliseconds > 0 for milliseconds in told["latency_ms_p50"].values())
@@ -112,7 +112,7 @@ def test_a_detectors_folder_is_compared_on_drawn_images_or_those_given(here: Pat
         (("--images", photographs, "--force"), str(photographs), 1),
     ):
         told = json.loads(study("export", folder, "--format", "onnx", *words, "--json").out)
-        assert (told["file"], told["source"], told["images"]) == ("mine.onnx", source, count)
+        assert (told["file"], told["source"], told["pictures"]) == ("mine.onnx", source, count)
     assert (here / "mine.onnx").is_file()
 
 
