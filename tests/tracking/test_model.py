@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from detectors import catalog, entry_points, head_files, head_texts
+from detectors import catalog, head_files, head_texts
 from detectors.base import Detector, FitContext
 from detectors.runtime.artifact import Artifact, save_artifact
 from tests.helpers.small_models import SIZE, backbone, random_images, save_detector
@@ -54,7 +54,6 @@ def use(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_plug_ins() -> None:
     sys.modules.pop("flat_parts", None)
     importlib.invalidate_caches()
-    entry_points.offered.cache_clear()
     catalog._load.cache_clear()
 
 
