@@ -180,6 +180,9 @@ def _check_reachable(uri: str) -> None:
 _default_store_lock = threading.RLock()
 
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 @contextmanager
 def default_store(uri: str) -> Iterator[None]:
     """Within the block, those functions of MLflow that take no store use this one instead of the working folder.
@@ -187,12 +190,19 @@ def default_store(uri: str) -> Iterator[None]:
     MLflow keeps this for the whole process; one block at a time therefore, other threads wait.
     """
     with _default_store_lock:
+        variable = os.environ.get(TRACKING_VARIABLE)
         before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         mlflow.set_tracking_uri(uri)
         try:
             yield
         finally:
-            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+            # MLflow remembers the address and writes it into the environment; what the environment alone said is not
+            # remembered for later, when it may say something else.
+            mlflow.set_tracking_uri(before if before != variable else None)  # type: ignore[arg-type]
+            if variable is None:
+                os.environ.pop(TRACKING_VARIABLE, None)
+            else:
+                os.environ[TRACKING_VARIABLE] = variable
 
 
 @contextmanager
