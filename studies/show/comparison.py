@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from detectors.errors import InputError
 from studies.file.encoding import encode
@@ -62,7 +62,9 @@ class Row(BaseModel):
     """Size of the stored detector's tensors in units of 10^6 bytes."""
     device: str
     """Where the speed was measured: device, its name, CPU threads."""
-    test_images: int = Field(serialization_alias="test_pictures")
+    test_images: int = Field(
+        serialization_alias="test_pictures", validation_alias=AliasChoices("test_images", "test_pictures")
+    )
     """Number of test images."""
     test_digest: str
     """sha256 of the test images. Rows with different digests cannot be compared."""
