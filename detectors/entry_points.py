@@ -34,13 +34,13 @@ def offered(group: str) -> dict[str, tuple[EntryPoint, ...]]:
 @cache
 def _offered(group: str, path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     installed = list(entry_points(group=group))
-    own = _own(group) or [point for point in installed if distribution_of(point) == DISTRIBUTION]
-    points = [*own, *(point for point in installed if distribution_of(point) != DISTRIBUTION)]
+    ours = _own(group) or [point for point in installed if distribution_of(point) == DISTRIBUTION]
+    points = [*ours, *(point for point in installed if distribution_of(point) != DISTRIBUTION)]
     points.sort(key=lambda point: (distribution_of(point) != DISTRIBUTION, point.name))
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    by_name: dict[str, tuple[EntryPoint, ...]] = {}
     for point in points:
-        found[point.name] = (*found.get(point.name, ()), point)
-    return found
+        by_name[point.name] = (*by_name.get(point.name, ()), point)
+    return by_name
 
 
 def only_one(points: tuple[EntryPoint, ...], kind: str) -> EntryPoint:

@@ -114,8 +114,8 @@ def registered_version(folder: Path) -> str | None:
     for parent in folder.parents[:3]:
         meta = parent / META
         if meta.is_file():
-            found = yaml.safe_load(meta.read_text(encoding="utf-8"))
-            return f"{found['model_name']}/{found['model_version']}"
+            registered = yaml.safe_load(meta.read_text(encoding="utf-8"))
+            return f"{registered['model_name']}/{registered['model_version']}"
     return None
 
 

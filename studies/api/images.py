@@ -59,8 +59,8 @@ def check_images(
     """
     data = _data_section(study, root=root, category=category, dataset=dataset, images=images)
     return [
-        check_dataset(found, progress=partial(progress, f"checking {found.category}"))
-        for found in _datasets(data, home_at(home), progress)
+        check_dataset(product, progress=partial(progress, f"checking {product.category}"))
+        for product in _datasets(data, home_at(home), progress)
     ]
 
 

@@ -123,11 +123,11 @@ def fetch(
     default = api.default_root(source)
     destination = (root or default).expanduser().absolute()
     console = tables.console(stderr=json_output)
-    asked = False
+    was_asked = False
 
     def accept(offered: Source) -> bool:
-        nonlocal asked
-        asked = True
+        nonlocal was_asked
+        was_asked = True
         _print_terms(offered, destination, console, archive=archive, url=url)
         return _accepted(offered, accept_license)
 
@@ -142,9 +142,9 @@ def fetch(
             keep_archive=keep_archive,
         )
     if json_output:
-        typer.echo(json.dumps({"dataset": source.name, "root": str(destination), "fetched": asked}, indent=1))
+        typer.echo(json.dumps({"dataset": source.name, "root": str(destination), "fetched": was_asked}, indent=1))
         return
-    there = "is in" if asked else "was already in"
+    there = "is in" if was_asked else "was already in"
     console.print(f"{source.title} {there} [cyan]{destination}[/]", highlight=False, soft_wrap=True)
     if source.name != "mvtec":
         return

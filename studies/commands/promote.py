@@ -76,29 +76,29 @@ def models(
 ) -> None:
     """Versions, aliases, metrics, gate results; of one model also who did what when."""
     console = tables.console(stderr=json_output)
-    found = api.list_models(name, remark=remarks_to(console))
+    listed = api.list_models(name, remark=remarks_to(console))
     if json_output:
         data: dict[str, Any] = {
             model.name: {"versions": [_version_json(version) for version in model.versions], "faults": model.faults}
-            for model in found
+            for model in listed
         }
         if name:
-            data[name]["record"] = [line.model_dump(mode="json") for line in found[0].record]
+            data[name]["record"] = [line.model_dump(mode="json") for line in listed[0].record]
         typer.echo(json.dumps(data, indent=1))
         return
-    if not found:
+    if not listed:
         console.print("no registered models yet; `study promote NAME` makes the first")
-    rows = [_version_row(version) for model in found for version in model.versions]
+    rows = [_version_row(version) for model in listed for version in model.versions]
     if rows:
         console.print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
-    if name and found[0].record:
+    if name and listed[0].record:
         deeds = [
             (line.time, line.user, line.host, line.action, line.version, line.before, _details(line.details))
-            for line in found[0].record
+            for line in listed[0].record
         ]
         columns = ("when", "who", "where", "what", "version", "champion before", "")
         console.print(tables.table(columns, deeds, title="record"))
-    for model in found:
+    for model in listed:
         for fault in model.faults:
             console.print(f"warning: record of {model.name}: {fault}", style="yellow", markup=False)
 

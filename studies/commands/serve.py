@@ -73,9 +73,9 @@ def _token(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get(TOKEN) or None
     try:
-        found = path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no token can be read there ({error})") from error
-    if not found:
+    if not token:
         raise InputError(f"{path}: holds no token; put one line into it")
-    return found
+    return token

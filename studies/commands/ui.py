@@ -81,11 +81,11 @@ def _pages(home: Home, name: str | None) -> list[Page]:
     pages = api.study_pages(home.tracking_uri, artifacts=home.mlflow_artifacts)
     if name is None:
         return pages[:SHOWN]
-    found = [page for page in pages if page.study == name]
-    if not found:
+    matching = [page for page in pages if page.study == name]
+    if not matching:
         known = ", ".join(page.study for page in pages) or "none"
         raise InputError(f"MLflow has no page of a study {name!r}, only of: {known}; `study run` makes it")
-    return found
+    return matching
 
 
 def _name_pages(pages: Sequence[Page], server: str, console: Console) -> None:

@@ -106,8 +106,8 @@ def study_names(storage: BaseStorage) -> list[str]:
 
 def latest(storage: BaseStorage, name: str) -> str | None:
     """The Optuna name of a study's last generation, None where there is none."""
-    found = [known for known in study_names(storage) if known.partition(GENERATION)[0] == name]
-    return max(found, key=_generation, default=None)
+    generations = [known for known in study_names(storage) if known.partition(GENERATION)[0] == name]
+    return max(generations, key=_generation, default=None)
 
 
 def all_studies(storage: BaseStorage) -> Iterator[tuple[optuna.Study, Header]]:
@@ -121,22 +121,21 @@ def all_studies(storage: BaseStorage) -> Iterator[tuple[optuna.Study, Header]]:
 
 def find_by_uid(storage: BaseStorage, uid: str) -> tuple[optuna.Study, Header] | None:
     """The study of this uid; None where there is none."""
-    return next((found for found in all_studies(storage) if found[1].uid == uid), None)
+    return next((pair for pair in all_studies(storage) if pair[1].uid == uid), None)
 
 
 def load_study(storage: BaseStorage, name: str) -> tuple[optuna.Study, Header]:
     """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
     names = study_names(storage)
-    found = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
-    found = found if found in names else None
-    if found is None:
+    generation = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
+    if generation is None or generation not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no study {name!r} was run here; {hint}there are: {', '.join(names) or 'none yet'}")
-    study = optuna.load_study(study_name=found, storage=storage)
+    study = optuna.load_study(study_name=generation, storage=storage)
     header = read_header(study)
     if header is None:
-        raise InputError(f"study {found!r} was stopped while it was created; run it again")
+        raise InputError(f"study {generation!r} was stopped while it was created; run it again")
     return study, header
 
 

@@ -113,16 +113,16 @@ class TrialView:
         """Figures of the refit on test; with several seeds their mean and standard deviation beside them."""
         if self.final is None:
             return {}
-        found = dict(self.final.metrics)
+        figures = dict(self.final.metrics)
         if len(self.replicates) > 1:
-            found["seeds"] = len(self.replicates)
+            figures["seeds"] = len(self.replicates)
             for name in METRICS:
                 values = [
                     result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
                 ]
                 if len(values) > 1:
-                    found |= {f"test/{name}_seeds_mean": fmean(values), f"test/{name}_seeds_std": stdev(values)}
-        return found
+                    figures |= {f"test/{name}_seeds_mean": fmean(values), f"test/{name}_seeds_std": stdev(values)}
+        return figures
 
     @property
     def detector_name(self) -> str:
