@@ -89,6 +89,11 @@ def test_promote_refuses_two_things_at_once(here: Path) -> None:
         studies.promote("tiny", trial=0, version=1)
 
 
+def test_a_promotion_without_a_gate_has_no_reasons() -> None:
+    champion_already = studies.Promotion("tiny", None, None, promoted=False, before=None)
+    assert champion_already.reasons == []
+
+
 def test_export_and_compare_refuse_what_they_do_not_know(here: Path) -> None:
     with pytest.raises(studies.InputError, match="give 'onnx' or 'openvino'"):
         studies.export_model("tiny", "tensorrt")  # type: ignore[arg-type]

@@ -93,3 +93,8 @@ def test_shell_completion_imports_no_command() -> None:
     group = typer.main.get_command(cli.app)
     items = group.shell_complete(typer.Context(group), "re")
     assert [item.value for item in items] == ["report", "retrain"]
+
+
+@pytest.mark.parametrize("name", ["data", "weights"])
+def test_a_group_of_commands_offers_no_completion_of_its_own(name: str) -> None:
+    assert "completion" not in study(name, "--help").out

@@ -30,7 +30,7 @@ from studies.search.notices import Started
 from studies.search.outcome import LeaseLostError
 from studies.search.patient_storage import PatientStorage
 from studies.search.storage import open_storage
-from studies.worker.jobs import Job
+from studies.worker.jobs import Job, Stage
 from tests.helpers.bench import Bench, ScriptedExecutor
 from tests.helpers.preloaded import quick_trials
 from tests.helpers.scenes import Scene
@@ -473,3 +473,25 @@ def test_the_command_ends_with_one_line_when_it_lost_its_study(
     )
     assert [trial.state for trial in scene.view().trials()] == ["COMPLETE", "RUNNING"]
     assert {run.info.status for run in scene.runs()} == {"FINISHED", "RUNNING"}
+
+
+def test_the_lease_is_asked_for_after_each_poll_and_before_what_is_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages, of which a job has many, cost no query, and a driver that lost its study notices while nothing happens."""
+    executor, calls = ScriptedExecutor(), []
+    is_lost, events = Lease.is_lost, executor.events
+
+    def stages_first(timeout: float) -> list[Any]:
+        happened = list(events(timeout))
+        return [stage for stage in happened if isinstance(stage, Stage)] * 20 or happened
+
+    def counted(lease: Lease) -> bool:
+        calls.append(1)
+        return is_lost(lease)
+
+    monkeypatch.setattr(executor, "events", stages_first)
+    monkeypatch.setattr(Lease, "is_lost", counted)
+    bench.run(executor, budget={"trials": 2})
+    # Two trials and a refit: a poll with stages and a poll with the end of each, and two ends that are told.
+    assert len(calls) == 3 * 2 + 2

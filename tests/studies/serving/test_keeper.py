@@ -187,6 +187,8 @@ def test_a_model_is_a_folder_a_study_or_a_registered_one(finished: Path, folders
     with pytest.MonkeyPatch.context() as patch:
         set_home(patch, finished)
         home = Home.from_environment()
+        # The home that is given counts, not the environment's.
+        patch.setenv("STUDY_HOME", str(finished / "elsewhere"))
         study = find_source("tiny", home, open_registry=no_registry)
         assert isinstance(study, StudySource)
         assert study.fetch(study.latest()).is_dir()
