@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from optuna.trial import TrialState
-
 from studies.search.opened import OpenStudy
 from studies.search.queue import Queue
 
@@ -45,7 +43,12 @@ class Stopping:
         return selected.value >= goal if self._config.direction == "maximize" else selected.value <= goal
 
     def _trials_since_best(self) -> int:
-        """Finished trials after the one that set the present best value."""
+        """Feasible trials after the one of them that set the present best value.
+
+        One that misses a constraint could not be selected, however good: it neither sets the mark nor counts as a try to beat it.
+        """
         sign = 1 if self._config.direction == "maximize" else -1
-        values = [sign * frozen.values[0] for frozen in self._opened.all_trials(TrialState.COMPLETE)]
+        values = [
+            sign * trial.value for trial in self._opened.view.trials() if trial.feasible and trial.value is not None
+        ]
         return len(values) - 1 - values.index(max(values)) if values else 0

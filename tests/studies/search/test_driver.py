@@ -138,6 +138,22 @@ def test_stagnation_ends_the_search(bench: Bench) -> None:
     assert len(executor.trials) == 5
 
 
+def test_stagnation_counts_trials_that_meet_the_constraints_alone(bench: Bench) -> None:
+    # The first trial has the best value of all and is too slow, as is the fourth: neither may end the search.
+    answers = iter([(0.99, 1.0), (0.5, 50.0), (0.6, 50.0), (0.7, 1.0), (0.55, 50.0), (0.7, 50.0), (0.6, 50.0), (0.6, 50.0)])
+
+    def answer(job: Job) -> dict[str, float]:
+        value, fps = next(answers)
+        return {"val/image_auroc": value, "fps": fps}
+
+    executor = ScriptedExecutor(answer)
+    outcome = bench.run(executor, budget={"trials": 20, "stagnation": 2}, constraints={"fps": ">= 10"})
+    assert outcome.reason == "no better trial among the last 2"
+    assert len(executor.trials) == 8
+    assert outcome.selected is not None
+    assert outcome.selected.number == 5
+
+
 def test_the_time_limit_lets_running_trials_finish(bench: Bench) -> None:
     now = [0.0]
 
