@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.data.copies import MAX_READERS, pixel_sha256
 from detectors.data.folder import GOOD_FOLDERS, MASK_FOLDERS
 from detectors.data.images import open_image, read_mask, to_rgb
 from detectors.data.mvtec import MASK_MARK, direct_images, list_images, subfolders
@@ -28,7 +28,6 @@ INVERTED_SHARE = 0.9
 """A mask that covers more of its image than this is probably inverted."""
 DARK_16_BIT = 32
 """A 16-bit image whose brightest 8-bit level is below this holds 12-bit values or less, and reads as nearly black."""
-MAX_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _parts(dataset: Dataset) -> dict[str, tuple[Sample, ...]]:
 def _inspect_all(samples: list[Sample], progress: Callable[[int, int], None] | None) -> list[_Finding]:
     findings: list[_Finding] = []
     # A few threads: PIL decodes without Python's lock, but each holds a whole image in memory.
-    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as pool:
         for finding in pool.map(_inspect, samples):
             findings.append(finding)
             if progress is not None:
@@ -141,7 +140,7 @@ def _inspect(sample: Sample) -> _Finding:
         return finding
     finding.size = f"{image.width} x {image.height}"
     finding.mode = image.mode
-    finding.content = hashlib.sha256(f"{rgb.shape}".encode() + rgb.tobytes()).hexdigest()
+    finding.content = pixel_sha256(rgb)
     if (rgb == rgb[0, 0]).all():
         finding.problems.append(Problem("warning", sample.key, "all of one colour; is the camera's image missing?"))
     elif image.mode.startswith("I") and rgb.max() < DARK_16_BIT:
