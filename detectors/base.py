@@ -115,6 +115,9 @@ class FitContext:
     checkpoint_dir: Path | None = None
     """Where a training keeps what it goes on from after a crash; the same job finds it again."""
     memo: Memo | None = None
+    count_stored: Callable[[float], None] = lambda seconds: None
+    """Called by a fit that uses finished work, of `memo` or a checkpoint, with the seconds that the work would have taken more
+    from scratch than was spent on it now; negative where it was done now and the fit waited for others before."""
     weights_dir: Path | None = None
     """Where weights are looked for first by a head that starts from pretrained ones, as for `build_backbone`."""
 

@@ -30,7 +30,8 @@ METRIC_TEXT = """## Metrics
 `objectives` and `constraints` take {quality} (of the validation images; with protocol `paper` of all)
 and {cost}.
 Percentiles of the latency are in milliseconds for one image, `throughput` in images per second at batch 32, `train_seconds`
-without the features.
+of the fit alone, from features that are there to a fitted head; work that trials share, such as the order of a coreset,
+counts in each of them.
 """
 FILLED_IN = {"heads"}
 """Keys that are noted when a study file is read."""

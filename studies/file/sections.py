@@ -196,7 +196,8 @@ class BudgetConfig(Section):
     timeout: Duration | None = None
     """Time limit of one `study run`, e.g. ``2h``."""
     stagnation: int | None = Field(None, ge=1)
-    """The search ends after so many finished trials in a row that meet the constraints and did not improve the first objective."""
+    """The search ends after so many finished trials in a row that did not improve the first objective; those that miss a
+    constraint do not count."""
     goal: float | None = None
     """The search ends at the first trial that meets the constraints and whose first objective is as good as this."""
 

@@ -53,7 +53,7 @@ class Row(BaseModel):
     pixel_auroc: float | None
     pixel_aupro: float | None
     train_seconds: float | None
-    """Seconds of the fit on stored features, without their extraction."""
+    """Seconds of the fit on stored features, without their extraction; stored work of other trials included."""
     fps: float | None
     """Images per second at batch 1."""
     throughput: float | None

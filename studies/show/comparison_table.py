@@ -116,8 +116,8 @@ def differs_in_short(entry: PublishedRow) -> str:
 def explanations(comparison: Comparison) -> list[str]:
     """Sentences on what the words of the tables mean, and on what cannot be compared."""
     lines = [
-        "AUROC and AUPRO are on test. train s: seconds of the fit on stored features. FPS: images per second at batch 1, "
-        "throughput: at batch 32."
+        "AUROC and AUPRO are on test. train s: seconds of the fit on stored features, as from scratch. FPS: images per second "
+        "at batch 1, throughput: at batch 32."
     ]
     if any(row.image_auroc_seeds_mean is not None for row in comparison.rows):
         lines.append(

@@ -77,6 +77,7 @@ class _Worker:
         self.job, self.config, self.home, self.emit, self.should_stop = job, config, home, emit, should_stop
         self.started = time.time()
         self.seconds: dict[str, float] = {}
+        self.stored_seconds = 0.0
         self.stopped = False
         self.device = torch.device(job.device)
         self.lock = DeviceLock(self.home.locks, self.device)
@@ -90,7 +91,7 @@ class _Worker:
         with self.lock.shared():
             detector = self._fit()
             if self.stopped:
-                return self._finish({"train_seconds": self.seconds["fit"]}, Evaluation(metrics={}), pruned=True)
+                return self._finish({"train_seconds": self._train_seconds}, Evaluation(metrics={}), pruned=True)
             prediction, evaluation = self._score(detector, scored)
         with self._stage("speed"), self.lock.exclusive():
             images = scored.images(range(min(LATENCY_IMAGES, len(scored))))
@@ -104,7 +105,7 @@ class _Worker:
         if prefix == "test":
             self._write_ledger("paper", evaluation)
             write_scores(prediction, scored, folder, threshold=None)
-        metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.seconds["fit"]}
+        metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self._train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         return self._finish(metrics, evaluation)
 
@@ -167,6 +168,7 @@ class _Worker:
             structural_seed=job.structural_seed,
             report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
             should_stop=self._should_stop,
+            count_stored=self._count_stored,
             validate=self._validation(detector),
             checkpoint_dir=job.path / CHECKPOINTS,
             weights_dir=Path(job.weights_dir) if job.weights_dir else None,
@@ -206,6 +208,15 @@ class _Worker:
             return value
 
         return validate
+
+    def _count_stored(self, seconds: float) -> None:
+        self.stored_seconds += seconds
+
+    @property
+    def _train_seconds(self) -> float:
+        """Seconds of the fit from features, as from scratch: work that the fit found stored counts with what it took when it was
+        done, so that trials which share it can be compared. `seconds` keeps the time that was spent here."""
+        return max(0.0, self.seconds["fit"] + self.stored_seconds)
 
     def _should_stop(self) -> bool:
         """Whether the training is to end. A head that never calls this trains to its end, and its trial counts as finished."""

@@ -21,6 +21,7 @@ run for fewer, and an order that was stored goes on as if it had never stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
@@ -60,6 +61,8 @@ class CoresetOrder:
     """int32 [N], from 1 to M."""
     exact: Tensor
     """bool [N]: the bound is the distance itself."""
+    seconds: Tensor
+    """float64 [M]: how long it took from nothing to each pick, over all runs that added some; never falling."""
 
     def __len__(self) -> int:
         """Number of picks, M."""
@@ -90,9 +93,9 @@ class CoresetOrder:
         order = cls(**{field.name: tensors[field.name] for field in fields(cls)})
         picks, points = order.picks, len(order.bounds)
         sound = (
-            [tensor.dtype for tensor in (picks, order.distances, order.bounds, order.seen, order.exact)]
-            == [torch.int64, torch.float64, torch.float64, torch.int32, torch.bool]
-            and picks.shape == order.distances.shape
+            [tensor.dtype for tensor in (picks, order.distances, order.bounds, order.seen, order.exact, order.seconds)]
+            == [torch.int64, torch.float64, torch.float64, torch.int32, torch.bool, torch.float64]
+            and picks.shape == order.distances.shape == order.seconds.shape
             and order.bounds.shape == order.seen.shape == order.exact.shape == (points,)
             and 1 <= len(picks) <= points
             and picks.ndim == 1
@@ -102,6 +105,8 @@ class CoresetOrder:
             and bool((order.bounds >= 0).all())
             and bool((order.distances[1:] > 0).all())
             and bool((order.distances[1:] <= order.distances[:-1]).all())
+            and bool((order.seconds >= 0).all() and torch.isfinite(order.seconds).all())
+            and bool((order.seconds[1:] >= order.seconds[:-1]).all())
         )
         if not sound:
             raise ValueError("these tensors are not the order of a coreset")
@@ -115,6 +120,7 @@ def greedy_k_center(
     *,
     start: int = 0,
     order: CoresetOrder | None = None,
+    began: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> CoresetOrder:
@@ -128,6 +134,8 @@ def greedy_k_center(
         k: picks wanted, at least 1.
         start: index of the first pick.
         order: an order of the same points that is gone on from; returned as it is where it is long enough.
+        began: `time.perf_counter` when the work on the points began, from which the `seconds` of a new order count; default
+            now. What goes on counts from the seconds of the last pick that was there.
         progress: called with (picks there, picks wanted) now and then.
         should_stop: asked now and then; True ends the selection early, with a shorter order.
 
@@ -142,10 +150,11 @@ def greedy_k_center(
     if order is not None and (int(order.picks[0]) != start or not order.belongs_to(points)):
         raise ValueError("the order to go on from is one of other points or begins elsewhere")
     k = min(k, len(points))
+    began = time.perf_counter() if began is None else began
     if order is not None and (len(order) >= k or order.complete):
         return order
     with full_precision(points.device):
-        selection = _Selection(points, k, start, order)
+        selection = _Selection(points, k, start, order, began)
         selection.run(progress or (lambda done, total: None), should_stop or (lambda: False))
     return selection.order()
 
@@ -153,8 +162,9 @@ def greedy_k_center(
 class _Selection:
     """The working state of one run: a `CoresetOrder` in the making, the centred picks, and the window."""
 
-    def __init__(self, points: Tensor, k: int, start: int, order: CoresetOrder | None) -> None:
-        self.points, self.k = points, k
+    def __init__(self, points: Tensor, k: int, start: int, order: CoresetOrder | None, began: float) -> None:
+        # To go on needs the points and their squares once more, which from nothing are needed once: only the picks count.
+        self.points, self.k, self.began = points, k, began
         device, n = points.device, len(points)
         total = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
         for block in points.split(ROWS):
@@ -180,7 +190,10 @@ class _Selection:
             self.seen = torch.zeros(n, dtype=torch.int32, device=device)
             self.exact = torch.zeros(n, dtype=torch.bool, device=device)
             self._refresh(torch.arange(n, device=device))
+            self.seconds = [time.perf_counter() - began]
         else:
+            self.seconds = order.seconds.tolist()
+            self.began = time.perf_counter() - self.seconds[-1]
             self.picks[: len(order)] = order.picks
             self.distances = order.distances.tolist()
             self.bounds, self.seen, self.exact = (
@@ -198,6 +211,7 @@ class _Selection:
             bounds=self.bounds,
             seen=self.seen,
             exact=self.exact,
+            seconds=torch.tensor(self.seconds, dtype=torch.float64, device=self.points.device),
         )
 
     def run(self, progress: Callable[[int, int], None], should_stop: Callable[[], bool]) -> None:
@@ -219,6 +233,7 @@ class _Selection:
                 break
             self.picks[self.t] = pick
             self.distances.append(distance)
+            self.seconds.append(time.perf_counter() - self.began)
             window.add(place)
         if window is not None:
             self._put_back(window)

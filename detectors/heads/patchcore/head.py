@@ -30,6 +30,7 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -47,8 +48,9 @@ from detectors.heads.patchcore.graph import PatchcoreGraph
 from detectors.heads.patchcore.index import EXTRA, SAMPLE, BankSearch, InvertedFile, fit_inverted_file
 from detectors.heads.patchcore.whitening import Whitening, mean_and_covariance
 
-ORDER_VERSION = 1
-"""Of everything that decides the order of a coreset; a stored one of another version is not found."""
+ORDER_VERSION = 2
+"""Of everything that decides the order of a coreset, and of what is stored; one of another version is not found. Version 1 did
+not say how long the work took."""
 
 
 class Patchcore(Head):
@@ -265,18 +267,23 @@ class Patchcore(Head):
         if not self.whitening:
             return
         name = f"covariance v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood}"
+        began = time.perf_counter()
         stored = context.memo.load(name) if context.memo else None
         channels = channel_count(features)
         if (
             stored is None
-            or set(stored) != {"mean", "covariance"}
+            or set(stored) != {"mean", "covariance", "seconds"}
             or stored["covariance"].shape != (channels, channels)
+            or stored["seconds"].shape != ()
         ):
             blocks = PatchEmbedding(self.neighbourhood).blocks(features, context.device)
             mean, covariance = mean_and_covariance((values for _, values in blocks), channels)
-            stored = {"mean": mean, "covariance": covariance}
+            spent = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+            stored = {"mean": mean, "covariance": covariance, "seconds": spent}
             if context.memo:
                 context.memo.save(name, stored)
+        if context.memo:
+            context.count_stored(float(stored["seconds"]) - (time.perf_counter() - began))
         whitening = Whitening.from_covariance(stored["mean"], stored["covariance"], share=self.whitening)
         self.register_buffer("centre_", whitening.centre.to(context.device))
         self.register_buffer("whitener_", whitening.matrix.to(context.device))
@@ -289,11 +296,16 @@ class Patchcore(Head):
         height, width = self.grid
         start = int(np.random.default_rng([seed, 1]).integers(height * width * len(features)))
 
+        began = time.perf_counter()
+
         def select(stored: CoresetOrder | None) -> CoresetOrder:
+            work_began = time.perf_counter()
             points = self._embedding.projected(features, context.device, projection, seed=seed)
             if stored is not None and not stored.belongs_to(points):
                 stored = None
-            order = greedy_k_center(points, size, start=start, order=stored, should_stop=context.should_stop)
+            order = greedy_k_center(
+                points, size, start=start, order=stored, began=work_began, should_stop=context.should_stop
+            )
             self._figures["coreset_new_picks"] = float(len(order) - (len(stored) if stored else 0))
             return order
 
@@ -313,6 +325,10 @@ class Patchcore(Head):
                     order = select(stored)
                     context.memo.save(name, order.to_tensors())
         chosen = min(size, len(order))
+        # What a bank of this size costs from nothing, in place of what was spent here: picks of a longer order do not count,
+        # nor does the wait for another process that was at work on it.
+        if context.memo is not None:
+            context.count_stored(float(order.seconds[chosen - 1]) - (time.perf_counter() - began))
         if chosen > 1:
             self._figures["coreset_radius"] = float(order.distances[chosen - 1])
         return order.picks[:chosen].cpu()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -220,6 +222,18 @@ def test_an_order_that_goes_on_equals_one_run(kind, cuts, seed):
     assert same(order, whole)
 
 
+def test_an_order_says_how_long_it_took_to_each_pick():
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    order = greedy_k_center(points, 20, began=time.perf_counter() - 100)
+    assert len(order.seconds) == 20
+    assert 100 <= float(order.seconds[0]) <= float(order.seconds[-1])
+    stored = dataclasses.replace(order, seconds=order.seconds + 1000)
+    longer = greedy_k_center(points, 30, order=stored)
+    assert torch.equal(longer.seconds[:20], stored.seconds)
+    assert float(stored.seconds[-1]) <= float(longer.seconds[20]) < float(stored.seconds[-1]) + 60
+    assert bool((longer.seconds.diff() >= 0).all())
+
+
 def test_an_order_that_is_long_enough_comes_back_as_it_is():
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     order = greedy_k_center(points, 20)
@@ -339,6 +353,10 @@ def test_tensors_that_are_no_order_are_refused():
         ("bounds", -1 - order["bounds"]),
         ("seen", order["seen"] + 20),
         ("seen", order["seen"] * 0),
+        ("seconds", order["seconds"][:-1]),
+        ("seconds", 1 + torch.arange(20, dtype=torch.float64).flip(0)),
+        ("seconds", -1 - order["seconds"]),
+        ("seconds", order["seconds"] * float("nan")),
         ("exact", order["exact"].int()),
         ("exact", order["exact"][None]),
     ):

@@ -366,6 +366,51 @@ def test_a_fit_that_is_stopped_keeps_its_picks_in_the_memo():
     assert torch.equal(head.bank_, Patchcore(coreset_ratio=0.9).fit(train, FitContext()).bank_)
 
 
+def test_stored_work_counts_with_what_it_took_and_no_pick_that_is_not_needed():
+    train, memo = two_strides(6), DictMemo()
+    counted: list[float] = []
+    context = FitContext(memo=memo, count_stored=counted.append)
+    Patchcore(coreset_ratio=0.5).fit(train, context)
+    assert -60 < sum(counted) <= 0  # all was done now
+    for tensors in memo.tensors.values():
+        tensors["seconds"] = 1000.0 + torch.arange(90, dtype=torch.float64)
+    counted.clear()
+    Patchcore(coreset_ratio=0.1).fit(train, context)
+    assert 1017 - 60 < sum(counted) <= 1017
+    counted.clear()
+    head = Patchcore(coreset_ratio=0.6).fit(train, context)
+    assert head.diagnostics["coreset_new_picks"] == 18
+    assert 1089 - 60 < sum(counted) <= 1089 + 60
+
+
+def test_the_stored_covariance_counts_too_and_one_without_its_time_is_computed_again():
+    train, counted = two_strides(6), []
+
+    class Unlocked(DictMemo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.locked.append("")
+
+        def load(self, name: str) -> dict[str, torch.Tensor] | None:
+            return self.tensors.get(name)
+
+        def save(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+            self.tensors[name] = {key: value.clone() for key, value in tensors.items()}
+
+    memo = Unlocked()
+    context = FitContext(memo=memo, count_stored=counted.append)
+    # The whole of the patches needs no order: the covariance alone is stored.
+    Patchcore(coreset_ratio=1.0, whitening=0.1).fit(train, context)
+    ((name, stored),) = memo.tensors.items()
+    stored["seconds"] = torch.tensor(500.0, dtype=torch.float64)
+    counted.clear()
+    Patchcore(coreset_ratio=1.0, whitening=0.2).fit(train, context)
+    assert 440 < sum(counted) <= 500
+    del memo.tensors[name]["seconds"]
+    Patchcore(coreset_ratio=1.0, whitening=0.2).fit(train, context)
+    assert 0 <= float(memo.tensors[name]["seconds"]) < 60
+
+
 # --- equation 7
 
 

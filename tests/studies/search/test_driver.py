@@ -140,7 +140,9 @@ def test_stagnation_ends_the_search(bench: Bench) -> None:
 
 def test_stagnation_counts_trials_that_meet_the_constraints_alone(bench: Bench) -> None:
     # The first trial has the best value of all and is too slow, as is the fourth: neither may end the search.
-    answers = iter([(0.99, 1.0), (0.5, 50.0), (0.6, 50.0), (0.7, 1.0), (0.55, 50.0), (0.7, 50.0), (0.6, 50.0), (0.6, 50.0)])
+    answers = iter(
+        [(0.99, 1.0), (0.5, 50.0), (0.6, 50.0), (0.7, 1.0), (0.55, 50.0), (0.7, 50.0), (0.6, 50.0), (0.6, 50.0)]
+    )
 
     def answer(job: Job) -> dict[str, float]:
         value, fps = next(answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.backbones.weights import BUNDLED
 from detectors.data import samples
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
+from detectors.heads.patchcore import head as patchcore_head
 from detectors.runtime.artifact import load_artifact
 from detectors.scoring.metrics import auroc
 from studies.file import yaml_file
@@ -151,6 +154,28 @@ def test_a_trial_computes_the_features_of_all_its_study_asks_for(plan, tiny_mvte
         )
     )
     assert repeatable(result.metrics) == repeatable(alone.metrics)
+
+
+def test_the_seconds_of_a_fit_are_those_from_scratch_whoever_did_the_work(tiny_mvtec, tmp_path, monkeypatch):
+    search = {"coreset_ratio": {"choices": [0.05, 0.1]}}
+    fixed = {"layers": [8, 16], "backbone": BACKBONE}
+    plan = build_plan(make_config(tiny_mvtec, detector="patchcore", search=search, fixed=fixed), tmp_path / "home")
+    settings = {name: parameter.default for name, parameter in catalog.parameters("patchcore").items()}
+    job = build_job(plan, 1, params=settings | {"coreset_ratio": 0.1})
+    greedy = patchcore_head.greedy_k_center
+
+    def slow(*args: Any, **settings: Any) -> Any:
+        time.sleep(1.0)
+        return greedy(*args, **settings)
+
+    monkeypatch.setattr(patchcore_head, "greedy_k_center", slow)
+    first = run_job(job)
+    second = run_job(replace(job, number=2, folder=f"{job.folder}-2"))
+    assert second.metrics["head/coreset_new_picks"] == 0
+    assert first.metrics["train_seconds"] >= 1.0
+    assert second.metrics["train_seconds"] >= 1.0
+    # What was spent here stays what it was.
+    assert second.seconds["fit"] < 1.0 <= first.seconds["fit"]
 
 
 def test_an_earlier_attempts_files_are_gone(plan):
