@@ -6,87 +6,41 @@ The folder holds the backbone's weights too, so that a detector scores the same 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone
 from detectors.backbones.weights import BackboneSpec
-from detectors.base import SMOOTHING_SIGMA, Detector, Head, Prediction, with_prefix
+from detectors.base import Detector, Head, Prediction, with_prefix
 from detectors.catalog import head_class
 from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.files import new_folder, write_json
 from detectors.head_files import code_of, find_head
-from detectors.head_texts import SHA256, HeadCode
+from detectors.runtime.description import (
+    FORMAT,
+    MAX_DESCRIPTION_BYTES,
+    Code,
+    Description,
+    Weights,
+    first_fault,
+    parse_description,
+)
+from detectors.runtime.tensor_file import read_shapes, read_tensors, write_tensors
 from detectors.scoring.evaluation import Threshold
 
-FORMAT = 1
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
-MAX_DESCRIPTION_BYTES = 16 * 2**20
-Side = Annotated[int, Field(ge=1, le=8192)]
 BACKBONE_PREFIX, HEAD_PREFIX = "backbone.", "head."
-
-
-class _Weights(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    tag: str
-    sha256: str
-    origin: str
-
-
-class _Code(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    file: str
-    class_name: str
-    sha256: str = Field(pattern=SHA256.pattern)
-
-
-class Description(BaseModel):
-    """What a file says of the detector in it; ``detector.json`` holds this alone."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    format: int
-    detector: str
-    settings: dict[str, bool | int | float | str]
-    backbone: str
-    strides: list[int] = Field(min_length=1)
-    weights: _Weights
-    image_size: tuple[Side, Side] = Field(strict=False)
-    resize_rule: str
-    smoothing_sigma: float = Field(ge=0, le=SMOOTHING_SIGMA.high)
-    threshold: dict[str, Any] | None
-    normal_scores: list[float]
-    provenance: dict[str, Any]
-    tensors_sha256: str
-    code: _Code | None = None
-    """The file that the head came from, where that is no package's; left out of the JSON otherwise."""
-
-    @property
-    def head_code(self) -> HeadCode | None:
-        """`code` as a plain record."""
-        return HeadCode(self.code.file, self.code.class_name, self.code.sha256) if self.code else None
-
-    def to_json(self) -> str:
-        """What `parse_description` reads back."""
-        return self.model_dump_json(exclude=None if self.code else {"code"})
-
-
-AnyDescription = TypeVar("AnyDescription", bound=Description)
 
 
 @dataclass(frozen=True)
@@ -120,45 +74,28 @@ def resized(rgb: NDArray[np.uint8], image_size: Size) -> Tensor:
 
 
 def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
-    """All that is known of a detector but its tensors."""
+    """All that is known of a detector but its tensors. Raises `InputError` for values that no reader would take."""
     detector = artifact.detector
-    return Description(
-        format=FORMAT,
-        detector=detector.head.name,
-        settings=detector.head.settings,
-        backbone=str(detector.backbone.spec),
-        strides=list(detector.backbone.strides),
-        weights=_Weights(**detector.backbone.identity.to_json()),
-        image_size=detector.image_size,
-        resize_rule=RESIZE_RULE,
-        smoothing_sigma=detector.smoothing_sigma,
-        threshold=detector.threshold.to_json() if detector.threshold else None,
-        normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
-        provenance=dict(artifact.provenance),
-        tensors_sha256=tensors_sha256,
-        code=_Code.model_validate(code.to_json()) if (code := code_of(type(detector.head))) else None,
-    )
-
-
-def parse_description(text: str | bytes, *, place: Path, kind: type[AnyDescription]) -> AnyDescription:
-    """Read a description. Raises `InputError` that names the place where it is damaged or of a newer version."""
-    if len(text) > MAX_DESCRIPTION_BYTES:
-        raise InputError(f"{place}: too large to be a detector's description")
+    code = code_of(type(detector.head))
     try:
-        raw = json.loads(text)
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise InputError(f"{place}: written by a newer version (format {raw['format']}); update anomaly-studies")
-        description = kind.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{place}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{place}: not JSON ({error})") from error
-    if description.resize_rule != RESIZE_RULE:
-        raise InputError(
-            f"{place}: unknown resize rule {description.resize_rule!r}; this version knows {RESIZE_RULE!r}"
+        return Description(
+            format=FORMAT,
+            detector=detector.head.name,
+            settings=detector.head.settings,
+            backbone=str(detector.backbone.spec),
+            strides=list(detector.backbone.strides),
+            weights=Weights(**detector.backbone.identity.to_json()),
+            image_size=detector.image_size,
+            resize_rule=RESIZE_RULE,
+            smoothing_sigma=detector.smoothing_sigma,
+            threshold=detector.threshold.to_json() if detector.threshold else None,
+            normal_scores=[float(score) for score in np.sort(artifact.normal_scores)],
+            provenance=dict(artifact.provenance),
+            tensors_sha256=tensors_sha256,
+            code=Code.model_validate(code.to_json()) if code else None,
         )
-    return description
+    except ValidationError as error:
+        raise InputError(f"detector {detector.head.name} cannot be stored: {first_fault(error)}") from error
 
 
 def save_artifact(artifact: Artifact, folder: Path) -> Path:
@@ -171,7 +108,7 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
     if folder.is_dir() and not is_artifact(folder) and any(folder.iterdir()):
         raise InputError(f"{folder}: holds other files, which a detector would replace; choose another folder")
     with new_folder(folder) as temporary:
-        _write_tensors(stored_tensors(detector), temporary / TENSORS)
+        write_tensors(stored_tensors(detector), temporary / TENSORS)
         description = describe(artifact, tensors_sha256=file_sha256(temporary / TENSORS))
         write_json(temporary / DESCRIPTION, json.loads(description.to_json()))
         # safetensors keeps its file to its owner; whoever may read the one shall read the other.
@@ -187,7 +124,8 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
             package that is not installed, or of a file that nobody named on this machine.
     """
     description = read_description(folder)
-    tensors = _read_tensors(folder / TENSORS, description.tensors_sha256)
+    read_shapes(folder / TENSORS, description.tensors_sha256)
+    tensors = read_tensors(folder / TENSORS)
     spec = BackboneSpec.parse(description.backbone)
     check_strides(description.backbone, description.strides)
     backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
@@ -239,16 +177,6 @@ def _make_head(description: Description, folder: Path) -> Head:
         raise InputError(f"{folder / DESCRIPTION}: settings of another detector or version ({error})") from error
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        # safetensors reports the operating system's error number in words only.
-        if number := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        raise
-
-
 def read_description(folder: Path) -> Description:
     """What a saved detector says of itself. Raises `InputError` where there is none, or it is damaged."""
     path = folder / DESCRIPTION
@@ -259,10 +187,28 @@ def read_description(folder: Path) -> Description:
     return parse_description(path.read_bytes(), place=path, kind=Description)
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def with_threshold(folder: Path, threshold: Threshold, *, normal_scores: ArrayLike | None = None) -> None:
+    """Give a saved detector another threshold: ``detector.json`` is replaced in one step, with a new digest.
+
+    The tensors are neither read nor written. A description of format 1 becomes one of the present format.
+
+    Args:
+        threshold: the new one.
+        normal_scores: of the normals that it was taken from, [n] in any order; what is there stays where they are left out.
+
+    Raises:
+        InputError: no detector there, its description was changed or is damaged, the threshold or the scores cannot be those of
+            a detector, or the folder cannot be written.
+    """
+    path = folder / DESCRIPTION
+    present = read_description(folder)
+    changes: dict[str, Any] = {"threshold": threshold.to_json()}
+    if normal_scores is not None:
+        changes["normal_scores"] = [float(score) for score in np.sort(np.asarray(normal_scores, dtype=np.float64))]
     try:
-        if file_sha256(path) != sha256:
-            raise InputError(f"{path}: changed since the detector was saved (sha256 differs); restore or refit it")
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not readable ({error})") from error
+        text = present.model_copy(update=changes).to_json()
+    except ValueError as error:
+        raise InputError(f"{path}: threshold and normal scores must be finite numbers ({error})") from error
+    # Read back as a reader would, so that nothing is written which none could load.
+    parse_description(text, place=path, kind=Description)
+    write_json(path, json.loads(text))

@@ -27,7 +27,8 @@ from detectors.base import Prediction, check_images, check_scores
 from detectors.data.images import Size
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
-from detectors.runtime.artifact import Description, parse_description, resized
+from detectors.runtime.artifact import resized
+from detectors.runtime.description import Description, parse_description
 from detectors.scoring.evaluation import Threshold
 
 Format = Literal["onnx", "openvino"]
@@ -267,13 +268,7 @@ def _check_operations(path: Path, operations: Iterable[str]) -> None:
 def _described(text: str | None, path: Path) -> ExportDescription:
     if text is None:
         raise InputError(f"{path}: no detector's description in it; only files of `study export` can be taken")
-    description = parse_description(text, place=path, kind=ExportDescription)
-    if description.threshold is not None:
-        try:
-            Threshold.from_json(description.threshold)
-        except InputError as error:
-            raise InputError(f"{path}: damaged: {error}") from error
-    return description
+    return parse_description(text, place=path, kind=ExportDescription)
 
 
 def _changed(path: Path) -> InputError:

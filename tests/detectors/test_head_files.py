@@ -20,6 +20,7 @@ from detectors.errors import InputError
 from detectors.head_files import code_of, find_head, is_reference
 from detectors.head_texts import HeadCode, keep, keep_text, look_in, text_of
 from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact, save_artifact
+from detectors.runtime.description import digest_of
 from tests.helpers.worked_example import EXAMPLE, offer_example
 
 REFERENCE = f"{EXAMPLE}:Diagonal"
@@ -175,7 +176,7 @@ def test_detectors_of_packages_are_described_as_ever(tmp_path: Path) -> None:
     detector = Detector(build_backbone("test_resnet@random", (8, 16)), head, image_size=(64, 64))
     detector.fit(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
     save_artifact(Artifact(detector), tmp_path / "detector")
-    assert "code" not in json.loads((tmp_path / "detector" / DESCRIPTION).read_text())  # version 0.1 reads it
+    assert "code" not in json.loads((tmp_path / "detector" / DESCRIPTION).read_text())
 
 
 def test_a_changed_record_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +192,12 @@ def test_a_changed_record_leads_nowhere(tmp_path: Path, monkeypatch: pytest.Monk
         {"file": str(trap), "class_name": "Trap", "sha256": "../trap"},
         {"file": str(trap), "class_name": "Trap"},
     ):
-        path.write_text(json.dumps(described | {"code": code}))
+        changed = described | {"code": code}
+        path.write_text(json.dumps(changed | {"sha256": digest_of(changed)}))
         with pytest.raises(InputError):
             load_artifact(tmp_path / "detector")
-    path.write_text(json.dumps({k: v for k, v in described.items() if k != "code"} | {"detector": f"{trap}:Trap"}))
+    changed = {k: v for k, v in described.items() if k != "code"} | {"detector": f"{trap}:Trap"}
+    path.write_text(json.dumps(changed | {"sha256": digest_of(changed)}))
     with pytest.raises(InputError, match="unknown detector"):
         load_artifact(tmp_path / "detector")
     assert not (tmp_path / "sprung").exists()

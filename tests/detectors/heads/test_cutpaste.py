@@ -29,6 +29,7 @@ from detectors.heads.cutpaste.network import Network, Tail
 from detectors.heads.cutpaste.pasting import Patches, draw_rectangles, draw_scars, paste
 from detectors.heads.cutpaste.second_stage import NU, SMALLEST_VARIANCE, VARIANCE_FLOOR, Gaussian, SupportVectors
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
+from detectors.runtime.description import digest_of
 from detectors.runtime.export import export_detector
 from detectors.runtime.exported import load_exported
 
@@ -365,8 +366,9 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
         Cutpaste().import_tensors(tensors | {"shape": torch.tensor([0, 1, 2])})
     save_artifact(Artifact(fitted()), tmp_path / "saved")
     path = tmp_path / "saved" / "detector.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"second_stage": "ocsvm"}}))
-    with pytest.raises(InputError):
+    data = json.loads(path.read_text()) | {"settings": {"second_stage": "ocsvm"}}
+    path.write_text(json.dumps(data | {"sha256": digest_of(data)}))
+    with pytest.raises(InputError, match="do not fit"):
         load_artifact(tmp_path / "saved")
 
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,20 @@ from detectors.base import Detector
 from detectors.data.images import resize_image
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
-from detectors.runtime import artifact as artifact_module
+from detectors.runtime import tensor_file
 from detectors.runtime.artifact import (
     DESCRIPTION,
-    FORMAT,
     TENSORS,
     Artifact,
     is_artifact,
     load_artifact,
     model_size_mb,
+    read_description,
     save_artifact,
     stored_tensors,
+    with_threshold,
 )
+from detectors.runtime.description import FORMAT, MAX_DESCRIPTION_BYTES, digest_of
 from detectors.scoring.evaluation import Threshold
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,11 +86,13 @@ def refusal(folder: Path) -> str:
     return text
 
 
-def describe(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit detector.json by hand."""
+def describe(folder: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = True) -> None:
+    """Edit detector.json by hand; `sealed` computes its digest anew, as only somebody who means to would."""
     path = folder / DESCRIPTION
     data = json.loads(path.read_text())
     change(data)
+    if sealed:
+        data["sha256"] = digest_of(data)
     path.write_text(json.dumps(data))
 
 
@@ -254,7 +259,7 @@ def test_a_description_that_is_none_is_refused(saved, content):
 
 def test_an_enormous_description_is_not_even_read(saved):
     with (saved / DESCRIPTION).open("r+b") as file:
-        file.truncate(artifact_module.MAX_DESCRIPTION_BYTES + 1)
+        file.truncate(MAX_DESCRIPTION_BYTES + 1)
     assert "too large" in refusal(saved)
 
 
@@ -291,15 +296,26 @@ def test_a_newer_format_asks_for_an_update_whatever_else_it_holds(saved):
         ({"image_size": [128, 96]}, "do not fit"),
         ({"image_size": [32, 24]}, "do not fit"),
         ({"resize_rule": "nearest"}, "resize rule"),
-        ({"smoothing_sigma": float("nan")}, "smoothing_sigma"),
-        ({"smoothing_sigma": float("inf")}, "smoothing_sigma"),
+        ({"smoothing_sigma": float("nan")}, "NaN"),
+        ({"smoothing_sigma": float("inf")}, "Infinity"),
         ({"smoothing_sigma": -1.0}, "smoothing_sigma"),
         ({"smoothing_sigma": 1e9}, "smoothing_sigma"),
         ({"smoothing_sigma": "4"}, "smoothing_sigma"),
+        ({"image_size": [8192, 8192]}, "pixels"),
+        ({"strides": [8, 16] * 10}, "strides"),
+        ({"strides": [8, 128]}, "strides"),
         ({"threshold": 3}, "threshold"),
         ({"threshold": {"value": 3}}, "threshold"),
-        ({"threshold": THRESHOLD.to_json() | {"value": float("nan")}}, "threshold"),
+        ({"threshold": THRESHOLD.to_json() | {"value": float("nan")}}, "NaN"),
         ({"threshold": THRESHOLD.to_json() | {"rule": "guess"}}, "threshold"),
+        ({"threshold": THRESHOLD.to_json() | {"value": 1e6}}, "far off"),
+        ({"threshold": THRESHOLD.to_json() | {"value": -1e6}}, "far off"),
+        ({"threshold": THRESHOLD.to_json() | {"normals": -1}}, "normals"),
+        ({"threshold": THRESHOLD.to_json() | {"defective": 10**9}}, "defective"),
+        ({"threshold": THRESHOLD.to_json() | {"rate": 1.5}}, "rate"),
+        ({"threshold": THRESHOLD.to_json() | {"expected_rate": -0.1}}, "expected_rate"),
+        ({"threshold": THRESHOLD.to_json() | {"f1": 2.0}}, "f1"),
+        ({"normal_scores": [2.0, 1.0]}, "ascending"),
         ({"normal_scores": ["a"]}, "normal_scores"),
         ({"normal_scores": 3}, "normal_scores"),
         ({"provenance": []}, "provenance"),
@@ -312,6 +328,66 @@ def test_a_changed_description_is_refused(saved, change, hint):
         load_artifact(saved)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["threshold"].update(value=999.0),
+        lambda data: data["threshold"].update(value=12.250001),
+        lambda data: data["normal_scores"].pop(),
+        lambda data: data["provenance"].update(trial=8),
+        lambda data: data["weights"].update(tag="other"),
+        lambda data: data.update(smoothing_sigma=1.25),
+        lambda data: data.update(sha256="0" * 64),
+    ],
+)
+def test_an_edited_description_is_refused_whatever_was_edited(saved, change):
+    describe(saved, change, sealed=False)
+    assert "changed since" in refusal(saved)
+
+
+@pytest.mark.parametrize("absent", [lambda data: data.pop("sha256"), lambda data: data.update(sha256=None)])
+def test_a_description_without_its_digest_is_refused(saved, absent):
+    describe(saved, absent, sealed=False)
+    assert "sha256 is missing" in refusal(saved)
+
+
+def test_a_description_may_be_laid_out_otherwise(detector, saved):
+    path = saved / DESCRIPTION
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(data.items())), indent=7))
+    assert load_artifact(saved).threshold == detector.threshold
+
+
+def test_a_description_of_the_first_format_is_read_and_known_for_it(detector, saved):
+    assert read_description(saved).is_sealed
+    as_first_format(saved)
+    assert not read_description(saved).is_sealed
+    loaded = load_artifact(saved)
+    assert loaded.threshold == THRESHOLD
+    assert torch.equal(scores(loaded.detector), scores(detector))
+
+
+def as_first_format(folder: Path) -> None:
+    """What version 0.2 wrote."""
+    describe(folder, lambda data: (data.update(format=1), data.pop("sha256")), sealed=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"format"', '"format": 2, "format"'),
+        ('"value": 12.25', '"value": 12.25, "value": 999.0'),
+        ('"trial": 7', '"trial": 7, "trial": 7'),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(saved, before, after):
+    path = saved / DESCRIPTION
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    assert "is there twice" in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +419,55 @@ def test_signed_tensors_that_contradict_the_description_are_refused(saved, chang
     save_file(tensors, saved / TENSORS)
     sign(saved)
     assert "do not fit" in refusal(saved)
+
+
+# --- another threshold
+
+MOVED = Threshold(value=6.5, rule="false_alarm_rate", source="validation", normals=30, rate=0.02, expected_rate=0.03)
+
+
+@pytest.mark.parametrize("first_format", [True, False])
+def test_a_threshold_is_replaced_in_place_and_nothing_else(detector, saved, first_format):
+    before, tensors = json.loads((saved / DESCRIPTION).read_text()), (saved / TENSORS).read_bytes()
+    if first_format:
+        as_first_format(saved)
+    with_threshold(saved, MOVED)
+    after = json.loads((saved / DESCRIPTION).read_text())
+    assert {key for key in after if after[key] != before[key]} == {"threshold", "sha256"}
+    assert (saved / TENSORS).read_bytes() == tensors
+    assert read_description(saved).is_sealed
+    loaded = load_artifact(saved)
+    assert (loaded.threshold, loaded.normal_scores.tolist()) == (MOVED, sorted(SCORES))
+    assert torch.equal(scores(loaded.detector), scores(detector))
+    assert sorted(path.name for path in saved.iterdir()) == [DESCRIPTION, TENSORS]
+
+
+def test_the_scores_that_a_threshold_was_taken_from_come_with_it(saved):
+    with_threshold(saved, MOVED, normal_scores=np.array([6.0, 2.5, 3.0], dtype=np.float32))
+    loaded = load_artifact(saved)
+    assert (loaded.threshold, loaded.normal_scores.tolist()) == (MOVED, [2.5, 3.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "normal_scores", "hint"),
+    [
+        (replace(MOVED, value=float("nan")), None, "finite"),
+        (replace(MOVED, value=1e9), None, "far off"),
+        (replace(MOVED, rate=-1.0), None, "rate"),
+        (MOVED, [1.0, float("inf")], "finite"),
+    ],
+)
+def test_a_threshold_that_none_could_load_is_not_written(saved, threshold, normal_scores, hint):
+    before = (saved / DESCRIPTION).read_bytes()
+    with pytest.raises(InputError, match=hint):
+        with_threshold(saved, threshold, normal_scores=normal_scores)
+    assert (saved / DESCRIPTION).read_bytes() == before
+
+
+def test_a_description_that_was_edited_gets_no_digest_by_a_new_threshold(saved):
+    describe(saved, lambda data: data["provenance"].update(trial=8), sealed=False)
+    with pytest.raises(InputError, match="changed since"):
+        with_threshold(saved, MOVED)
 
 
 # --- replacing
@@ -401,7 +526,7 @@ def test_safetensors_own_errors_are_reported_alike(detector, saved, monkeypatch,
         raise SafetensorError(f"Error while serializing: {text}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact_module, "save_file", fail)
+        patch.setattr(tensor_file, "save_file", fail)
         with pytest.raises(wanted, match=hint):
             save_artifact(Artifact(other_detector()), saved)
     assert old_one_is_left(detector, saved)

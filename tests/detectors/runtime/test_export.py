@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from detectors.heads.patchcore.head import Patchcore
 from detectors.runtime import artifact as artifact_module
 from detectors.runtime import export, exported
 from detectors.runtime.artifact import Artifact
+from detectors.runtime.description import digest_of
 from detectors.runtime.export import DetectorGraph, compare, export_detector, measure_speed, stand_ins
 from detectors.runtime.exported import METADATA_KEY, Exported, load_exported
 from detectors.runtime.verdicts import judge
@@ -403,9 +406,11 @@ def test_without_the_extra_one_line_says_how_to_get_it(make_export, monkeypatch,
 # --- hostile files
 
 
-def edit_metadata(model: onnx.ModelProto, **changes: Any) -> None:
+def edit_metadata(model: onnx.ModelProto, *, sealed: bool = True, **changes: Any) -> None:
+    """Change the description; `sealed` computes its digest anew, as only somebody who means to would."""
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
-    entry.value = json.dumps(json.loads(entry.value) | changes)
+    data = json.loads(entry.value) | changes
+    entry.value = json.dumps(data | {"sha256": digest_of(data)} if sealed else data)
 
 
 def elsewhere(model: onnx.ModelProto) -> None:
@@ -451,6 +456,11 @@ HOSTILE: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "description deep": (lambda model: setattr(model.metadata_props[0], "value", "[" * 10**5), "not JSON"),
     "description long": (lambda model: setattr(model.metadata_props[0], "value", " " * 2**25), "too large"),
     "description of something else": (lambda model: setattr(model.metadata_props[0], "value", "{}"), "damaged"),
+    "description edited": (lambda model: edit_metadata(model, sealed=False, smoothing_sigma=1.0), "changed since"),
+    "description without digest": (
+        lambda model: edit_metadata(model, sealed=False, sha256=None),
+        "sha256 is missing",
+    ),
     "newer": (lambda model: edit_metadata(model, format=99), "newer version"),
     "other resize rule": (lambda model: edit_metadata(model, resize_rule="bicubic"), "unknown resize rule"),
     "threshold no number": (lambda model: edit_metadata(model, threshold={"value": "x"}), "threshold"),
@@ -553,15 +563,24 @@ def test_a_damaged_openvino_file_never_ends_in_anything_but_one_line(make_export
     assert refused > 55
 
 
+def resealed(xml: str) -> str:
+    """An OpenVINO file with the digest of its description computed anew."""
+    text = re.search(r'anomaly_studies value="([^"]*)"', xml)
+    assert text is not None
+    data = json.loads(html.unescape(text[1]))
+    return xml.replace(data["sha256"], digest_of(data))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda xml: xml.replace("anomaly_studies", "something"), "no detector's description"),
-        (lambda xml: xml.replace("pillow-bilinear-antialias", "bicubic"), "unknown resize rule"),
+        (lambda xml: xml.replace("pillow-bilinear-antialias", "bicubic"), "changed since"),
+        (lambda xml: resealed(xml.replace("pillow-bilinear-antialias", "bicubic")), "unknown resize rule"),
         (lambda xml: xml.replace('type="Convert"', 'type="Evil"'), "cannot read"),
         (lambda xml: xml.replace('offset="', 'offset="9'), "cannot read"),
         (
-            lambda xml: xml.replace("&quot;image_size&quot;:[64,64]", "&quot;image_size&quot;:[64,32]"),
+            lambda xml: resealed(xml.replace("&quot;image_size&quot;:[64,64]", "&quot;image_size&quot;:[64,32]")),
             "inputs and outputs",
         ),
     ],
