@@ -13,6 +13,7 @@ are; float16 is refused, because its 11 bits have tied different scores before t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -178,6 +179,16 @@ def paired_bootstrap_difference(
         interval=_percentiles(differences, level),
         upper=float(np.quantile(differences, level)),
     )
+
+
+def bootstrap_aurocs(
+    scores: Sequence[ArrayLike], labels: ArrayLike, *, seed: int, replicates: int = 2000
+) -> NDArray[np.float64]:
+    """AUROC of K score sets of the same images in a stratified bootstrap in which all see the same draws: [K, replicates].
+
+    The sets may have different scales; each is [N] in the order of labels [N]. Raises as `bootstrap_auroc`.
+    """
+    return _bootstrap([_split(one, labels) for one in scores], seed, replicates)
 
 
 def threshold_at_false_alarm_rate(normal_scores: ArrayLike, rate: float) -> float:

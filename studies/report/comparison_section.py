@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from detectors.errors import InputError
-from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
 from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
@@ -28,10 +27,9 @@ from studies.report.charts import (
     shortened,
 )
 from studies.search.view import StudyView
-from studies.show import comparison, comparison_table
-from studies.show.comparison import Comparison, Row
-from studies.worker.jobs import ARTIFACTS
-from studies.worker.scores import Scores, read_scores
+from studies.show import comparison, comparison_table, differences
+from studies.show.comparison import Comparison
+from studies.show.rows import Row, study_rows
 
 COLOURS = 7
 """Number of CSS classes ``c0`` to ``c6`` that colour the detectors; with more detectors they repeat."""
@@ -63,7 +61,7 @@ def comparison_section(views: Sequence[StudyView], ids: Sequence[str]) -> Compar
     cautions: list[str] = []
     for view in views:
         try:
-            comparison.study_rows(view)
+            study_rows(view)
             comparable.append(view)
         except InputError as error:
             cautions.append(f"{str(error)[0].upper()}{str(error)[1:]}.")
@@ -71,11 +69,10 @@ def comparison_section(views: Sequence[StudyView], ids: Sequence[str]) -> Compar
     id_of_study = dict(zip((view.study.study_name for view in views), ids, strict=True))
     columns = comparison_table.row_columns(compared)
     figures = [figure for make in (_intervals, _against_speed) if (figure := make(compared, id_of_study)) is not None]
-    groups = _groups(compared.rows)
     sentences = [
         text
-        for group in groups
-        for text in (*_ahead(group, all_rows=len(group) == len(compared.rows)), *_differences(group, comparable))
+        for group, tested in zip(differences.same_images(compared.rows), compared.same_images, strict=True)
+        for text in (*_ahead(group, all_rows=len(group) == len(compared.rows)), *differences.sentences(tested))
     ]
     return ComparisonSection(
         summary=tuple(sentences),
@@ -96,16 +93,6 @@ def comparison_section(views: Sequence[StudyView], ids: Sequence[str]) -> Compar
         else None,
         explanations=tuple(comparison_table.explanations(compared)) if compared.rows else (),
     )
-
-
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of several studies that were scored on the same test images by the same protocol, best first."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row.image_auroc is not None:
-            groups.setdefault((row.experiment, row.protocol, row.test_digest), []).append(row)
-    several = [group for group in groups.values() if len({row.study for row in group}) > 1]
-    return [sorted(group, key=lambda row: -(row.image_auroc or 0.0)) for group in several]
 
 
 def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
@@ -137,49 +124,6 @@ def _ahead(scored: Sequence[Row], *, all_rows: bool) -> list[str]:
         fastest = max(timed, key=lambda row: row.fps or 0.0)
         sentences.append(f"{fastest.label} is the fastest with {phrases.speed(fastest.fps or 0.0)}.")
     return sentences
-
-
-def _differences(scored: Sequence[Row], views: Sequence[StudyView]) -> list[str]:
-    """Sentences on how certain the lead of the best study is: a paired bootstrap against each other study on the same images.
-
-    Studies that did not keep the score of each image cannot be tested, which a sentence then says.
-    """
-    kept = {view.study.study_name: scores for view in views if (scores := _scores(view)) is not None}
-    ranked = [row for row in scored if row.selected and row.study in kept]
-    if len(ranked) < len({row.study for row in scored}):
-        return [
-            "Whether the difference is due to chance was not tested, because not every study kept the score of each image."
-        ]
-    sentences = []
-    for other in ranked[1:]:
-        best = ranked[0]
-        first, second = kept[best.study], kept[other.study]
-        if [image.name for image in first.images] != [image.name for image in second.images]:
-            continue
-        try:
-            bootstrap = paired_bootstrap_difference(second.values, first.values, first.labels, seed=0)
-        except UndefinedMetricError:
-            continue
-        low, high = bootstrap.interval
-        verdict = (
-            f"{best.label} is better by more than chance would explain."
-            if low > 0
-            else f"these {len(first.images)} images do not show which of the two is better."
-        )
-        sentences.append(
-            f"{best.label} against {other.label} on the same images: {bootstrap.difference:+.3f} "
-            f"(95 % interval {low:+.3f} to {high:+.3f}): {verdict}"
-        )
-    return sentences
-
-
-def _scores(view: StudyView) -> Scores | None:
-    """Scores of the selected trial on the test images; None if they were not kept, or in a study of several products."""
-    selected = view.selected()
-    if selected is None:
-        return None
-    folder = selected.folder if view.config.protocol == "paper" else selected.final_folder
-    return read_scores(folder / ARTIFACTS)
 
 
 def _intervals(compared: Comparison, ids: dict[str, str]) -> Figure | None:

@@ -6,80 +6,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from detectors.errors import InputError
-from studies.file.encoding import encode
-from studies.search.view import StudyView, TrialView
+from studies.search.view import StudyView
+from studies.show.differences import Group, tested_groups
 from studies.show.published import MEAN, Catalogue, Difference, Figures, Published, catalogue, differing_params
-
-
-class Row(BaseModel):
-    """One trial of a study. A figure that was not measured is None; nothing is rounded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    study: str
-    trial: int
-    selected: bool
-    """Whether the study would deploy this trial; under protocol paper every finished trial has a row."""
-    detector: str
-    experiment: str
-    """``<dataset>/<category>``"""
-    protocol: str
-    backbone: str
-    layers: list[int]
-    """Strides of the backbone's layers."""
-    weights: str
-    """timm's tag of the backbone's weights."""
-    image_size: list[int]
-    """Height and width in pixels."""
-    params: dict[str, Any]
-    """The values of all parameters."""
-    scored: bool
-    """Whether the trial was scored on test: the selected one at the end of a search, every one under protocol paper."""
-    image_auroc: float | None
-    """On test, as all figures without ``val``: half of the labelled images under protocol holdout, all under protocol paper."""
-    image_auroc_low: float | None
-    """Lower end of the 95 % bootstrap interval."""
-    image_auroc_high: float | None
-    """Its upper end."""
-    seeds: int | None
-    """Number of fits with different seeds behind the next two figures; None after a single fit."""
-    image_auroc_seeds_mean: float | None
-    image_auroc_seeds_std: float | None
-    val_image_auroc: float | None
-    """On validation, which chose the trial."""
-    pixel_auroc: float | None
-    pixel_aupro: float | None
-    train_seconds: float | None
-    """Seconds of the fit on stored features, without their extraction; stored work of other trials included."""
-    fps: float | None
-    """Images per second at batch 1."""
-    throughput: float | None
-    """Images per second at batch 32."""
-    model_size_mb: float | None
-    """Size of the stored detector's tensors in units of 10^6 bytes."""
-    device: str
-    """Where the speed was measured: device, its name, CPU threads."""
-    test_images: int = Field(
-        serialization_alias="test_pictures", validation_alias=AliasChoices("test_images", "test_pictures")
-    )
-    """Number of test images."""
-    test_digest: str
-    """sha256 of the test images. Rows with different digests cannot be compared."""
-    test_scorings: int
-    """How many times this study was scored on test so far."""
-
-    @property
-    def label(self) -> str:
-        """A short name of the row: the study, and the trial under protocol paper."""
-        return self.study if self.protocol != "paper" else f"{self.study} trial {self.trial}"
-
-    @property
-    def setting(self) -> str:
-        """Backbone and strides: ``resnet18 8+16``."""
-        return f"{self.backbone} {encode(self.layers)}"
+from studies.show.rows import Row, count_images, study_rows
 
 
 class PublishedRow(BaseModel):
@@ -121,6 +53,8 @@ class Comparison(BaseModel):
     published: list[PublishedRow]
     remarks: list[str]
     """Sentences on what keeps these figures from being a fair comparison."""
+    same_images: list[Group] = []
+    """Rows of several studies that were scored on the same test images, and which of them these images tell apart."""
 
 
 def compare(views: Sequence[StudyView], published: Catalogue | None = None) -> Comparison:
@@ -143,61 +77,7 @@ def compare(views: Sequence[StudyView], published: Catalogue | None = None) -> C
         rows=rows,
         published=list(_published_rows(rows_with_views, published)),
         remarks=list(_remarks(rows)),
-    )
-
-
-def study_rows(view: StudyView) -> list[Row]:
-    """The row of the selected trial of a study, or under protocol paper, which selects none, of every finished trial.
-
-    Raises:
-        InputError: the study has no finished trial, or none that meets its constraints.
-    """
-    name, trials = view.study.study_name, [trial for trial in view.trials() if trial.state == "COMPLETE"]
-    if not trials:
-        raise InputError(f"study {name!r} has no finished trial to compare; `study show {name}` shows its state")
-    if view.config.protocol != "paper":
-        trials = [trial for trial in trials if trial.selected]
-    if not trials:
-        limits = ", ".join(f"{metric} {condition}" for metric, condition in view.config.constraints.items())
-        raise InputError(f"study {name!r} has no finished trial that meets its constraints ({limits}); relax them")
-    return [_row(view, trial) for trial in trials]
-
-
-def _row(view: StudyView, trial: TrialView) -> Row:
-    metrics = trial.metrics | trial.test_metrics
-    params, environment = trial.params, trial.outcome.environment
-    seeds = metrics.get("seeds")
-    device = " ".join(str(environment[name]) for name in ("device", "device_name") if environment.get(name))
-    return Row(
-        study=view.study.study_name,
-        trial=trial.number,
-        selected=trial.selected,
-        detector=trial.detector_name,
-        experiment=view.header.experiment,
-        protocol=view.config.protocol,
-        backbone=str(params.get("backbone", "")),
-        layers=list(params.get("layers", [])),
-        weights=view.header.backbones.get(str(params.get("backbone")), {}).get("tag", ""),
-        image_size=list(view.config.data.size),
-        params=params,
-        scored=view.config.protocol == "paper" or trial.final is not None,
-        image_auroc=metrics.get("test/image_auroc"),
-        image_auroc_low=metrics.get("test/image_auroc_low"),
-        image_auroc_high=metrics.get("test/image_auroc_high"),
-        seeds=int(seeds) if seeds else None,
-        image_auroc_seeds_mean=metrics.get("test/image_auroc_seeds_mean"),
-        image_auroc_seeds_std=metrics.get("test/image_auroc_seeds_std"),
-        val_image_auroc=metrics.get("val/image_auroc"),
-        pixel_auroc=metrics.get("test/pixel_auroc"),
-        pixel_aupro=metrics.get("test/pixel_aupro"),
-        train_seconds=metrics.get("train_seconds"),
-        fps=metrics.get("fps"),
-        throughput=metrics.get("throughput"),
-        model_size_mb=metrics.get("model_size_mb"),
-        device=f"{device}, {metrics['latency_threads']:.0f} threads" if "latency_threads" in metrics else device,
-        test_images=sum(view.header.counts.get("test", {}).values()),
-        test_digest=view.header.identity["data"].get("test", ""),
-        test_scorings=len(view.ledger()),
+        same_images=tested_groups(rows, views),
     )
 
 
@@ -238,9 +118,9 @@ def _differences(entry: Published, row: Row, view: StudyView, published: Catalog
     differences = differing_params(entry, row.params | {"image_size": row.image_size})
     if category not in entry.figures:
         differences.append(Difference(what="category", theirs="the mean alone was published", here=category))
-    counts, official = view.header.counts, published.datasets.get(dataset, {}).get(category)
-    train, test = sum(counts.get("train", {}).values()), row.test_images
-    labelled = test + sum(counts.get("validation", {}).values())
+    official = published.datasets.get(dataset, {}).get(category)
+    train, test = sum(count_images(view, "train").values()), row.test_images
+    labelled = test + sum(count_images(view, "validation").values())
     if row.protocol == "synthetic":
         differences.append(
             Difference(what="images", theirs="the whole test set", here=f"{test} with synthetic defects")
@@ -260,7 +140,7 @@ def _differences(entry: Published, row: Row, view: StudyView, published: Catalog
 def _remarks(rows: Sequence[Row]) -> Iterator[str]:
     """What keeps the rows from being compared with one another, in sentences."""
     if len({(row.experiment, row.test_digest) for row in rows}) > 1:
-        sets = dict.fromkeys(f"{row.study}: {row.test_images} of {row.experiment}" for row in rows)
+        sets = dict.fromkeys(f"{row.study}: {row.test_images_text} of {row.experiment}" for row in rows)
         yield f"these studies were measured on different test images ({'; '.join(sets)}): their figures cannot be compared"
     for row in rows:
         if not row.scored:

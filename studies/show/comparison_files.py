@@ -17,7 +17,7 @@ from rich.text import Text
 from detectors.errors import InputError
 from detectors.files import os_errors_as_input_errors, write_text
 from studies.file.encoding import encode
-from studies.show import tables
+from studies.show import differences, tables
 from studies.show.comparison import Comparison
 from studies.show.comparison_table import PUBLISHED_COLUMNS, Columns, explanations, row_columns
 
@@ -44,8 +44,15 @@ def terminal_parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield tables.table(*_cells(PUBLISHED_COLUMNS, comparison.published), title="published")
     for line in explanations(comparison):
         yield Text(line, "dim")
+    for line in said_of_pairs(comparison):
+        yield Text(line)
     for line in comparison.remarks:
         yield Text(line, "yellow")
+
+
+def said_of_pairs(comparison: Comparison) -> list[str]:
+    """Sentences on which rows the test images tell apart; none where no two studies were scored on the same images."""
+    return [line for group in comparison.same_images for line in differences.sentences(group)]
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -54,6 +61,8 @@ def to_markdown(comparison: Comparison) -> str:
     parts = [f"# Comparison on {experiments}", _markdown_table(*_cells(row_columns(comparison), comparison.rows))]
     if comparison.remarks:
         parts.append("\n".join(f"> **{line}**" for line in comparison.remarks))
+    if pairs := said_of_pairs(comparison):
+        parts += ["## On the same images", "\n".join(f"- {line}" for line in pairs)]
     if comparison.published:
         parts += ["## Published", _markdown_table(*_cells(PUBLISHED_COLUMNS, comparison.published))]
     parts.append("\n".join(f"- {line}" for line in explanations(comparison)))
@@ -76,7 +85,13 @@ def to_csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         plain = row.model_dump(exclude={"params"}, by_alias=True)
         rows.append(
-            {"kind": "study", **plain, "layers": encode(row.layers), "image_size": "x".join(map(str, row.image_size))}
+            {
+                "kind": "study",
+                **plain,
+                "layers": encode(row.layers),
+                "image_size": "x".join(map(str, row.image_size)),
+                "test_sets": "; ".join(f"{product} {count}" for product, count in row.test_sets.items()),
+            }
         )
     for entry in comparison.published:
         plain = entry.model_dump(

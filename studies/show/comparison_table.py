@@ -8,8 +8,9 @@ from typing import Any
 
 from studies.file.encoding import encode
 from studies.show import tables
-from studies.show.comparison import Comparison, PublishedRow, Row
+from studies.show.comparison import Comparison, PublishedRow
 from studies.show.published import MEAN
+from studies.show.rows import Row
 
 DISAGREEMENT = 0.1
 """Smallest difference between two published image AUROCs of the same setting that is reported as a disagreement."""
@@ -164,10 +165,12 @@ def _disagreements(published: Sequence[PublishedRow]) -> Iterator[str]:
 def _test_set(row: Row) -> str:
     """Which images the study was tested on."""
     if row.protocol == "holdout":
-        return f"{row.study}: test is the half of the labelled images ({row.test_images}) that the search never saw."
+        return (
+            f"{row.study}: test is the half of the labelled images, {row.test_images_text}, that the search never saw."
+        )
     if row.protocol == "synthetic":
-        return f"{row.study}: test is {row.test_images} images that the search never saw, half with synthetic defects."
-    return f"{row.study}: test is the whole test set ({row.test_images} images), as in the papers."
+        return f"{row.study}: test is images that the search never saw, {row.test_images_text}, half with synthetic defects."
+    return f"{row.study}: test is the whole test set, {row.test_images_text} images, as in the papers."
 
 
 def _obstacles(comparison: Comparison, row: Row) -> str:

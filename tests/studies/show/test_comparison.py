@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from PIL import Image
 from detectors import catalog
 from detectors.errors import InputError
 from detectors.files import write_json
+from detectors.scoring.metrics import auroc
 from studies.file.config import validate
 from studies.file.keys import SHARED_PARAMETERS
 from studies.home import Home
@@ -28,9 +30,11 @@ from studies.search.attributes import JOB, OUTCOME
 from studies.search.storage import Header
 from studies.search.view import StudyView
 from studies.show import comparison, comparison_files, comparison_table
-from studies.show.comparison import Comparison, Row
+from studies.show.comparison import Comparison
 from studies.show.published import MEAN, Catalogue, catalogue, read_catalogue
-from studies.worker.jobs import RESULT_FILE, TrialResult
+from studies.show.rows import Row, study_rows
+from studies.worker.jobs import ARTIFACTS, RESULT_FILE, TrialResult
+from studies.worker.scores import SCORES_FILE
 from tests.helpers.builders import raw_config
 from tests.helpers.command_line import Ended, set_home, study
 from tracking.projection import Projection
@@ -182,7 +186,7 @@ def test_an_unsound_file_of_figures_is_told_with_its_place(tmp_path: Path, entry
 def test_a_row_has_the_figures_of_the_selected_trial_and_of_its_refit(tmp_path: Path) -> None:
     worse = VALIDATION | {"val/image_auroc": 0.5, "fps": 99.0}
     view = make_view(tmp_path, [VALIDATION, worse], final=TEST | {"train_seconds": 2.5})
-    (row,) = comparison.study_rows(view)
+    (row,) = study_rows(view)
     assert (row.study, row.trial, row.selected, row.detector) == ("padim_screw", 0, True, "padim")
     assert (row.backbone, row.layers, row.weights, row.image_size) == ("resnet18", [4, 8, 16], "a1_in1k", [256, 256])
     assert (row.image_auroc, row.image_auroc_low, row.image_auroc_high) == (0.90625, 0.8, 0.96875)
@@ -255,6 +259,127 @@ def test_what_stands_against_a_comparison_is_said(tmp_path: Path) -> None:
     assert "different places (padim_screw: cpu test, 2 threads; elsewhere: cuda:0 test, 2 threads)" in remark
     drawn = make_view(tmp_path, [VALIDATION], name="drawn", final=TEST, experiment="rendered/screw")
     assert "a demonstration, not a result" in comparison.compare([drawn]).remarks[0]
+
+
+# Which of them the test images tell apart
+
+
+def write_image_scores(view: StudyView, values: np.ndarray, *, product: str = "") -> None:
+    """Scores of the refit of trial 0 on as many images, the second half of them defective."""
+    images = [
+        {"name": f"{product}{i}", "label": int(i >= len(values) / 2), "defect_type": "", "score": float(value)}
+        | {"verdict": None}
+        for i, value in enumerate(values)
+    ]
+    write_json(
+        view.final_folder(0) / ARTIFACTS / product / SCORES_FILE, {"threshold": None, "images": images, "gallery": []}
+    )
+
+
+def on_the_same_images(tmp_path: Path, scores: Sequence[np.ndarray]) -> Comparison:
+    views = []
+    for index, values in enumerate(scores):
+        figure = auroc(values, np.arange(len(values)) >= len(values) / 2)
+        view = make_view(tmp_path, [VALIDATION], name=f"s{index}", final=TEST | {"test/image_auroc": figure})
+        write_image_scores(view, values)
+        views.append(view)
+    return comparison.compare(views)
+
+
+def test_the_best_of_many_that_are_all_alike_is_not_told_apart(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    quality = np.where(np.arange(40) >= 20, 1.0, 0.0)
+    compared = on_the_same_images(tmp_path, [quality + generator.normal(size=40) for _ in range(8)])
+    (group,) = compared.same_images
+    assert len(group.pairs) == 28
+    ahead = [pair for pair in group.pairs if pair.better == group.labels[0]]
+    # Each by itself, the lead of the one that these images picked would be taken for one.
+    assert any(pair.p < 0.05 and pair.low > 0 for pair in ahead)
+    assert not any(pair.told_apart for pair in group.pairs)
+    for text in (comparison_files.to_markdown(compared), *map(str, comparison_files.terminal_parts(compared))):
+        assert "more than chance would explain" not in text
+    markdown = comparison_files.to_markdown(compared)
+    assert "## On the same images" in markdown
+    assert f"{group.labels[0]} has the highest figure on these very images and was picked by it" in markdown
+    assert "So all 28 pairs were compared" in markdown
+    assert markdown.count("these images do not tell them apart") == 7
+    assert "Of the other 21 pairs these images tell none apart." in markdown
+
+
+def test_what_differs_by_far_is_told_apart_among_many_too(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    quality = np.where(np.arange(80) >= 40, 4.0, 0.0)
+    scores = [quality + generator.normal(size=80), -quality + generator.normal(size=80), generator.normal(size=80)]
+    compared = on_the_same_images(tmp_path, scores)
+    (group,) = compared.same_images
+    assert group.labels == ["s0", "s2", "s1"]
+    assert {(pair.better, pair.worse) for pair in group.pairs if pair.told_apart} == {
+        ("s0", "s2"),
+        ("s0", "s1"),
+        ("s2", "s1"),
+    }
+    assert all(pair.p <= pair.p_adjusted for pair in group.pairs)
+    assert "s2 above s1" in comparison_files.to_markdown(compared)
+
+
+def test_two_studies_are_one_pair(tmp_path: Path) -> None:
+    quality = np.arange(80.0)
+    compared = on_the_same_images(tmp_path, [quality, -quality])
+    ((pair,),) = [group.pairs for group in compared.same_images]
+    assert (pair.better, pair.worse, pair.difference, pair.pairs, pair.images) == ("s0", "s1", 1.0, 1, 80)
+    assert pair.p == pair.p_adjusted < 0.01
+    assert "s0 is better by more than chance would explain." in comparison_files.to_markdown(compared)
+    same = on_the_same_images(tmp_path / "same", [quality, quality])
+    assert same.same_images[0].pairs[0].p == 1
+    assert "these 80 images do not show which of the two is better" in comparison_files.to_markdown(same)
+
+
+def test_where_a_study_kept_no_scores_nothing_is_tested(tmp_path: Path) -> None:
+    views = [make_view(tmp_path, [VALIDATION], name=name, final=TEST) for name in ("a", "b")]
+    write_image_scores(views[0], np.arange(20.0))
+    compared = comparison.compare(views)
+    assert [group.pairs for group in compared.same_images] == [[]]
+    assert "was not tested, because not every study kept the score of each image" in comparison_files.to_markdown(
+        compared
+    )
+    write_image_scores(views[1], np.arange(22.0))  # of other images
+    assert [group.pairs for group in comparison.compare(views).same_images] == [[]]
+
+
+def several_products(tmp_path: Path, name: str, *, bolt: int = 12, digest: str = "d") -> StudyView:
+    counts = {
+        "nut/train": {"good": 30}, "nut/validation": {"good": 8, "dent": 8}, "nut/test": {"good": 6, "dent": 6},
+        "bolt/train": {"good": 20}, "bolt/validation": {"good": 5}, "bolt/test": {"good": bolt - 6, "dent": 6},
+    }  # fmt: skip
+    view = make_view(tmp_path, [VALIDATION], name=name, final=TEST, experiment="own/nut+bolt", counts=counts)
+    view.header.identity["data"] = {"nut/train": "a" * 64, "nut/test": "c" * 64, "bolt/test": digest * 64}
+    return view
+
+
+def test_several_products_show_their_test_sets(tmp_path: Path) -> None:
+    first, second = several_products(tmp_path, "first"), several_products(tmp_path, "second")
+    compared = comparison.compare([first, second])
+    assert [(row.test_images, row.test_sets) for row in compared.rows] == [(24, {"nut": 12, "bolt": 12})] * 2
+    assert len({row.test_digest for row in compared.rows}) == 1
+    assert len(compared.rows[0].test_digest) == 64
+    assert compared.remarks == []
+    said = "\n".join(comparison_table.explanations(compared))
+    assert "first: test is the half of the labelled images, 24 (nut 12, bolt 12), that the search never saw." in said
+    rows = list(csv.DictReader(io.StringIO(comparison_files.to_csv(compared))))
+    assert (rows[0]["test_pictures"], rows[0]["test_sets"]) == ("24", "nut 12; bolt 12")
+    other = several_products(tmp_path, "other", bolt=10, digest="e")
+    (remark,) = comparison.compare([first, other]).remarks
+    assert "different test images (first: 24 (nut 12, bolt 12) of own/nut+bolt; other: 22 (nut 12, bolt 10)" in remark
+
+
+def test_several_products_are_told_apart_by_their_mean(tmp_path: Path) -> None:
+    first, second = several_products(tmp_path, "first"), several_products(tmp_path, "second")
+    for product in ("nut", "bolt"):
+        write_image_scores(first, np.arange(12.0), product=product)
+        write_image_scores(second, np.arange(12.0) * (1 if product == "nut" else -1), product=product)
+    ((pair,),) = [group.pairs for group in comparison.compare([first, second]).same_images]
+    assert (pair.better, pair.difference, pair.images) == ("first", 0.5, 24)
+    assert pair.told_apart
 
 
 # Comparable or not
@@ -389,7 +514,7 @@ def test_json_is_the_model(compared: Comparison) -> None:
     text = comparison_files.to_json(compared)
     assert Comparison.model_validate_json(text) == compared
     plain = json.loads(text)
-    assert set(plain) == {"made", "rows", "published", "remarks"}
+    assert set(plain) == {"made", "rows", "published", "remarks", "same_images"}
     assert set(plain["rows"][0]) == {field.serialization_alias or name for name, field in Row.model_fields.items()}
     assert "test_pictures" in plain["rows"][0]  # as scripts know it
     assert plain["rows"][0]["image_auroc"] == 0.90625
