@@ -22,7 +22,7 @@ from detectors.data.images import Size
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.scoring.anomaly_map import AnomalyMap, image_scores
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 from detectors.working_memory import portion
 
 ParameterValue = bool | int | float | str

@@ -37,7 +37,7 @@ from detectors.runtime.description import (
     parse_description,
 )
 from detectors.runtime.tensor_file import read_shapes, read_tensors, write_tensors
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
 BACKBONE_PREFIX, HEAD_PREFIX = "backbone.", "head."

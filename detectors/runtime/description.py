@@ -23,7 +23,7 @@ from detectors.data.images import RESIZE_RULE
 from detectors.errors import InputError
 from detectors.head_texts import SHA256, HeadCode
 from detectors.runtime.plausibility import check_normal_scores, check_threshold
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 FORMAT = 2
 """2 has a digest over the description; 1 has none."""

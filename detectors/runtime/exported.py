@@ -29,7 +29,7 @@ from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.runtime.artifact import resized
 from detectors.runtime.description import Description, parse_description
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 Format = Literal["onnx", "openvino"]
 METADATA_KEY = "anomaly_studies"

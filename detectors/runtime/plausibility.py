@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 MAX_NORMALS = 10**7
 """Images that a threshold can rest on."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detectors.base import Prediction
 from detectors.runtime.overlays import contour, overlay, side_by_side
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 
 class Model(Protocol):

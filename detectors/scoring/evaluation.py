@@ -1,34 +1,38 @@
-"""What a detector's predictions on a labelled set are worth, and which threshold to run it at.
+"""What a detector's predictions on a labelled set are worth.
 
 Takes raw scores and maps and gives, for every metric, either its value or why this set does not define it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from detectors.data.samples import GOOD
 from detectors.errors import InputError
 from detectors.scoring import metrics
+from detectors.scoring.arrays import as_array
 from detectors.scoring.metrics import UndefinedMetricError
+from detectors.scoring.operating_point import Counts, Threshold, count, share_interval
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL_METRICS = ("image_auroc_low", "image_auroc_high")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
-METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro", "pixel_aupro_05")
+RECALL, FALSE_ALARMS, SEG_F1 = "image_recall", "false_alarm_rate", "seg_f1"
+"""At the threshold: the share of defective images that raise an alarm, that of good ones, and the F1 of the pixels."""
+OPERATING_METRICS = (RECALL, FALSE_ALARMS, SEG_F1)
+METRICS = (*IMAGE_METRICS, *PIXEL_METRICS, RECALL, SEG_F1)
 """What a search may aim at: each says more about a detector the higher it is."""
+LOWER_METRICS = (FALSE_ALARMS,)
+"""What it may aim at as well: better the lower it is."""
 PER_DEFECT = "per_defect"
 """Key under `Evaluation.undefined` that stands for all of `Evaluation.per_defect`."""
-
-ThresholdRule = Literal["false_alarm_rate", "f1_max"]
+NO_THRESHOLD = "there is no threshold"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Evaluation:
     """Metrics of one detector on one labelled set, all in [0, 1]."""
 
     metrics: dict[str, float]
-    """The defined ones of `IMAGE_METRICS`, `INTERVAL_METRICS` (95 % for the image AUROC) and `PIXEL_METRICS`."""
+    """The defined ones of `IMAGE_METRICS`, `INTERVAL_METRICS` (95 % for the image AUROC) and `PIXEL_METRICS`. Where the detector
+    has a threshold `OPERATING_METRICS` too; recall and false-alarm rate with their 95 % intervals (``_low``, ``_high``)."""
     per_defect: dict[str, float] = field(default_factory=dict)
     """Image AUROC of each defect type against all good images."""
     undefined: dict[str, str] = field(default_factory=dict)
     """The other metrics, each with the reason in words."""
+    per_defect_recall: dict[str, float] = field(default_factory=dict)
+    """Share of the images of each defect type that raise an alarm; empty without a threshold."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able copy; `from_json` reads it back."""
@@ -49,9 +56,15 @@ class Evaluation:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         """Raises `InputError` where `data` is not what `to_json` writes."""
-        _check_keys(cls, data)
-        for name, kind in (("metrics", (int, float)), ("per_defect", (int, float)), ("undefined", (str,))):
-            entries = data[name]
+        wanted = {entry.name for entry in fields(cls)}
+        # The recalls were not there before version 0.3.
+        if not isinstance(data, Mapping) or set(data) | {"per_defect_recall"} != wanted:
+            keys = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise InputError(f"evaluation: expected the keys {sorted(wanted)}, got {keys}")
+        numbers = (int, float)
+        kinds = {"metrics": numbers, "per_defect": numbers, "undefined": (str,), "per_defect_recall": numbers}
+        for name, kind in kinds.items():
+            entries = data.get(name, {})
             if not isinstance(entries, Mapping):
                 raise InputError(f"evaluation: '{name}' must be a mapping, got {type(entries).__name__}")
             for key, value in entries.items():
@@ -61,57 +74,8 @@ class Evaluation:
             metrics={str(key): float(value) for key, value in data["metrics"].items()},
             per_defect={str(key): float(value) for key, value in data["per_defect"].items()},
             undefined=dict(data["undefined"]),
+            per_defect_recall={str(key): float(value) for key, value in data.get("per_defect_recall", {}).items()},
         )
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The image score from which on a detector calls an image defective, and where it comes from."""
-
-    value: float
-    rule: ThresholdRule
-    source: str
-    """Name of the set that the scores came from, e.g. ``validation``."""
-    normals: int
-    """Good images it rests on."""
-    defective: int = 0
-    """Defective images it rests on; none for a false-alarm rate."""
-    rate: float | None = None
-    """The false-alarm rate allowed on those normals; None for ``f1_max``."""
-    expected_rate: float | None = None
-    """Mean false-alarm rate to expect on new normals, (k + 1) / (n + 1): larger than `rate` where normals are few."""
-    f1: float | None = None
-    """F1 on `source` at this threshold; None for a false-alarm rate."""
-
-    @property
-    def largest_rate(self) -> float | None:
-        """The false-alarm rate on new normals is below this with a probability of 95 %; None for ``f1_max``."""
-        if self.rate is None or self.normals < 1:
-            return None
-        return metrics.largest_false_alarm_rate(self.normals, self.rate)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able copy; `from_json` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Threshold:
-        """Raises `InputError` where `data` is not what `to_json` writes."""
-        _check_keys(cls, data)
-        if data["rule"] not in get_args(ThresholdRule):
-            raise InputError(
-                f"threshold: 'rule' must be one of {', '.join(get_args(ThresholdRule))}, got {data['rule']!r}"
-            )
-        if not isinstance(data["source"], str):
-            raise InputError(f"threshold: 'source' must be a name, got {data['source']!r}")
-        for name in ("value", "normals", "defective", "rate", "expected_rate", "f1"):
-            value = data[name]
-            if value is None and name in ("rate", "expected_rate", "f1"):
-                continue
-            wanted = int if name in ("normals", "defective") else (int, float)
-            if not isinstance(value, wanted) or isinstance(value, bool) or not math.isfinite(value):
-                raise InputError(f"threshold: '{name}' must be a finite number, got {value!r}")
-        return cls(**data)
 
 
 def evaluate(
@@ -121,6 +85,7 @@ def evaluate(
     labels: ArrayLike | Tensor,
     masks: ArrayLike | Tensor | None,
     defect_types: Sequence[str],
+    threshold: Threshold | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Every metric that the set defines.
@@ -131,13 +96,14 @@ def evaluate(
         labels: [N], 0 good, 1 defective.
         masks: bool [N, H, W], or None where they are not known.
         defect_types: type of each image, ``good`` for the good ones.
+        threshold: that the detector is run at; without one there are no `OPERATING_METRICS`.
         seed: of the bootstrap behind the interval.
 
     Raises:
         InputError: shapes, labels, types and masks contradict each other.
         NumericalError: NaN or infinite scores.
     """
-    scores, labels = _array(scores), _array(labels)
+    scores, labels = as_array(scores), as_array(labels)
     _check_types(labels, defect_types)
     defined: dict[str, float] = {}
     undefined: dict[str, str] = {}
@@ -161,7 +127,29 @@ def evaluate(
     if "image_auroc" in undefined:
         undefined[PER_DEFECT] = undefined["image_auroc"]
     per_defect = {} if PER_DEFECT in undefined else _auroc_per_type(scores, defect_types)
-    return Evaluation(metrics=defined, per_defect=per_defect, undefined=undefined)
+    if threshold is None:
+        return Evaluation(defined, per_defect, undefined)
+    counts = count(scores, labels, defect_types, threshold.value)
+    record([RECALL, f"{RECALL}_low", f"{RECALL}_high"], lambda: _share(counts.caught, counts.defective, "defective"))
+    record(
+        [FALSE_ALARMS, f"{FALSE_ALARMS}_low", f"{FALSE_ALARMS}_high"],
+        lambda: _share(counts.alarms, counts.good, "good"),
+    )
+    record([SEG_F1], lambda: [_seg_f1(maps, masks, labels, threshold.pixel)])
+    recalls = {kind: caught / of for kind, (caught, of) in counts.per_defect.items()}
+    return Evaluation(defined, per_defect, undefined, recalls)
+
+
+def operating_metrics(counts: Counts) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of an operating point that follow from its counts alone, and the recall of each type of defect.
+
+    They are those of `evaluate`, for scores that were stored when the threshold was another.
+    """
+    values: dict[str, float] = {}
+    for name, part, of in ((RECALL, counts.caught, counts.defective), (FALSE_ALARMS, counts.alarms, counts.good)):
+        if of:
+            values |= dict(zip((name, f"{name}_low", f"{name}_high"), _share(part, of, name), strict=True))
+    return values, {kind: caught / of for kind, (caught, of) in counts.per_defect.items()}
 
 
 def single_metric(
@@ -171,86 +159,78 @@ def single_metric(
     maps: ArrayLike | Tensor | None,
     labels: ArrayLike | Tensor,
     masks: ArrayLike | Tensor | None,
+    threshold: Threshold | None = None,
 ) -> float:
-    """One of `METRICS` alone, as a training is judged by after every epoch: `evaluate` gives the same value and all others.
+    """One of `METRICS` or `LOWER_METRICS` alone, as a training is judged by after every epoch: `evaluate` gives the same value.
 
     Raises:
-        InputError: the metric is not defined on this set.
+        InputError: the metric is not defined on this set, or needs a threshold.
         NumericalError: NaN or infinite scores.
     """
+    if name in OPERATING_METRICS:
+        if threshold is None:
+            raise UndefinedMetricError(f"{name}: {NO_THRESHOLD}")
+        if name == SEG_F1:
+            return _seg_f1(maps, masks, as_array(labels), threshold.pixel)
+        types = [GOOD if not label else "defective" for label in as_array(labels)]
+        counts = count(scores, labels, types, threshold.value)
+        value = counts.recall if name == RECALL else counts.false_alarm_rate
+        if value is None:
+            raise UndefinedMetricError(
+                f"{name} needs {'defective' if name == RECALL else 'good'} images; there are none"
+            )
+        return value
     if name in PIXEL_METRICS:
-        return _pixel_values(maps, masks, _array(labels))[PIXEL_METRICS.index(name)]
+        return _pixel_values(maps, masks, as_array(labels))[PIXEL_METRICS.index(name)]
     functions: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
         "image_auroc": metrics.auroc,
         "image_ap": metrics.average_precision,
         "image_f1_max": lambda scores, labels: metrics.f1_max(scores, labels)[0],
     }
-    return functions[name](_array(scores), _array(labels))
-
-
-def choose_threshold(
-    *,
-    rule: ThresholdRule,
-    source: str,
-    normal_scores: ArrayLike | Tensor | None = None,
-    rate: float = 0.01,
-    scores: ArrayLike | Tensor | None = None,
-    labels: ArrayLike | Tensor | None = None,
-) -> Threshold:
-    """The image threshold by one of two rules, from the set named `source`.
-
-    ``false_alarm_rate``: the smallest threshold at which at most `rate` of `normal_scores` [n] raise an alarm. These
-    have to be normals that the detector was not fitted on, or it will be too low.
-    ``f1_max``: the threshold of the largest F1 of `scores` [N] against `labels` [N]; needs known defects.
-
-    Raises:
-        UndefinedMetricError: no normals, or (``f1_max``) no defective ones.
-        InputError: the rule is unknown or its scores were not given.
-        NumericalError: NaN or infinite scores.
-    """
-    if rule == "false_alarm_rate":
-        if normal_scores is None:
-            raise InputError("the threshold rule false_alarm_rate needs normal_scores")
-        normals = _array(normal_scores)
-        return Threshold(
-            value=metrics.threshold_at_false_alarm_rate(normals, rate),
-            rule=rule,
-            source=source,
-            normals=len(normals),
-            rate=float(rate),
-            expected_rate=metrics.expected_false_alarm_rate(len(normals), rate),
-        )
-    if rule == "f1_max":
-        if scores is None or labels is None:
-            raise InputError("the threshold rule f1_max needs scores and labels")
-        known = _array(labels)
-        f1, value = metrics.f1_max(_array(scores), known)
-        defective = int(np.count_nonzero(known))
-        return Threshold(
-            value=value, rule=rule, source=source, normals=len(known) - defective, defective=defective, f1=f1
-        )
-    raise InputError(f"unknown threshold rule {rule!r}; valid are {', '.join(get_args(ThresholdRule))}")
+    return functions[name](as_array(scores), as_array(labels))
 
 
 def _pixel_values(
     maps: ArrayLike | Tensor | None, masks: ArrayLike | Tensor | None, labels: NDArray[Any]
-) -> tuple[float, float, float, float]:
+) -> tuple[float, ...]:
     """`PIXEL_METRICS` in their order."""
+    values = metrics.pixel_metrics(*_checked_maps(maps, masks, labels))
+    return values.auroc, values.ap, values.f1_max, values.aupro, values.aupro_05
+
+
+def _seg_f1(
+    maps: ArrayLike | Tensor | None, masks: ArrayLike | Tensor | None, labels: NDArray[Any], pixel: float | None
+) -> float:
+    checked = _checked_maps(maps, masks, labels)
+    if pixel is None:
+        raise UndefinedMetricError("there is no threshold for pixels")
+    return metrics.f1_at(*checked, pixel)
+
+
+def _share(part: int, of: int, what: str) -> tuple[float, float, float]:
+    if not of:
+        raise UndefinedMetricError(f"there are no {what} images")
+    return part / of, *share_interval(part, of)
+
+
+def _checked_maps(
+    maps: ArrayLike | Tensor | None, masks: ArrayLike | Tensor | None, labels: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Maps and masks as arrays, with the reason where pixel metrics are not defined on them."""
     if maps is None:
         raise UndefinedMetricError("pixel metrics need anomaly maps; this detector gives none")
-    maps = _array(maps)
+    maps = as_array(maps)
     if len(maps) != len(labels):
         raise InputError(f"there are {len(maps)} anomaly maps for {len(labels)} images; give one per image")
     metrics.check_finite(maps, "anomaly maps")
     if masks is None:
         raise UndefinedMetricError("pixel metrics need the masks of the defects; this set has none")
-    masks = _array(masks)
+    masks = as_array(masks)
     if masks.shape == maps.shape:
         marked = np.flatnonzero(masks.any(axis=tuple(range(1, masks.ndim))) & (labels == 0))
         if len(marked):
             raise InputError(f"image {marked[0]} is labelled good but its mask marks a defect; correct one of them")
-    values = metrics.pixel_metrics(maps, masks)
-    return values.auroc, values.ap, values.f1_max, values.aupro
+    return maps, masks
 
 
 def _auroc_per_type(scores: NDArray[Any], defect_types: Sequence[str]) -> dict[str, float]:
@@ -275,20 +255,3 @@ def _check_types(labels: NDArray[Any], defect_types: Sequence[str]) -> None:
             f"image {index} has label {labels[index]} but type '{defect_types[index]}'; "
             f"label 0 and type '{GOOD}' belong together"
         )
-
-
-def _check_keys(cls: type, data: Mapping[str, Any]) -> None:
-    """Refuse missing and unknown keys of a dataclass written as JSON."""
-    wanted = {entry.name for entry in fields(cls)}
-    if not isinstance(data, Mapping) or set(data) != wanted:
-        keys = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise InputError(f"{cls.__name__.lower()}: expected the keys {sorted(wanted)}, got {keys}")
-
-
-def _array(values: ArrayLike | Tensor) -> NDArray[Any]:
-    """As numpy array; a tensor keeps its memory."""
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    if values.dtype == torch.bfloat16:
-        raise InputError("scores must be float32 or float64, got bfloat16; half precision ties scores")
-    return values.detach().cpu().numpy()

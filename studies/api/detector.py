@@ -19,7 +19,7 @@ from detectors.runtime.exported import is_exported, load_exported
 from detectors.runtime.inputs import Source, as_rgb
 from detectors.runtime.overlays import side_by_side
 from detectors.runtime.verdicts import Model, Verdict, heat_map, judge
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 from studies.api import html
 from studies.home import home_at
 from studies.release.locate import detector_folder

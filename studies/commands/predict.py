@@ -19,7 +19,7 @@ from studies import api
 from studies.show import tables
 
 if TYPE_CHECKING:
-    from detectors.scoring.evaluation import Threshold
+    from detectors.scoring.operating_point import Threshold
 
 SHOWN = 20
 """Images in the table; of more, those with the highest scores."""

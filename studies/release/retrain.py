@@ -18,7 +18,7 @@ from detectors.data.splits import Splits, stable_order
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.runtime.artifact import Artifact, is_artifact, save_artifact
-from detectors.scoring.evaluation import choose_threshold
+from detectors.scoring.operating_point import GoodScores, choose_threshold
 from studies.file import datasets
 from studies.home import Home
 from studies.search.view import StudyView
@@ -169,7 +169,7 @@ def _set_threshold(detector: Detector, judged: ImageSet, features: Features, vie
         rule=rule.rule if judged.labels.any() else "false_alarm_rate",
         rate=rule.rate,
         source=judged.name,
-        normal_scores=normals,
+        good=GoodScores(normals, judged.name),
         scores=scores,
         labels=judged.labels,
     )

@@ -15,10 +15,10 @@ from detectors.scoring.metrics import (
     UndefinedMetricError,
     auroc,
     average_precision,
-    largest_false_alarm_rate,
     pr_curve_points,
     roc_curve_points,
 )
+from detectors.scoring.operating_point import Threshold
 from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
@@ -202,31 +202,35 @@ def _missing_scores(view: StudyView, trial: TrialView) -> str:
 
 def _threshold(result: TrialResult) -> str:
     """The value of the threshold and how it was chosen, in words."""
-    threshold = result.threshold
-    if threshold is None or "value" not in threshold:
+    if result.threshold is None or "value" not in result.threshold:
         return ""
-    if threshold.get("rule") != "false_alarm_rate":
-        return f"{number(threshold['value'])}, where F1 is highest on {threshold['source']}"
-    text = (
-        f"{number(threshold['value'])}: at most {phrases.percent(threshold['rate'])} of the {threshold['normals']} good images "
-        f"of {threshold['source']} raise an alarm"
-    )
-    if not (expected := threshold.get("expected_rate")):
+    threshold = Threshold.from_json(result.threshold)
+    if threshold.rule == "f1_max":
+        return f"{number(threshold.value)}, where F1 is highest on {threshold.source}"
+    text = f"{number(threshold.value)}, as it was given"
+    if threshold.rule == "cost":
+        text = f"{number(threshold.value)}, where mistakes are expected to cost least"
+    elif threshold.rate is not None:
+        text = (
+            f"{number(threshold.value)}: at most {phrases.percent(threshold.rate)} of good parts shall raise an alarm, by the "
+            f"scores of {threshold.normals} good images of {threshold.source}"
+        )
+    if threshold.expected_rate is None or threshold.largest_rate is None:
         return text
-    largest = largest_false_alarm_rate(threshold["normals"], threshold["rate"])
     return (
-        f"{text}; of new good parts expect about {phrases.percent(expected)}, and with 95 % confidence less than "
-        f"{phrases.percent(largest)}"
+        f"{text}; of new good parts expect about {phrases.percent(threshold.expected_rate)}, and with 95 % confidence less than "
+        f"{phrases.percent(threshold.largest_rate)}"
     )
 
 
 def _looser(result: TrialResult) -> float | None:
-    """The lowest false-alarm rate, in whole percents, at which one more held-out good image raises an alarm."""
-    threshold = result.threshold or {}
-    if threshold.get("rule") != "false_alarm_rate" or not threshold.get("normals"):
+    """The lowest false-alarm rate, in whole percents, at which one more of the good images raises an alarm."""
+    if result.threshold is None or "value" not in result.threshold:
         return None
-    normals = int(threshold["normals"])
-    return math.ceil(100 * (int(threshold["rate"] * normals + 1e-9) + 1) / normals) / 100
+    threshold = Threshold.from_json(result.threshold)
+    if threshold.rate is None or threshold.alarms is None:
+        return None
+    return math.ceil(100 * (threshold.alarms + 2) / (threshold.normals + 1) - 1e-9) / 100
 
 
 def _confusion(metrics: dict[str, float], counts: dict[str, int]) -> Confusion | None:

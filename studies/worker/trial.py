@@ -30,7 +30,8 @@ from detectors.files import append_line, os_errors_as_input_errors, write_json, 
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
-from detectors.scoring.evaluation import METRICS, Evaluation, choose_threshold, evaluate, single_metric
+from detectors.scoring.evaluation import METRICS, Evaluation, evaluate, single_metric
+from detectors.scoring.operating_point import GoodScores, choose_threshold
 from studies.file.config import StudyConfig, validate
 from studies.home import Home
 from studies.worker import plots
@@ -261,7 +262,7 @@ class _Worker:
             rule=self.config.threshold.rule,
             rate=self.config.threshold.rate,
             source=validation.name,
-            normal_scores=normals,
+            good=GoodScores(normals, validation.name),
             scores=scores,
             labels=validation.labels,
         )

@@ -14,7 +14,7 @@ from detectors.base import Detector, FitContext
 from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import Latency
-from detectors.scoring.evaluation import choose_threshold
+from detectors.scoring.operating_point import GoodScores, choose_threshold
 from tracking.registered_models import Source
 
 SIZE = (64, 64)
@@ -49,10 +49,7 @@ def save_detector(folder: Path, *, features: int = 8) -> Path:
     detector.threshold = choose_threshold(
         rule="false_alarm_rate",
         rate=0.1,
-        source="validation",
-        normal_scores=normals,
-        scores=normals,
-        labels=np.zeros(len(normals), dtype=np.int8),
+        good=GoodScores(normals, "validation"),
     )
     return save_artifact(Artifact(detector, normals, {"study": "widgets", "trial": features}), folder)
 

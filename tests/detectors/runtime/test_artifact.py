@@ -39,7 +39,7 @@ from detectors.runtime.artifact import (
     with_threshold,
 )
 from detectors.runtime.description import FORMAT, MAX_DESCRIPTION_BYTES, digest_of
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 
 ROOT = Path(__file__).resolve().parents[3]
 THRESHOLD = Threshold(

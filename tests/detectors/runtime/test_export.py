@@ -35,7 +35,7 @@ from detectors.runtime.description import digest_of
 from detectors.runtime.export import DetectorGraph, compare, export_detector, measure_speed, stand_ins
 from detectors.runtime.exported import METADATA_KEY, Exported, load_exported
 from detectors.runtime.verdicts import judge
-from detectors.scoring.evaluation import Threshold
+from detectors.scoring.operating_point import Threshold
 from detectors.testing.contract import BACKBONE, STRIDES, close, random_images
 from tests.detectors.heads.test_detector_contract import QUICK
 

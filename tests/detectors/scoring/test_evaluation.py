@@ -1,4 +1,4 @@
-"""What an evaluation holds, what it leaves out and why, and where thresholds come from."""
+"""What an evaluation holds, what it leaves out and why."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from detectors.errors import InputError, NumericalError
 from detectors.scoring import metrics
 from detectors.scoring.evaluation import (
     IMAGE_METRICS,
     INTERVAL_METRICS,
+    OPERATING_METRICS,
     PIXEL_METRICS,
     Evaluation,
-    Threshold,
-    choose_threshold,
     evaluate,
+    operating_metrics,
+    single_metric,
 )
-from detectors.scoring.metrics import UndefinedMetricError
+from detectors.scoring.operating_point import Threshold, count
 
 
 def predictions(good=12, scratch=8, dent=6, seed=0):
@@ -43,8 +45,9 @@ def test_every_metric_of_a_complete_set():
     assert found.metrics["image_auroc"] == metrics.auroc(given["scores"], given["labels"])
     assert found.metrics["image_ap"] == metrics.average_precision(given["scores"], given["labels"])
     assert found.metrics["image_f1_max"] == metrics.f1_max(given["scores"], given["labels"])[0]
-    pixels = metrics.pixel_metrics(given["maps"], given["masks"], fpr_limit=0.3)
-    assert [found.metrics[name] for name in PIXEL_METRICS] == [pixels.auroc, pixels.ap, pixels.f1_max, pixels.aupro]
+    pixels = metrics.pixel_metrics(given["maps"], given["masks"])
+    pixel_values = [pixels.auroc, pixels.ap, pixels.f1_max, pixels.aupro, pixels.aupro_05]
+    assert [found.metrics[name] for name in PIXEL_METRICS] == pixel_values
     interval = metrics.bootstrap_auroc(given["scores"], given["labels"], seed=0, level=0.95)
     assert (found.metrics["image_auroc_low"], found.metrics["image_auroc_high"]) == interval
     assert interval.low < found.metrics["image_auroc"] < interval.high
@@ -200,73 +203,39 @@ def test_malformed_evaluations_are_refused(data, message):
         Evaluation.from_json(data)
 
 
-def test_threshold_at_a_false_alarm_rate_tells_what_it_rests_on():
-    normals = torch.arange(50, dtype=torch.float32)
-    threshold = choose_threshold(rule="false_alarm_rate", source="validation", normal_scores=normals, rate=0.04)
-    assert int((normals >= threshold.value).sum()) == 2
-    assert threshold == Threshold(
-        value=metrics.threshold_at_false_alarm_rate(normals.numpy(), 0.04),
-        rule="false_alarm_rate",
-        source="validation",
-        normals=50,
-        rate=0.04,
-        expected_rate=3 / 51,
-    )
-
-
-def test_threshold_at_the_largest_f1_tells_what_it_rests_on():
+def test_a_threshold_gives_recall_false_alarms_and_the_f1_of_pixels():
     given = predictions()
-    threshold = choose_threshold(
-        rule="f1_max", source="validation", scores=given["scores"], labels=torch.from_numpy(given["labels"])
+    threshold = Threshold(1.0, "value", "given", normals=0, pixel=3.0)
+    found = evaluate(**given, threshold=threshold)
+    alarms, types = given["scores"] >= 1.0, np.array(given["defect_types"])
+    assert found.metrics["image_recall"] == np.mean(alarms[types != "good"])
+    assert found.metrics["false_alarm_rate"] == np.mean(alarms[types == "good"])
+    assert found.per_defect_recall == {kind: np.mean(alarms[types == kind]) for kind in ("dent", "scratch")}
+    assert found.metrics["seg_f1"] == metrics.f1_at(given["maps"], given["masks"], 3.0)
+    low, high = binomtest(int(alarms[types != "good"].sum()), 14).proportion_ci(method="wilson")
+    assert (found.metrics["image_recall_low"], found.metrics["image_recall_high"]) == pytest.approx((low, high))
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    counted, per_defect = operating_metrics(count(given["scores"], given["labels"], given["defect_types"], 1.0))
+    assert counted == {name: found.metrics[name] for name in counted}
+    assert len(counted) == 6
+    assert per_defect == found.per_defect_recall
+    for name in OPERATING_METRICS:
+        arguments = {key: given[key] for key in ("scores", "maps", "labels", "masks")}
+        assert single_metric(name, **arguments, threshold=threshold) == found.metrics[name]
+
+
+def test_without_defects_or_pixel_threshold_the_reasons_are_reported():
+    threshold = Threshold(1.0, "value", "given", normals=0)
+    found = evaluate(**predictions(scratch=0, dent=0), threshold=threshold)
+    assert found.undefined["image_recall"] == "there are no defective images"
+    assert "false_alarm_rate" in found.metrics
+    found = evaluate(**predictions(), threshold=threshold)
+    assert found.undefined["seg_f1"] == "there is no threshold for pixels"
+    with pytest.raises(InputError, match="image_recall: there is no threshold"):
+        single_metric("image_recall", scores=[1.0], maps=None, labels=[1], masks=None)
+
+
+def test_an_evaluation_of_an_earlier_version_is_read():
+    assert Evaluation.from_json({"metrics": {"image_auroc": 0.5}, "per_defect": {}, "undefined": {}}) == Evaluation(
+        {"image_auroc": 0.5}
     )
-    f1, value = metrics.f1_max(given["scores"], given["labels"])
-    assert threshold == Threshold(
-        value=value, rule="f1_max", source="validation", normals=12, defective=14, rate=None, expected_rate=None, f1=f1
-    )
-
-
-@pytest.mark.parametrize("rule", ["false_alarm_rate", "f1_max"])
-def test_threshold_comes_back_from_json(rule):
-    given = predictions()
-    threshold = choose_threshold(
-        rule=rule,
-        source="test",
-        normal_scores=given["scores"][:12],
-        scores=given["scores"],
-        labels=given["labels"],
-    )
-    assert Threshold.from_json(json.loads(json.dumps(threshold.to_json(), allow_nan=False))) == threshold
-
-
-def test_thresholds_that_cannot_be_chosen_are_refused():
-    given = predictions(scratch=0, dent=0)
-    with pytest.raises(InputError, match="false_alarm_rate needs normal_scores"):
-        choose_threshold(rule="false_alarm_rate", source="validation")
-    with pytest.raises(InputError, match="f1_max needs scores and labels"):
-        choose_threshold(rule="f1_max", source="validation", normal_scores=given["scores"])
-    with pytest.raises(InputError, match="unknown threshold rule 'median'; valid are false_alarm_rate, f1_max"):
-        choose_threshold(rule="median", source="validation", normal_scores=given["scores"])
-    with pytest.raises(UndefinedMetricError, match="need defective samples"):
-        choose_threshold(rule="f1_max", source="validation", scores=given["scores"], labels=given["labels"])
-    with pytest.raises(UndefinedMetricError, match="there are none"):
-        choose_threshold(rule="false_alarm_rate", source="validation", normal_scores=[])
-    with pytest.raises(NumericalError, match="normal scores: 1 of 2"):
-        choose_threshold(rule="false_alarm_rate", source="validation", normal_scores=[0.1, float("nan")])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rule": "median"}, "'rule' must be one of false_alarm_rate, f1_max, got 'median'"),
-        ({"source": None}, "'source' must be a name"),
-        ({"value": None}, "'value' must be a finite number, got None"),
-        ({"value": float("nan")}, "'value' must be a finite number"),
-        ({"normals": 1.5}, "'normals' must be a finite number, got 1.5"),
-        ({"rate": "1 %"}, "'rate' must be a finite number"),
-        ({"surplus": 1}, "threshold: expected the keys"),
-    ],
-)
-def test_malformed_thresholds_are_refused(change, message):
-    written = choose_threshold(rule="false_alarm_rate", source="test", normal_scores=[0.1, 0.2]).to_json()
-    with pytest.raises(InputError, match=message):
-        Threshold.from_json({**written, **change})
