@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str | Callable[[bytes], str]) -> None:
     """Add one line to an append-only file, on disk when this returns.
 
     Lines of several processes do not mix. A line cut by a crash is closed first.
+
+    Args:
+        line: or what makes it of the file's content before it, while nobody else adds one.
     """
     with os_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,11 @@ def append_line(path: Path, line: str) -> None:
             portalocker.lock(file, portalocker.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
             broken = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"
-            file.write((b"\n" if broken else b"") + line.encode() + b"\n")
+            close = b"\n" if broken else b""
+            if callable(line):
+                file.seek(0)
+                line = line(file.read() + close)
+            file.write(close + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

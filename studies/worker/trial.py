@@ -26,7 +26,7 @@ from detectors.base import Detector, FitContext, Prediction
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
-from detectors.files import append_line, os_errors_as_input_errors, write_json, write_text
+from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
@@ -37,7 +37,7 @@ from studies.home import Home
 from studies.worker import plots
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
-from studies.worker.ledger import LedgerLine
+from studies.worker.ledger import LedgerLine, append_to_ledger
 from studies.worker.memo import FileMemo
 from studies.worker.products import load_images, run_products
 from studies.worker.scores import write_scores
@@ -281,7 +281,7 @@ class _Worker:
             image_auroc=evaluation.metrics.get("image_auroc"),
             host=platform.node(),
         )
-        append_line(self.home.ledger(self.job.study_uid), line.model_dump_json())
+        append_to_ledger(self.home, line)
 
     def _provenance(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Where the saved detector comes from, JSON-able."""

@@ -30,6 +30,7 @@ from studies.executors.ray.parcels import unpack
 from studies.executors.slots import Slot, available_cores, check_gpus_per_trial, plan_slots
 from studies.home import Home
 from studies.worker.jobs import LOG_FILE, Event, Job, Lost, LostKind
+from studies.worker.ledger import append_from_elsewhere
 
 NODES_SECONDS = 1.0
 """How old the list of nodes may be."""
@@ -336,8 +337,7 @@ class RayExecutor:
                 self._gone.add(task.node)
                 self._nodes.pop(task.node, None)
             return Lost(job.number, job.attempt, *_loss(self._ray.exceptions, error, node.host if node else "a node"))
-        for line in returned.ledger:
-            append_line(Home(Path(job.home)).ledger(job.study_uid), line)
+        append_from_elsewhere(Home(Path(job.home)), job.study_uid, returned.ledger)
         if returned.files is not None:
             unpack(returned.files, job.path)
         return returned.end

@@ -25,6 +25,7 @@ from studies.executors.process import Runner, perform
 from studies.executors.ray.parcels import pack
 from studies.home import Home
 from studies.worker.jobs import CHECKPOINTS, Done, Event, Job, Lost
+from studies.worker.ledger import ledger_texts
 
 TELL_SECONDS = 30.0
 """How long a job waits for the mailbox before it goes on without."""
@@ -207,8 +208,7 @@ def _work_apart(job: Job, orders: Orders, client: _MailboxClient, run: Runner | 
         files = pack(here.path, without=[CHECKPOINTS])
     except InputError as error:
         end, files = Lost(job.number, job.attempt, "bad_input", str(error)), {}
-    ledger = Home(own).ledger(job.study_uid)
-    lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
+    lines = [text.decode(errors="replace") for text in ledger_texts(Home(own).ledger(job.study_uid))]
     if isinstance(end, Done):
         shutil.rmtree(own, ignore_errors=True)
     return Returned(end, files, tuple(lines))

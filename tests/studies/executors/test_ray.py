@@ -32,6 +32,7 @@ from studies.testing import checks as contract
 from studies.testing import jobs as scripted_jobs
 from studies.testing.checks import Record, all_gone, poll, seen
 from studies.worker.jobs import DETECTOR, LOG_FILE, Done, Event, Lost, Stage, TrialResult, read_result
+from studies.worker.ledger import chain_faults, read_ledger
 from studies.worker.trial import run_job
 from tests.helpers import ROOT
 from tests.helpers.bench import Bench
@@ -341,7 +342,8 @@ def test_a_jobs_folder_comes_back(apart: RayExecutor, plan: Plan, node_home: Pat
     assert isinstance(end, Done)
     assert end.result == read_result(job.path)
     assert (job.path / DETECTOR / "detector.json").read_text() == "{}"
-    assert plan.home.ledger(job.study_uid).read_text() == "scored 50\n"
+    assert [line.trial for line in read_ledger(plan.home.ledger(job.study_uid))] == [50]
+    assert chain_faults(plan.home.ledger(job.study_uid)) == []
     assert seen(job)["home"].startswith(f"{node_home}{os.sep}")
     assert not Path(seen(job)["home"]).exists()
     assert (node_home / "features").is_dir()
