@@ -6,6 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.data.copies import MAX_READERS, pixel_sha256
+from detectors.data.copies import MAX_READERS, PixelDigests, named, pixel_sha256
 from detectors.data.folder import GOOD_FOLDERS, MASK_FOLDERS
 from detectors.data.images import open_image, read_mask, to_rgb
 from detectors.data.mvtec import MASK_MARK, direct_images, list_images, subfolders
-from detectors.data.samples import Dataset, ImageSet, Sample
-from detectors.data.splits import make_splits
+from detectors.data.near_copies import MAX_IMAGES, Thumbnail, near_copies, thumbnail
+from detectors.data.samples import Dataset, ImageSet, Sample, file_sha256
+from detectors.data.splits import Protocol, make_splits
 from detectors.errors import InputError
 
 Severity = Literal["error", "warning"]
@@ -26,6 +28,8 @@ MIN_NORMALS = 20
 """Fewer good training images than this are reported."""
 INVERTED_SHARE = 0.9
 """A mask that covers more of its image than this is probably inverted."""
+MAX_PAIRS = 10
+"""Pairs of near copies that are reported each; of the others the number."""
 DARK_16_BIT = 32
 """A 16-bit image whose brightest 8-bit level is below this holds 12-bit values or less, and reads as nearly black."""
 
@@ -86,22 +90,38 @@ class _Finding:
     mode: str | None = None
     content: str | None = None
     """sha256 of the decoded pixels: a copy is found whatever its format and metadata."""
+    file: str | None = None
+    """sha256 of the file."""
+    thumbnail: Thumbnail | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
-def check_dataset(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+def check_dataset(
+    dataset: Dataset,
+    *,
+    protocol: Protocol | None = None,
+    cache: PixelDigests | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
     """Read every image and mask and report all that is wrong; a bad file never ends the check.
 
-    `progress` is called in the caller's thread with the images done and their total.
+    Args:
+        protocol: how a study would divide the data set, where that is known. ``paper`` changes nothing about it, so
+            images that are there twice are never an error then.
+        cache: gets the pixels of every file; see `detectors.data.copies.content_groups`.
+        progress: called in the caller's thread with the images done and their total.
     """
     samples = [*dataset.train, *dataset.test]
     findings = _inspect_all(samples, progress)
+    known: PixelDigests = {} if cache is None else cache
+    known.update({finding.file: finding.content or "" for finding in findings if finding.file is not None})
     problems = [problem for finding in findings for problem in finding.problems]
-    problems += _duplicates(dataset, [finding.content for finding in findings])
+    problems += _duplicates(dataset, [finding.content for finding in findings], protocol)
+    problems += _near_duplicates(dataset, findings)
     problems += _missing_masks(dataset)
     problems += _unused_masks(dataset)
     sizes = _histogram(finding.size for finding in findings)
-    problems += _set_problems(dataset, sizes)
+    problems += _set_problems(dataset, sizes, known)
     return CheckReport(
         dataset=dataset.name,
         category=dataset.category,
@@ -132,6 +152,8 @@ def _inspect_all(samples: list[Sample], progress: Callable[[int, int], None] | N
 def _inspect(sample: Sample) -> _Finding:
     """Read one image and its mask."""
     finding = _Finding()
+    with suppress(InputError):  # what is wrong is found when it is opened
+        finding.file = file_sha256(sample.file)
     try:
         image = open_image(sample.file)
         rgb = to_rgb(image)
@@ -141,6 +163,7 @@ def _inspect(sample: Sample) -> _Finding:
     finding.size = f"{image.width} x {image.height}"
     finding.mode = image.mode
     finding.content = pixel_sha256(rgb)
+    finding.thumbnail = thumbnail(rgb)
     if (rgb == rgb[0, 0]).all():
         finding.problems.append(Problem("warning", sample.key, "all of one colour; is the camera's image missing?"))
     elif image.mode.startswith("I") and rgb.max() < DARK_16_BIT:
@@ -167,7 +190,7 @@ def _without_path(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _duplicates(dataset: Dataset, contents: list[str | None]) -> Iterator[Problem]:
+def _duplicates(dataset: Dataset, contents: list[str | None], protocol: Protocol | None) -> Iterator[Problem]:
     """Images with the same pixels, a line for each set of them."""
     samples = [("train", sample) for sample in dataset.train] + [("test", sample) for sample in dataset.test]
     copies: defaultdict[str, list[tuple[str, Sample]]] = defaultdict(list)
@@ -178,14 +201,41 @@ def _duplicates(dataset: Dataset, contents: list[str | None]) -> Iterator[Proble
         if len(group) < 2:
             continue
         *others, (_, last) = group
-        names = ", ".join(sample.key for _, sample in others[:3])
-        same = f"the same image as {names}" + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        if len({part for part, _ in group}) > 1:
-            yield Problem("error", last.key, f"{same}: what was trained on cannot be tested on; remove one")
-        elif len({sample.label for _, sample in group}) > 1:
-            yield Problem("error", last.key, f"{same}, once good and once defective; remove one")
+        same = f"the same image as {named([sample.key for _, sample in others])}"
+        if len({sample.label for _, sample in group}) > 1:
+            severity: Severity = "warning" if protocol == "paper" else "error"
+            yield Problem(severity, last.key, f"{same}, once good and once defective; remove one")
+        elif len({part for part, _ in group}) > 1:
+            message = f"{same}: holdout leaves it out of train, paper tests on what it trained on; remove one"
+            yield Problem("warning", last.key, message)
         else:
             yield Problem("warning", last.key, same)
+
+
+def _near_duplicates(dataset: Dataset, findings: list[_Finding]) -> Iterator[Problem]:
+    """Pairs of images that differ hardly, those across train and test first."""
+    parts = ["train"] * len(dataset.train) + ["test"] * len(dataset.test)
+    images: dict[str, tuple[str, Sample, Thumbnail]] = {}  # one for each content: copies are reported as such
+    for part, sample, finding in zip(parts, (*dataset.train, *dataset.test), findings, strict=True):
+        if finding.content is not None and finding.thumbnail is not None:
+            images.setdefault(finding.content, (part, sample, finding.thumbnail))
+    distinct = list(images.values())
+    pairs = [
+        (distinct[pair.first][:2], distinct[pair.second][:2], pair.residual)
+        for pair in near_copies([image for _, _, image in distinct])
+    ]
+    pairs.sort(key=lambda pair: pair[0][0] == pair[1][0])
+    for (part, sample), (other_part, other), residual in pairs[:MAX_PAIRS]:
+        message = (
+            f"in {other_part}, nearly the same image as {sample.key} in {part} (they differ by {residual:.1%} of the "
+            "contrast): the same part again? Then keep one"
+        )
+        yield Problem("warning", other.key, message)
+    if len(pairs) > MAX_PAIRS:
+        yield Problem("warning", dataset.category, f"{len(pairs) - MAX_PAIRS} more pairs of nearly the same images")
+    if len(distinct) > MAX_IMAGES:
+        message = f"only the first {MAX_IMAGES} of {len(distinct)} images were looked through for near copies"
+        yield Problem("warning", dataset.category, message)
 
 
 def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
@@ -230,7 +280,7 @@ def _mask_files(dataset: Dataset) -> Iterator[Path]:
         yield from (path for path in direct_images(parent) if path.stem.endswith(MASK_MARK))
 
 
-def _set_problems(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Problem]:
+def _set_problems(dataset: Dataset, sizes: dict[str, int], known: PixelDigests) -> Iterator[Problem]:
     if len(sizes) > 1:
         most = ", ".join(f"{size} ({count})" for size, count in list(sizes.items())[:3])
         message = f"images of {len(sizes)} sizes, most often {most}; all are stretched to the study's image size"
@@ -240,7 +290,7 @@ def _set_problems(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Problem]:
         message = f"only {normals} good training images; {MIN_NORMALS} or more show what is normal better"
         yield Problem("warning", dataset.category, message)
     try:
-        make_splits(dataset, protocol="holdout", image_size=(256, 256))
+        make_splits(dataset, protocol="holdout", image_size=(256, 256), cache=known)
     except InputError as error:
         reason = str(error).removeprefix(f"{dataset.category}: ")
         yield Problem("warning", dataset.category, f"protocol holdout is not possible: {reason}")

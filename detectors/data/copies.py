@@ -20,6 +20,8 @@ MAX_READERS = 4
 
 PixelDigests = MutableMapping[str, str]
 """{sha256 of a file: `pixel_sha256` of its image}, the latter empty where the file cannot be decoded."""
+MAX_NAMED = 3
+"""Images that a line names; of the others it has the number."""
 Progress = Callable[[int, int], None]
 """Called with how many images are done, and how many there are."""
 
@@ -52,6 +54,12 @@ def content_groups(
     for index, content in enumerate(contents):
         groups.append(numbers.setdefault(index if content is None else content, len(numbers)))
     return groups
+
+
+def named(names: Sequence[str]) -> str:
+    """The first `MAX_NAMED` names, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def pixel_digests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detectors.data.copies import PixelDigests, Progress, content_groups
 from detectors.data.images import IMAGE_SUFFIXES
 from detectors.data.mvtec import (
     MaskIndex,
@@ -20,7 +21,7 @@ from detectors.data.mvtec import (
     subfolders,
 )
 from detectors.data.samples import Dataset, Sample
-from detectors.data.splits import stable_order
+from detectors.data.splits import grouped, stable_order
 from detectors.errors import InputError
 
 GOOD_FOLDERS = ("good", "ok", "normal")
@@ -29,7 +30,9 @@ MASK_FOLDERS = ("masks", "mask", "ground_truth")
 """Names, in any case, of a folder of masks; never a type of defect."""
 
 
-def read_folder(root: Path, *, category: str | None = None) -> Dataset:
+def read_folder(
+    root: Path, *, category: str | None = None, cache: PixelDigests | None = None, progress: Progress | None = None
+) -> Dataset:
     """Read a folder of images in the first of these layouts that fits:
 
     1. MVTec AD's: ``train/good``, ``test/<type>``, ``ground_truth/<type>``;
@@ -39,7 +42,12 @@ def read_folder(root: Path, *, category: str | None = None) -> Dataset:
     3. images directly in the folder: all are good.
 
     Where there are defects, a fifth of the good images (at least two, at most half; chosen by `stable_order`) joins
-    them in the test set; without defects all images are for training.
+    them in the test set; without defects all images are for training. Copies, which are images with the same decoded
+    pixels, stay together and count once.
+
+    Args:
+        cache: pixels of files that are known already; see `content_groups`.
+        progress: called while other files are decoded.
 
     Raises:
         InputError: no such folder, no or only one good image, defects without good images.
@@ -54,14 +62,15 @@ def read_folder(root: Path, *, category: str | None = None) -> Dataset:
         raise InputError(f"{root}: one good image is not enough to learn from; add more")
     if not defective:
         return Dataset(name="folder", category=category, root=root, train=by_key(good))
-    order = stable_order(good)
+    ranked = stable_order(good)
+    order = grouped(ranked, dict(zip(ranked, content_groups(ranked, cache, progress=progress), strict=True)))
     n_test = min(max(2, len(order) // 5), len(order) // 2)
     return Dataset(
         name="folder",
         category=category,
         root=root,
-        train=by_key(order[n_test:]),
-        test=by_key([*order[:n_test], *defective]),
+        train=by_key(sample for group in order[n_test:] for sample in group),
+        test=by_key([*(sample for group in order[:n_test] for sample in group), *defective]),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
+from detectors.data.copies import PixelDigests, Progress, content_groups, named
 from detectors.data.images import Size
 from detectors.data.mvtec import by_key
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
@@ -19,12 +20,20 @@ from detectors.errors import InputError
 Protocol = Literal["holdout", "paper", "synthetic"]
 """How a data set is divided; see `make_splits`."""
 MIN_SYNTHETIC_NORMALS = 10
-"""Normals that protocol ``synthetic`` needs: four are held out, so that each half has a good and a defective one."""
+"""Normals that protocol ``synthetic`` needs: four are held out, so that each half has a good and a defective one.
+
+Copies count once.
+"""
+
+Groups = list[list[Sample]]
+"""Samples by content: those in one list have the same pixels and stay on one side."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set divided for one study; no image is in two of the sets.
+    """A data set divided for one study; no file is in two of the sets.
+
+    Nor is an image that was saved twice, except with protocol ``paper``; then `notes` says so.
 
     Raises:
         ValueError: two of the sets share a key or a file.
@@ -35,6 +44,10 @@ class Splits:
     validation: ImageSet | None
     """What a search maximises on; None for protocol ``paper``, which has no search."""
     test: ImageSet
+    notes: tuple[str, ...] = ()
+    """What a person must know about images that are both labelled and for training, one line each; not in `digest`."""
+    copies: int = 0
+    """Images of the data set whose pixels another one before them has; not in `digest`."""
 
     def __post_init__(self) -> None:
         owners: dict[object, str] = {}
@@ -69,7 +82,15 @@ class Splits:
         return {image_set.name: image_set.counts for image_set in self.sets}
 
 
-def make_splits(dataset: Dataset, *, protocol: Protocol, image_size: Size, seed: int = 0) -> Splits:
+def make_splits(
+    dataset: Dataset,
+    *,
+    protocol: Protocol,
+    image_size: Size,
+    seed: int = 0,
+    cache: PixelDigests | None = None,
+    progress: Progress | None = None,
+) -> Splits:
     """Divide a data set; the same images are always divided in the same way.
 
     - ``holdout``: within each type of the labelled images, ordered by `stable_order`, even ranks are validation and
@@ -78,29 +99,46 @@ def make_splits(dataset: Dataset, *, protocol: Protocol, image_size: Size, seed:
     - ``synthetic``: 20 % of the normals (at least four) are held out and halved into validation and test; every second
       image of each half gets a synthetic defect. Labelled images, if any, are not used.
 
+    Copies, which are images with the same decoded pixels, have the rank of the first of them and go where it goes. With
+    ``holdout`` a training image that is labelled too is left out of train: there are many normals, few labelled images.
+    With ``paper`` nothing is changed. Both are told in `Splits.notes`.
+
     `seed` chooses the synthetic defects, never which images are held out.
 
+    Args:
+        cache: pixels of files that are known already; see `content_groups`.
+        progress: called while other files are decoded.
+
     Raises:
-        InputError: an unknown protocol, an impossible size, too few images for the protocol.
+        InputError: an unknown protocol, an impossible size, too few images for the protocol, or no training image that
+            is not labelled too.
     """
     if protocol not in get_args(Protocol):
         raise InputError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
     if min(image_size) < 1:
         raise InputError(f"image size {image_size[0]} x {image_size[1]}: height and width need at least 1 pixel")
+    samples = [*dataset.train, *(() if protocol == "synthetic" else dataset.test)]
+    contents = dict(zip(samples, content_groups(samples, cache, progress=progress), strict=True))
     train: Iterable[Sample] = dataset.train
     validation: Iterable[Sample] = ()
     test: Iterable[Sample] = dataset.test
+    notes: tuple[str, ...] = ()
     if protocol == "holdout":
-        validation, test = _halves_within_types(dataset.test)
+        train, notes = _without_labelled(dataset, contents)
+        validation, test = _halves_within_types(dataset.test, contents)
         _require_both_labels(dataset, "validation", validation)
     elif protocol == "synthetic":
-        train, validation, test = _held_out_with_defects(dataset, seed)
+        train, validation, test = _held_out_with_defects(dataset, contents, seed)
+    else:
+        notes = _both_trained_and_tested(dataset, contents)
     _require_both_labels(dataset, "test", test)
     return Splits(
         protocol=protocol,
         train=ImageSet("train", by_key(train), image_size),
         validation=None if protocol == "paper" else ImageSet("validation", by_key(validation), image_size),
         test=ImageSet("test", by_key(test), image_size),
+        notes=notes,
+        copies=len(samples) - len(set(contents.values())),
     )
 
 
@@ -114,34 +152,97 @@ def stable_order(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=rank)
 
 
-def _halves_within_types(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
+def grouped(order: Iterable[Sample], contents: Mapping[Sample, int]) -> Groups:
+    """Samples by content, the groups in the order of their first samples."""
+    groups: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in order:
+        groups[contents[sample]].append(sample)
+    return list(groups.values())
+
+
+def _twins(dataset: Dataset, contents: Mapping[Sample, int]) -> dict[Sample, Sample]:
+    """{training image: the first labelled image with the same pixels}"""
+    labelled: dict[int, Sample] = {}
+    for sample in dataset.test:
+        labelled.setdefault(contents[sample], sample)
+    return {sample: labelled[contents[sample]] for sample in dataset.train if contents[sample] in labelled}
+
+
+def _without_labelled(dataset: Dataset, contents: Mapping[Sample, int]) -> tuple[list[Sample], tuple[str, ...]]:
+    """The training images that are not labelled too, and a line about the others."""
+    twins = _twins(dataset, contents)
+    train = [sample for sample in dataset.train if sample not in twins]
+    if not twins:
+        return train, ()
+    pairs = named([f"{sample.key} ({twin.key})" for sample, twin in twins.items()])
+    if not train:
+        raise InputError(
+            f"{dataset.category}: every good training image is also a labelled one, so that none is left to train on: "
+            f"{pairs}; remove the copies from one of the two"
+        )
+    n = len(twins)
+    return train, (
+        f"left out of train, having the pixels of a labelled image: {n} of {n + len(train)} images, {pairs}",
+    )
+
+
+def _both_trained_and_tested(dataset: Dataset, contents: Mapping[Sample, int]) -> tuple[str, ...]:
+    twins = _twins(dataset, contents)
+    if not twins:
+        return ()
+    pairs = named([f"{twin.key} ({sample.key})" for sample, twin in twins.items()])
+    return (
+        "protocol paper keeps the data set's own division, though there are images in it that are both trained and "
+        f"tested on and flatter its figures: {len(set(twins.values()))} of {len(dataset.test)} labelled images, {pairs}",
+    )
+
+
+def _halves_within_types(
+    samples: Iterable[Sample], contents: Mapping[Sample, int]
+) -> tuple[list[Sample], list[Sample]]:
     by_type: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in stable_order(samples):
         by_type[sample.defect_type].append(sample)
-    even = [sample for members in by_type.values() for sample in members[0::2]]
-    odd = [sample for members in by_type.values() for sample in members[1::2]]
-    return even, odd
+    halves: tuple[list[Sample], list[Sample]] = ([], [])
+    side_of: dict[int, int] = {}  # of a content; one that two types share goes where the first of them has it
+    for members in by_type.values():
+        rank = 0
+        for group in grouped(members, contents):
+            content = contents[group[0]]
+            if content not in side_of:
+                side_of[content] = rank % 2
+                rank += 1
+            halves[side_of[content]].extend(group)
+    return halves
 
 
-def _held_out_with_defects(dataset: Dataset, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    if len(dataset.train) < MIN_SYNTHETIC_NORMALS:
+def _held_out_with_defects(
+    dataset: Dataset, contents: Mapping[Sample, int], seed: int
+) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    order = grouped(stable_order(dataset.train), contents)
+    if len(order) < MIN_SYNTHETIC_NORMALS:
+        copies = f" without copies ({len(dataset.train)} with them)" if len(order) < len(dataset.train) else ""
         raise InputError(
             f"{dataset.category}: protocol synthetic needs at least {MIN_SYNTHETIC_NORMALS} good training images, "
-            f"there are {len(dataset.train)}; add some"
+            f"there are {len(order)}{copies}; add some"
         )
-    order = stable_order(dataset.train)
     n_held_out = max(4, len(order) // 5)
     held_out, train = order[:n_held_out], order[n_held_out:]
-    return train, _with_defects(held_out[0::2], seed), _with_defects(held_out[1::2], seed)
+    return (
+        [sample for group in train for sample in group],
+        _with_defects(held_out[0::2], seed),
+        _with_defects(held_out[1::2], seed),
+    )
 
 
-def _with_defects(normals: list[Sample], seed: int) -> list[Sample]:
-    """Every second normal as a sample with a synthetic defect, of each kind in turn."""
+def _with_defects(normals: Groups, seed: int) -> list[Sample]:
+    """Every second normal, with its copies, as samples with a synthetic defect, of each kind in turn."""
     painted = [
         _with_defect(sample, DEFECT_KINDS[index % len(DEFECT_KINDS)], seed)
-        for index, sample in enumerate(normals[1::2])
+        for index, group in enumerate(normals[1::2])
+        for sample in group
     ]
-    return normals[0::2] + painted
+    return [sample for group in normals[0::2] for sample in group] + painted
 
 
 def _with_defect(sample: Sample, kind: str, seed: int) -> Sample:

@@ -58,8 +58,10 @@ def check_images(
     (True, True)
     """
     data = _data_section(study, root=root, category=category, dataset=dataset, images=images)
+    config = library.load(study) if study else None
+    protocol = None if config is None or config.protocol == "auto" else config.protocol
     return [
-        check_dataset(product, progress=partial(progress, f"checking {product.category}"))
+        check_dataset(product, protocol=protocol, progress=partial(progress, f"checking {product.category}"))
         for product in _datasets(data, home_at(home), progress)
     ]
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from detectors.data.check import check_dataset
+from detectors.data.copies import PixelDigests
 from detectors.data.folder import read_folder
 from detectors.data.mvtec import categories, read_mvtec, require_folder
 from detectors.data.rendered import RenderSpec, render_dataset
@@ -18,6 +19,7 @@ from detectors.errors import InputError
 from detectors.files import write_json
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
+from studies.file.known_pixels import known_pixels
 from studies.file.sections import DataConfig
 from studies.home import Home, mvtec_folder
 
@@ -77,6 +79,15 @@ class StudyImages:
                 yield f"{part.category}/{image_set.name}" if self.several else image_set.name, image_set
 
     @property
+    def copies_remark(self) -> str:
+        """A clause on copies among the images, for where these are not those of a stored study; empty without copies."""
+        copies = sum(part.splits.copies for part in self.parts)
+        if not copies:
+            return ""
+        are = "1 of them is a copy of another" if copies == 1 else f"{copies} of them are copies of others"
+        return f" ({are}: copies now stay in one set, version 0.2 and before divided them between the sets)"
+
+    @property
     def experiment(self) -> str:
         """MLflow experiment: ``<dataset>/<product>``, of several ``<dataset>/screw+carpet``."""
         first = self.parts[0].dataset
@@ -113,18 +124,19 @@ def products(data: DataConfig) -> list[str]:
 
 
 def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -> StudyImages:
-    """Read and split every product of a study.
+    """Read and split every product of a study; which pixels a file holds is kept in the home.
 
     Raises:
         InputError: as the readers do, or protocol ``auto`` comes to different ones for different products.
     """
-    if not config.data.is_several:
-        dataset = open_dataset(config.data, home, progress=progress)
-        return StudyImages((Part(dataset.category, dataset, split(dataset, config)),))
-    parts = []
-    for category in products(config.data):
-        dataset = open_dataset(config.data.of(category), home, progress=progress)
-        parts.append(Part(category, dataset, split(dataset, config)))
+    with known_pixels(home) as known:
+        parts = []
+        for category in products(config.data) if config.data.is_several else [None]:
+            data = config.data if category is None else config.data.of(category)
+            dataset = open_dataset(data, home, progress=progress, cache=known)
+            parts.append(
+                Part(category or dataset.category, dataset, split(dataset, config, cache=known, progress=progress))
+            )
     protocols = {part.splits.protocol: part.category for part in parts}
     if len(protocols) > 1:
         each = ", ".join(f"{protocol} for {category}" for protocol, category in protocols.items())
@@ -132,7 +144,9 @@ def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -
     return StudyImages(tuple(parts))
 
 
-def open_dataset(data: DataConfig, home: Home, *, progress: Progress | None = None) -> Dataset:
+def open_dataset(
+    data: DataConfig, home: Home, *, progress: Progress | None = None, cache: PixelDigests | None = None
+) -> Dataset:
     """Read one product's folders; a rendered one is drawn on first use. Raises `InputError` as the readers do."""
     category = data.category if isinstance(data.category, str) else None
     if data.dataset == "rendered" and data.root is None:
@@ -140,23 +154,36 @@ def open_dataset(data: DataConfig, home: Home, *, progress: Progress | None = No
         root = render_dataset(home.rendered / spec.identity, spec, progress=progress)
         return read_mvtec(root, category or "screw", name="rendered")
     if data.dataset == "folder":
-        return read_folder(data_root(data), category=category)
+        return read_folder(data_root(data), category=category, cache=cache, progress=progress)
     if category is None:
         raise InputError("data.category is missing: say which product, e.g. --set data.category=screw")
     return read_mvtec(data_root(data), category, name=data.dataset)
 
 
-def split(dataset: Dataset, config: StudyConfig) -> Splits:
+def split(
+    dataset: Dataset, config: StudyConfig, *, cache: PixelDigests | None = None, progress: Progress | None = None
+) -> Splits:
     """The study's splits; protocol ``auto`` takes holdout where there are enough labelled images, else synthetic."""
-    size, seed = config.data.size, config.sampler.seed
+
+    def divided(protocol: Protocol) -> Splits:
+        return make_splits(
+            dataset,
+            protocol=protocol,
+            image_size=config.data.size,
+            seed=config.sampler.seed,
+            cache=known,
+            progress=progress,
+        )
+
+    known: PixelDigests = {} if cache is None else cache
     if config.protocol != "auto":
-        return make_splits(dataset, protocol=config.protocol, image_size=size, seed=seed)
+        return divided(config.protocol)
     if dataset.defect_types:
         try:
-            return make_splits(dataset, protocol="holdout", image_size=size, seed=seed)
+            return divided("holdout")
         except InputError:  # too few of them to hold any out
-            return make_splits(dataset, protocol="synthetic", image_size=size, seed=seed)
-    return make_splits(dataset, protocol="synthetic", image_size=size, seed=seed)
+            return divided("synthetic")
+    return divided("synthetic")
 
 
 def check(images: StudyImages, config: StudyConfig, home: Home, *, progress: Progress | None = None) -> list[str]:
@@ -172,6 +199,7 @@ def check(images: StudyImages, config: StudyConfig, home: Home, *, progress: Pro
     warnings = []
     for part in images.parts:
         warnings += _decode(part, home, progress=progress)
+        warnings += [f"{part.category}: {note}" for note in part.splits.notes]
         _require_masks(part.splits, config.objectives)
     if config.pruner.name == "wilcoxon" and len(images.parts) < MIN_WILCOXON:
         raise InputError(
@@ -186,7 +214,7 @@ def _decode(part: Part, home: Home, *, progress: Progress | None) -> list[str]:
     marker = home.root / "checked" / f"{part.splits.digest}.json"
     if marker.is_file():
         return []
-    report = check_dataset(part.dataset, progress=progress)
+    report = check_dataset(part.dataset, protocol=part.splits.protocol, progress=progress)
     if report.errors:
         first, others = report.errors[0], len(report.errors) - 1
         more = f" (and {others} more: `study data check` lists them)" if others else ""

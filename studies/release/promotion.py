@@ -288,7 +288,7 @@ class Promoter:
         if part.splits.test.digest != view.header.identity["data"].get(key):
             raise InputError(
                 f"the test images of {part.dataset.name}/{part.category} in {part.dataset.root} are not those that the "
-                "study was run with; restore them, or run a new study (--fresh)"
+                f"study was run with{images.copies_remark}; restore them, or run a new study (--fresh)"
             )
         return Gate(
             config=config.gate,

@@ -119,7 +119,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     _keep_heads(config, home)
     # Each node of a cluster chooses its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
-    images = datasets.load(config, home, progress=step("rendering images"))
+    images = datasets.load(config, home, progress=step("reading images"))
     warnings = datasets.check(images, config, home, progress=step("checking images"))
     backbones, dropped = _find_backbones(config, options)
     return Plan(

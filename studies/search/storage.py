@@ -166,8 +166,9 @@ def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[
         return study, header, True
     changed = differences(header.identity, plan.identity)
     if changed:
+        remark = plan.images.copies_remark if any(line.startswith("the images of") for line in changed) else ""
         raise InputError(
-            f"study {known!r} was created differently: {'; '.join(changed)}. "
+            f"study {known!r} was created differently: {'; '.join(changed)}{remark}. "
             "Undo the change to go on with it, or start a new one beside it with --fresh"
         )
     for name, identity in header.backbones.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 from detectors.errors import InputError
 from detectors.files import file_lock, os_errors_as_input_errors
+from studies.file.known_pixels import PIXELS_FILE
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
 from studies.search.run import driver_lock
@@ -197,7 +198,8 @@ def _add_rendered(inventory: Inventory, home: Home, running: Sequence[StudyView]
 def _add_checked(inventory: Inventory, home: Home, running: Sequence[StudyView]) -> None:
     used = {f"{view.header.splits_digest}.json" for view in running}
     for path in sorted((home.root / "checked").glob("*.json")):
-        inventory.add(_item("checked", path), busy=path.name in used)
+        # The pixels of files are of use to every study.
+        inventory.add(_item("checked", path), busy=path.name in used or bool(running and path.name == PIXELS_FILE))
     for path in _half_written(home.root / "checked", recursive=False):
         inventory.add(_item("leftovers", path), busy=_is_fresh(path))
 

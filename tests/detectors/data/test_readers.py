@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from detectors.errors import InputError
 
 
 def image(path: Path, level: int | None = None) -> Path:
-    """A 12 x 16 image whose gray level depends on its path, so that no two are alike."""
+    """A 12 x 16 image whose gray levels depend on its path, so that no two are alike."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if level is None:
-        level = sum(str(path).encode()) % 251
-    pixels = np.full((12, 16), level, dtype=np.uint8)
+        seed = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:8], "big")
+        pixels = np.random.default_rng(seed).integers(0, 251, (12, 16), dtype=np.uint8)
+    else:
+        pixels = np.full((12, 16), level, dtype=np.uint8)
     pixels[:3, :3] = 255
     Image.fromarray(pixels).save(path)
     return path
@@ -259,6 +263,27 @@ def test_a_fifth_of_the_good_images_is_for_the_test(tmp_path, good, in_test):
     dataset = read_folder(tmp_path)
     assert types(dataset) == {GOOD: in_test, "bad": 1}
     assert len(dataset.train) == good - in_test
+
+
+def test_copies_of_a_good_image_are_on_one_side_of_the_division(tmp_path):
+    images(tmp_path / "bad", 2)
+    for index, path in enumerate(images(tmp_path / "good", 20)):
+        for copy in range(3):
+            with Image.open(path) as original:
+                original.save(path.with_name(f"copy {copy} of {index}.bmp"))
+    dataset = read_folder(tmp_path)
+    assert types(dataset) == {GOOD: 16, "bad": 2}  # a fifth of the 20, each four times
+    contents = [{sample.file.read_bytes() for sample in part if sample.file.suffix == ".bmp"}
+                for part in (dataset.train, dataset.test)]  # fmt: skip
+    assert not contents[0] & contents[1]
+
+
+def test_good_images_that_are_all_copies_of_one_leave_none_to_test_on(tmp_path):
+    first, *others = images(tmp_path / "good", 6)
+    for path in others:
+        shutil.copy(first, path)
+    images(tmp_path / "bad", 2)
+    assert types(read_folder(tmp_path)) == {"bad": 2}
 
 
 def test_division_does_not_depend_on_the_place(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detectors.data import copies
 from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
 from detectors.data.splits import MIN_SYNTHETIC_NORMALS, Splits, make_splits, stable_order
@@ -188,6 +189,123 @@ def test_synthetic_images_load_with_exact_masks(tmp_path):
     assert masks.shape == (len(validation), *SIZE)
     assert masks.any(axis=(1, 2)).tolist() == validation.labels.astype(bool).tolist()
     assert tuple(validation.images().shape) == (len(validation), 3, *SIZE)
+
+
+# --- copies
+
+
+def drawn(folder: Path, train: int = 30, **test: int) -> Dataset:
+    """A data set with files, no two alike."""
+    dataset = make_dataset(train=train, **test)
+    rng = np.random.default_rng(0)
+
+    def saved(sample: Sample) -> Sample:
+        file = folder / sample.key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 16), dtype=np.uint8)).save(file)
+        return replace(sample, file=file)
+
+    return replace(dataset, root=folder, train=tuple(map(saved, dataset.train)), test=tuple(map(saved, dataset.test)))
+
+
+def copied(sample: Sample, name: str, kind: str | None = None) -> Sample:
+    """The same pixels in another file, a BMP where the image is a PNG."""
+    kind = kind or sample.defect_type
+    folder = sample.file.parents[1] / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    with Image.open(sample.file) as image:
+        image.convert("RGB").save(folder / f"{name}.bmp")
+    part = sample.key.split("/")[0]
+    return Sample(key=f"{part}/{kind}/{name}.bmp", file=folder / f"{name}.bmp", defect_type=kind)
+
+
+def sides(splits: Splits, members: list[Sample]) -> set[str]:
+    files = {sample.file for sample in members}
+    return {part.name for part in splits.sets for sample in part.samples if sample.file in files}
+
+
+def test_synthetic_keeps_copies_on_one_side(tmp_path):
+    dataset = drawn(tmp_path, train=30)
+    families = [[sample, copied(sample, f"{index} again"), copied(sample, f"{index} once more")]
+                for index, sample in enumerate(dataset.train)]  # fmt: skip
+    splits = make_splits(
+        replace(dataset, train=tuple(sample for family in families for sample in family)),
+        protocol="synthetic",
+        image_size=SIZE,
+    )
+    assert [sides(splits, family) for family in families if len(sides(splits, family)) > 1] == []
+    assert [len(part) for part in splits.sets] == [72, 9, 9]
+    assert [int(part.labels.sum()) for part in splits.sets] == [0, 3, 3]
+    assert splits.copies == 60
+
+
+def test_synthetic_counts_copies_once(tmp_path):
+    dataset = drawn(tmp_path, train=MIN_SYNTHETIC_NORMALS - 1)
+    again = [copied(dataset.train[0], f"copy {index}") for index in range(20)]
+    with pytest.raises(InputError, match=r"there are 9 without copies \(29 with them\); add some"):
+        make_splits(replace(dataset, train=(*dataset.train, *again)), protocol="synthetic", image_size=SIZE)
+
+
+def test_holdout_keeps_copies_in_one_half(tmp_path):
+    dataset = drawn(tmp_path, good=10, dent=10, scratch=6)
+    families = [[sample, copied(sample, f"{index} again")] for index, sample in enumerate(dataset.test)]
+    of_two_types = [families[12][0], copied(families[12][0], "both", kind="scratch")]
+    labelled = [*(sample for family in families for sample in family), of_two_types[1]]
+    splits = make_splits(replace(dataset, test=tuple(labelled)), protocol="holdout", image_size=SIZE)
+    assert all(len(sides(splits, family)) == 1 for family in [*families, of_two_types])
+    assert sum(len(part) for part in splits.sets) == 30 + len(labelled)
+    assert splits.counts["validation"][GOOD] == splits.counts["test"][GOOD] == 10
+    assert splits.notes == ()
+
+
+def test_holdout_leaves_a_training_image_that_is_labelled_too_out_of_train_and_says_so(tmp_path):
+    dataset = drawn(tmp_path, good=6, dent=6)
+    twins = [copied(sample, f"twin {index}") for index, sample in enumerate(dataset.test[:5])]
+    twins = [replace(twin, key=f"train/good/twin {index}.bmp", defect_type=GOOD) for index, twin in enumerate(twins)]
+    plain = make_splits(dataset, protocol="holdout", image_size=SIZE)
+    splits = make_splits(replace(dataset, train=(*twins, *dataset.train)), protocol="holdout", image_size=SIZE)
+    assert splits.digest == plain.digest
+    (note,) = splits.notes
+    assert "left out of train, having the pixels of a labelled image: 5 of 35 images" in note
+    assert "train/good/twin 0.bmp (test/good/000.png), train/good/twin 1.bmp (test/good/001.png)" in note
+    assert note.endswith("and 2 more")
+
+
+def test_holdout_is_refused_where_every_training_image_is_labelled_too(tmp_path):
+    dataset = drawn(tmp_path, good=6, dent=6)
+    twins = tuple(replace(sample, key=f"train/{sample.key}") for sample in dataset.test[:6])
+    with pytest.raises(
+        InputError, match=r"widget: every good training image is also a labelled one.*test/good/000.png"
+    ):
+        make_splits(replace(dataset, train=twins), protocol="holdout", image_size=SIZE)
+
+
+def test_paper_changes_nothing_and_says_what_is_trained_and_tested_on(tmp_path):
+    dataset = drawn(tmp_path, good=4, dent=4)
+    twin = replace(copied(dataset.test[1], "twin"), key="train/good/twin.bmp")
+    splits = make_splits(replace(dataset, train=(*dataset.train, twin)), protocol="paper", image_size=SIZE)
+    assert splits.counts == {"train": {GOOD: 31}, "test": {GOOD: 4, "dent": 4}}
+    (note,) = splits.notes
+    assert "both trained and tested on" in note
+    assert "1 of 8 labelled images, test/good/001.png (train/good/twin.bmp)" in note
+    assert make_splits(dataset, protocol="paper", image_size=SIZE).notes == ()
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "paper", "synthetic"])
+def test_without_copies_files_or_none_are_divided_alike(tmp_path, protocol):
+    """What is divided without copies is what was divided before copies were looked for: by the names alone."""
+    with_files = make_splits(drawn(tmp_path, good=9, dent=8), protocol=protocol, image_size=SIZE)
+    by_names = make_splits(make_dataset(good=9, dent=8), protocol=protocol, image_size=SIZE)
+    assert [keys(part) for part in with_files.sets] == [keys(part) for part in by_names.sets]
+    assert (with_files.notes, with_files.copies) == ((), 0)
+
+
+def test_files_are_decoded_once(tmp_path, monkeypatch):
+    dataset = drawn(tmp_path, good=6, dent=6)
+    known: dict[str, str] = {}
+    first = make_splits(dataset, protocol="holdout", image_size=SIZE, cache=known)
+    monkeypatch.setattr(copies, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
+    assert make_splits(dataset, protocol="holdout", image_size=SIZE, cache=known) == first
 
 
 # --- all protocols

@@ -346,7 +346,7 @@ def test_clean_only_tells_where_nobody_can_be_asked(used: Path) -> None:
     assert found["checkpoints"] == {
         "kind": "checkpoints", "chosen": True, "items": 2, "bytes": 2000, "in_use": 0,
     }  # fmt: skip
-    assert (found["detectors"]["items"], found["rendered"]["bytes"], found["checked"]["items"]) == (2, 500, 1)
+    assert (found["detectors"]["items"], found["rendered"]["bytes"], found["checked"]["items"]) == (2, 500, 2)
     stored = sum(path.stat().st_size for path in (used / "features").glob("*/*") if path.suffix != ".lock")
     assert (found["features"]["bytes"], found["leftovers"]["items"]) == (stored, 0)
     assert files(used) == before

@@ -52,6 +52,16 @@ def test_progress_is_told(tiny_mvtec, tmp_path):
     assert seen == []  # the same images are not decoded again
 
 
+def test_images_that_are_labelled_and_for_training_are_told_at_every_run(own_widgets, tmp_path):
+    folder = own_widgets / "widget"
+    (folder / "train" / "good" / "twin.png").write_bytes((folder / "test" / "good" / "000.png").read_bytes())
+    for _ in range(2):
+        plan = build_plan(make_config(own_widgets), tmp_path)
+        assert "train/good/twin.png" not in [sample.key for sample in plan.splits.train.samples]
+        assert "widget: left out of train, having the pixels of a labelled image: 1 of " in plan.warnings[-1]
+        assert "train/good/twin.png (test/good/000.png)" in plan.warnings[-1]
+
+
 def test_pixel_objectives_need_masks(tiny_mvtec, own_widgets, tmp_path):
     objectives = {"pixel_aupro": "maximize"}
     assert build_plan(make_config(tiny_mvtec, objectives=objectives), tmp_path).splits.test.has_masks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
@@ -232,6 +232,18 @@ def test_a_change_of_size_protocol_and_images_is_named(storage, plan, tiny_mvtec
     (own_widgets / "widget" / "train" / "good" / "003.png").unlink()
     message = refusal(storage, build_plan(make_config(own_widgets), tmp_path))
     assert "created differently: the images of train." in message
+
+
+def test_a_study_whose_copies_were_divided_is_refused_with_the_reason(storage, own_widgets, tmp_path):
+    good = own_widgets / "widget" / "train" / "good"
+    (good / "copy.png").write_bytes((good / "003.png").read_bytes())
+    plan = build_plan(make_config(own_widgets, protocol="synthetic"), tmp_path)
+    study, header, _ = create_or_resume(storage, plan, fresh=False)
+    before = header.identity["data"] | {"train": "0" * 64, "test": "1" * 64}  # as they were divided then
+    study.set_user_attr(HEADER, asdict(replace(header, identity=header.identity | {"data": before})))
+    message = refusal(storage, plan)
+    assert "the images of test, train (1 of them is a copy of another: copies now stay in one set" in message
+    assert "--fresh" in message
 
 
 def test_what_is_no_part_of_the_identity_may_change(storage, plan, tiny_mvtec):
