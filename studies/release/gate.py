@@ -23,7 +23,7 @@ from PIL import Image
 
 from detectors.data.images import Size
 from detectors.data.samples import ImageSet
-from detectors.runtime.artifact import Artifact, load_artifact, model_size_mb
+from detectors.runtime.artifact import Artifact, load_artifact, model_size_mb, read_description
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency
 from detectors.runtime.verdicts import judge
 from detectors.scoring.evaluation import Evaluation, evaluate
@@ -31,11 +31,13 @@ from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_dif
 from studies.file.sections import GateConfig
 from tracking.model import ask
 
-Verdict = Literal["passed", "refused", "not applicable"]
+Verdict = Literal["passed", "refused", "not applicable", "warning"]
 BATCH = 8
 """Images that are scored together."""
 LATENCY_IMAGES = 4
 """Test images on which the latency is measured."""
+MAX_WARNINGS, MAX_WARNING = 10, 500
+"""Warnings of a detector's provenance that a report shows, and their length in characters."""
 RELOAD_TOLERANCE = 1e-4
 """Largest difference of a score between a model as it was saved and as it is loaded, relative to the spread of the scores."""
 
@@ -250,6 +252,7 @@ class Gate:
         rules = [self._floors(measured), *self._limits(measured)]
         rules.append(self._reload(challenger, measured))
         rules.append(self._serving(challenger, measured))
+        rules += _warnings(challenger)
         difference = None
         if measured_champion is None:
             rules.append(Rule("not worse", "not applicable", None, None, "there is no champion yet"))
@@ -405,6 +408,15 @@ class Gate:
             resized = replace(self.test, image_size=size)
             self._sets[size] = resized, [resized.load(index)[0] for index in range(len(resized))]
         return self._sets[size]
+
+
+def _warnings(contender: Contender) -> list[Rule]:
+    """What the fit of a model left to the person who decides, such as a threshold that jumped; it refuses nothing."""
+    warnings = read_description(contender.folder).provenance.get("warnings", [])
+    if not isinstance(warnings, list):
+        return []
+    shown = [str(warning)[:MAX_WARNING] for warning in warnings[:MAX_WARNINGS]]
+    return [Rule("fit", "warning", None, None, text) for text in shown]
 
 
 def _png(rgb: NDArray[np.uint8]) -> str:

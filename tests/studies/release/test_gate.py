@@ -91,6 +91,22 @@ def test_the_first_model_passes_by_its_own_figures(make: Callable[..., Gate], go
     assert "**Passed**" in report.to_markdown()
 
 
+def test_what_a_fit_warns_of_is_shown_and_refuses_nothing(
+    make: Callable[..., Gate], good: Path, tmp_path: Path
+) -> None:
+    artifact = load_artifact(good)
+    warned = replace(artifact, provenance={"warnings": ["the threshold jumped", "x" * 1000]})
+    folder = save_artifact(warned, tmp_path / "warned")
+    report = make().judge("tiny", Contender("version 2", folder), Contender("champion, version 1", good))
+    assert report.passed
+    assert report.reasons == []
+    shown = [(rule.verdict, rule.outcome) for rule in report.rules if rule.name == "fit"]
+    assert shown == [("warning", "the threshold jumped"), ("warning", "x" * 500)]
+    assert "| fit | warning | the threshold jumped |" in report.to_markdown()
+    unreadable = save_artifact(replace(artifact, provenance={"warnings": "text"}), tmp_path / "unreadable")
+    assert "fit" not in verdicts(make().judge("tiny", Contender("version 3", unreadable), None))
+
+
 def test_a_worse_model_is_refused_with_the_reason(make: Callable[..., Gate], good: Path, bad: Path) -> None:
     report = make(floor={}).judge("tiny", Contender("version 2", bad), Contender("champion, version 1", good))
     assert not report.passed
