@@ -98,6 +98,7 @@ HEAVY: dict[str, dict[str, str]] = {
     "detectors/runtime/overlays.py": {"matplotlib": "takes a second; for the colours of a heat map alone"},
     "studies/api/comparing.py": {"pandas": "takes a quarter of a second, for notebooks alone"},
     "studies/api/detector.py": {"pandas": "takes a quarter of a second, for notebooks alone"},
+    "studies/api/images.py": {"studies.api.settings": "imports Optuna, for the images of a study alone"},
     "studies/api/study.py": {
         "pandas": "takes a quarter of a second, for notebooks alone",
         "studies.api.registry": "imports MLflow, which takes a second, for promotions alone",

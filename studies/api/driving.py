@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from studies.api.offline import offline_hub
 from studies.executors import catalog as executors
@@ -23,6 +24,7 @@ def refit(view: StudyView, number: int, *, device: str) -> TrialView:
     """
     with offline_hub(True):
         plan = make_plan(view.config, view.home, Options(device=device, offline=True))
+        plan = replace(plan, generation=view.study.study_name)
         return refit_trial(plan, InlineExecutor(), Stores.open(view.home), number)
 
 

@@ -18,7 +18,8 @@ from detectors.data.mvtec import categories, require_folder
 from detectors.data.rendered import RenderSpec, render_dataset
 from detectors.data.samples import Dataset
 from detectors.errors import InputError
-from studies.file import datasets, library
+from studies.file import datasets
+from studies.file.config import StudyConfig
 from studies.file.sections import DataConfig
 from studies.home import MVTEC_ROOT, Home, home_at
 
@@ -40,7 +41,7 @@ def check_images(
 
     Args:
         images: folder of one's own images with ``good/``, and optional folders of defects and masks.
-        study: a study file by name or path, whose data section says which images.
+        study: a study that was run, or a study file by name or path, whose data section says which images.
         root: folder of a data set of MVTec AD's layout.
         category: one product of it; default all.
         dataset: name of the data set: ``"mvtec"``, ``"rendered"`` or one's own.
@@ -57,12 +58,13 @@ def check_images(
     >>> report.ok, report.counts["train"]["good"] > 0
     (True, True)
     """
-    data = _data_section(study, root=root, category=category, dataset=dataset, images=images)
-    config = library.load(study) if study else None
+    place = home_at(home)
+    config = _config_of(study, place) if study else None
+    data = _data_section(config, root=root, category=category, dataset=dataset, images=images)
     protocol = None if config is None or config.protocol == "auto" else config.protocol
     return [
         check_dataset(product, protocol=protocol, progress=partial(progress, f"checking {product.category}"))
-        for product in _datasets(data, home_at(home), progress)
+        for product in _datasets(data, place, progress)
     ]
 
 
@@ -136,18 +138,25 @@ fetch_images = fetch
 """Bring a public data set here: its licence first, its hash verified, resumed where it was stopped."""
 
 
+def _config_of(study: str, home: Home) -> StudyConfig:
+    # Optuna, which nobody waits for who only checks a folder.
+    from studies.api.settings import run_settings
+
+    return run_settings(study, {}, home=home).config
+
+
 def _data_section(
-    study: str | None,
+    study: StudyConfig | None,
     *,
     root: str | Path | None,
     category: str | None,
     dataset: str | None,
     images: str | Path | None,
 ) -> DataConfig:
-    """The data section of a study file with the arguments over it, or one made of the arguments alone."""
+    """The data section of a study with the arguments over it, or one made of the arguments alone."""
     if images is not None and (study or root or dataset):
         raise InputError("--images names a folder of images by itself; leave out the study, --root and --dataset")
-    section: dict[str, Any] = library.load(study).data.model_dump(exclude_none=True) if study else {}
+    section: dict[str, Any] = study.data.model_dump(exclude_none=True) if study else {}
     if images is not None:
         section = {"dataset": "folder", "root": images}
     arguments = {"root": root, "category": category, "dataset": dataset}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,12 +14,10 @@ from rich.console import Console
 from detectors.errors import InputError
 from studies.api.driving import make_executor
 from studies.api.offline import offline_hub
+from studies.api.settings import continued, run_settings
 from studies.api.study import Study
 from studies.executors.base import Executor
 from studies.executors.catalog import check_address, executor_plugin
-from studies.file import library
-from studies.file.config import StudyConfig
-from studies.file.demo import load_demo
 from studies.file.overrides import Overrides, parse_idea, parse_overrides
 from studies.home import home_at
 from studies.search.notices import Listener, Notice, Remark
@@ -29,8 +27,6 @@ from studies.search.stores import Stores
 from studies.show.live import Live
 
 Jobs = int | Literal["auto"]
-NAME_LENGTH = 64
-"""Letters of a name that is made from a folder's."""
 
 
 class Watcher(Protocol):
@@ -66,9 +62,10 @@ def run(
     """Search for the best configuration, refit it and score it on test; the same call goes on where it was stopped.
 
     Args:
-        study: name of a study (``"padim_screw"``), path of a ``.yaml`` file, or with `images` a detector (``"padim"``).
+        study: name of a study file (``"padim_screw"``) or of a study that was run here (``"padim_parts"``, ``"padim_parts#2"``),
+            path of a ``.yaml`` file, or with `images` a detector (``"padim"``).
         settings: overrides of the study file by dotted key, ``{"data.image_size": 320}`` or ``["data.image_size=320"]``.
-        trials: finished trials in all, over every resumption; default what the file says.
+        trials: finished trials in all, over every resumption; default what was given last, else what the file says.
         timeout: time limit of this run, ``"30m"`` or seconds.
         images: folder of one's own images with ``good/`` and optional folders of defects.
         name: of the study, with `images`.
@@ -102,7 +99,7 @@ def run(
             stack.callback(executor.close)
         watcher = stack.enter_context(_watcher(progress))
         plan = plan_study(
-            study, settings=settings, trials=trials, timeout=timeout, images=images, name=name, demo=demo,
+            study, settings=settings, trials=trials, timeout=timeout, images=images, name=name, demo=demo, fresh=fresh,
             offline=offline, enqueue=enqueue, jobs=jobs, device=device, executor=executor, ray_address=ray_address,
             weights_dir=weights_dir, home=home, preparing=watcher.preparing,
         )  # fmt: skip
@@ -118,6 +115,7 @@ def plan_study(
     images: str | Path | None = None,
     name: str | None = None,
     demo: bool = False,
+    fresh: bool = False,
     offline: bool = False,
     enqueue: Sequence[str | Mapping[str, Any]] = (),
     jobs: Jobs | None = None,
@@ -149,18 +147,27 @@ def plan_study(
         overrides["budget.trials"] = trials
     if timeout is not None:
         overrides |= parse_overrides([f"budget.timeout={timeout}"])
-    config = _load_config(str(study), overrides, images=images, name=name, demo=demo)
-    offline = offline or demo
+    place = home_at(home)
+    folder = Path(weights_dir) if weights_dir is not None else None
+    chosen = run_settings(
+        str(study), overrides, home=place, images=images, name=name, demo=demo, fresh=fresh, weights_dir=folder
+    )
+    origin = chosen.origin
+    if folder is None and origin is not None and Path(origin.weights_dir).is_dir() and origin.weights_dir:
+        folder = Path(origin.weights_dir)
+    offline = offline or demo or (origin is not None and origin.kind == "demo")
     with offline_hub(offline):
         options = Options(
             device=device,
             jobs=jobs or ("auto" if remote else 1),
             offline=offline,
-            weights_dir=Path(weights_dir) if weights_dir is not None else None,
+            weights_dir=folder,
             remote=remote,
-            ideas=tuple(parse_idea(idea, config) for idea in enqueue),
+            ideas=tuple(parse_idea(idea, chosen.config) for idea in enqueue),
         )
-        return make_plan(config, home_at(home).prepare(), options, progress=preparing)
+        plan = make_plan(chosen.config, place.prepare(), options, progress=preparing)
+        plan = replace(plan, origin=origin, remarks=chosen.remarks)
+        return replace(plan, **continued(plan, chosen, more=bool(enqueue)))
 
 
 def run_plan(
@@ -184,8 +191,9 @@ def run_plan(
 
 
 def remarks(plan: Plan) -> list[str]:
-    """What a person should know before the run: warnings, and backbones that are left out."""
-    lines = [f"warning: {warning}" for warning in plan.warnings]
+    """What a person should know before the run: where its settings came from, warnings, and backbones that are left out."""
+    lines = [*plan.remarks]
+    lines += [f"warning: {warning}" for warning in plan.warnings]
     if plan.dropped:
         lines.append(f"left out, no weights on this machine: {', '.join(plan.dropped)}")
     return lines
@@ -216,20 +224,3 @@ def _watcher(progress: bool | Listener) -> Iterator[Watcher]:
         yield _Silent(progress)
     else:
         raise InputError(f"progress {progress!r}: give True, False or a function")
-
-
-def _load_config(
-    study: str, overrides: Mapping[str, Any], *, images: str | Path | None, name: str | None, demo: bool
-) -> StudyConfig:
-    if images is None and name is not None:
-        raise InputError("--name goes with --images; a study file has its own name")
-    if images is not None:
-        if demo:
-            raise InputError("--demo renders its own images; leave out --demo or --images")
-        folder = Path(images).expanduser().absolute()
-        name = name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(study).stem}_{folder.name}")[:NAME_LENGTH]
-        return library.load(study, {"data.root": folder, "data.dataset": "folder", "name": name, **overrides})
-    if demo:
-        # The file's own search, cut to the bundled backbone and to minutes.
-        return load_demo(study, overrides)
-    return library.load(study, overrides)

@@ -17,9 +17,12 @@ from studies.show.live import Live
 
 def run(
     name: Annotated[
-        str, typer.Argument(help="A study (padim_screw), a .yaml file, or with --images a detector (padim).")
+        str, typer.Argument(help="A study file by name or path, a study of `study list`, or with --images a detector.")
     ],
-    trials: Annotated[int | None, typer.Option(help="Finished trials in all, over every resumption.", min=1)] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Finished trials in all, over every resumption; later runs keep to it.", min=1),
+    ] = None,
     timeout: Annotated[str | None, typer.Option(help="Time limit of this run, e.g. 90s, 30m, 2h.")] = None,
     jobs: Annotated[
         str | None,
@@ -83,6 +86,7 @@ def run(
             images=images,
             name=study_name,
             demo=demo,
+            fresh=fresh,
             offline=offline,
             enqueue=enqueue or [],
             jobs=_jobs(jobs),

@@ -24,6 +24,12 @@ def load_demo(name: str, overrides: Overrides = ()) -> StudyConfig:
     Raises:
         InputError: as `studies.file.library.load` does.
     """
+    raw, source = read_demo(name)
+    return validate(override(raw, overrides), source=source)
+
+
+def read_demo(name: str) -> tuple[dict[str, Any], str]:
+    """The plain form of the demonstration of a study file, and where it comes from. Raises `InputError` as `load_demo` does."""
     raw, source = read(name)
     file = validate(raw, source=source)
     raw["name"] = f"{file.name}-demo"
@@ -44,7 +50,7 @@ def load_demo(name: str, overrides: Overrides = ()) -> StudyConfig:
         for base in raw.get("baselines", [])
         if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
     ]
-    return validate(override(raw, overrides), source=f"{source} with --demo")
+    return raw, f"{source} with --demo"
 
 
 def _with_bundled_weights(

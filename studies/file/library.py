@@ -15,6 +15,10 @@ from studies.file.messages import did_you_mean
 from studies.file.overrides import Overrides, override
 
 
+class UnknownStudyError(InputError):
+    """No study file has this name."""
+
+
 def packaged_configs() -> Path:
     """Folder of the study files that come with the package: inside the wheel, or beside it in a checkout."""
     installed = Path(__file__).parents[1] / "configs"
@@ -27,9 +31,19 @@ def config_names() -> list[str]:
     return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
 
 
+def is_path(name: str) -> bool:
+    """Whether a study is given by the path of its file, and not by a name."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
 def find(name: str) -> Path:
-    """The study file of a name or path. Raises `InputError` that lists the names there are."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    """The study file of a name or path.
+
+    Raises:
+        UnknownStudyError: there is no file of this name; the message lists the names there are.
+        InputError: a path that leads to no file.
+    """
+    if is_path(name):
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{path}: no such study file")
@@ -38,7 +52,7 @@ def find(name: str) -> Path:
         if (path := folder / f"{name}.yaml").is_file():
             return path
     known = config_names()
-    raise InputError(
+    raise UnknownStudyError(
         f"no study {name!r}; {did_you_mean(name, known)}known: {', '.join(known) or 'none'} "
         "(or give a path to a .yaml file)"
     )
@@ -74,7 +88,7 @@ def read(name: str) -> tuple[Any, str]:
         return with_heads(study_of(catalog.load_head_file(name)) | {"detector": name}, base=Path(), source=name), name
     try:
         path = find(name)
-    except InputError:
+    except UnknownStudyError:
         if name not in catalog.names():
             raise
         return study_of(catalog.head_class(name)), name

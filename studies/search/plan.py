@@ -25,6 +25,7 @@ from studies.file.keys import DETECTOR_KEY
 from studies.file.sections import Baseline
 from studies.home import Home
 from studies.search.identity import Identity, study_identity
+from studies.search.origin import Origin
 from studies.search.space import SearchSpace
 
 Progress = Callable[[str, int, int], None]
@@ -66,6 +67,16 @@ class Plan:
     """The networks that detectors start from, with pretrained weights."""
     warnings: tuple[str, ...] = ()
     """What is doubtful about the images, a line each."""
+    origin: Origin | None = None
+    """What the settings were made of; None leaves a stored study's as it is."""
+    generation: str | None = None
+    """``NAME#2``, the stored study that goes on; None for the last one of the name."""
+    settles: bool = False
+    """No trial is started where the last search has ended: only what becomes of its outcome was changed."""
+    standing: str = "new study"
+    """Whether the study is new, or how far it is and what is left to do, for a person."""
+    remarks: tuple[str, ...] = ()
+    """Where the settings came from, a line each."""
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a search that these backbones do not allow."""

@@ -31,7 +31,7 @@ from studies.search.refit import Refit
 from studies.search.samplers import make_pruner
 from studies.search.settling import put_back, take_up
 from studies.search.stopping import Stopping
-from studies.search.storage import create_or_resume
+from studies.search.storage import ENDED, create_or_resume, ended
 from studies.search.stores import Stores
 from studies.search.telling import Telling
 from studies.search.view import TrialView
@@ -79,19 +79,23 @@ def run_study(
             )
         )
         take_up(opened, queue, telling)
-        queue.fill()
         jobs = JobFactory(opened, executor)
-        driver = Driver(
-            opened,
-            executor,
-            queue=queue,
-            jobs=jobs,
-            telling=telling,
-            stopping=Stopping(opened, queue, clock=clock),
-            check_lease=session.check_lease,
-        )
-        reason = driver.search()
+        reason = ended(opened.study) if plan.settles else ""
+        if reason:
+            listener(
+                Remark("no trial is started: what was changed concerns the outcome of the search, which had ended")
+            )
+        else:
+            opened.study.set_user_attr(ENDED, "")
+            queue.fill()
+            stopping = Stopping(opened, queue, clock=clock)
+            check_lease = session.check_lease
+            driver = Driver(
+                opened, executor, queue=queue, jobs=jobs, telling=telling, stopping=stopping, check_lease=check_lease
+            )
+            reason = driver.search()
         put_back(opened, queue, telling)
+        opened.study.set_user_attr(ENDED, reason)
         selected = Refit(opened, executor, jobs, check_lease=session.check_lease).finish_selected()
         listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from studies.search.opened import OpenStudy
 from studies.search.queue import Queue
+from studies.search.view import StudyView
 
 
 class Stopping:
@@ -30,25 +31,31 @@ class Stopping:
             return f"every {what} was tried"
         if budget.timeout is not None and self._clock() - self._begin > budget.timeout:
             return f"the time limit of {budget.timeout:.0f} s is reached"
-        if budget.goal is not None and self._is_goal_met(budget.goal):
-            return f"the goal of {budget.goal:g} is reached"
-        if budget.stagnation is not None and self._trials_since_best() >= budget.stagnation:
-            return f"no better trial among the last {budget.stagnation}"
-        return None
+        return reached(self._opened.view)
 
-    def _is_goal_met(self, goal: float) -> bool:
-        selected = self._opened.view.selected()
-        if selected is None or selected.value is None:
-            return False
-        return selected.value >= goal if self._config.direction == "maximize" else selected.value <= goal
 
-    def _trials_since_best(self) -> int:
-        """Feasible trials after the one of them that set the present best value.
+def reached(view: StudyView) -> str | None:
+    """Which aim of the budget the finished trials have reached, the goal or stagnation, in words; None for neither."""
+    budget = view.config.budget
+    if budget.goal is not None and _is_goal_met(view, budget.goal):
+        return f"the goal of {budget.goal:g} is reached"
+    if budget.stagnation is not None and _trials_since_best(view) >= budget.stagnation:
+        return f"no better trial among the last {budget.stagnation}"
+    return None
 
-        One that misses a constraint could not be selected, however good: it neither sets the mark nor counts as a try to beat it.
-        """
-        sign = 1 if self._config.direction == "maximize" else -1
-        values = [
-            sign * trial.value for trial in self._opened.view.trials() if trial.feasible and trial.value is not None
-        ]
-        return len(values) - 1 - values.index(max(values)) if values else 0
+
+def _is_goal_met(view: StudyView, goal: float) -> bool:
+    selected = view.selected()
+    if selected is None or selected.value is None:
+        return False
+    return selected.value >= goal if view.config.direction == "maximize" else selected.value <= goal
+
+
+def _trials_since_best(view: StudyView) -> int:
+    """Feasible trials after the one of them that set the present best value.
+
+    One that misses a constraint could not be selected, however good: it neither sets the mark nor counts as a try to beat it.
+    """
+    sign = 1 if view.config.direction == "maximize" else -1
+    values = [sign * trial.value for trial in view.trials() if trial.feasible and trial.value is not None]
+    return len(values) - 1 - values.index(max(values)) if values else 0

@@ -14,12 +14,14 @@ from typing import Any, Literal
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from detectors.errors import InputError
 from detectors.files import file_lock
 from studies.home import Home, prepare_sqlite, sqlite_file
 from studies.search.identity import differences
+from studies.search.origin import Origin
 from studies.search.patient_storage import PatientStorage
 from studies.search.plan import Plan
 from studies.search.quiet import quiet_optuna
@@ -27,7 +29,8 @@ from tracking.addresses import without_password
 from tracking.patience import Patience
 
 Direction = Literal["maximize", "minimize"]
-HEADER = "header"
+HEADER, ENDED = "header", "ended"
+"""User attributes of an Optuna study: its `Header`; why its last search ended, empty while one runs or was cut off."""
 CONNECTION = {
     "connect_timeout": 10,
     "keepalives_idle": 5,
@@ -60,6 +63,27 @@ class Header:
     dataset: str
     counts: dict[str, dict[str, int]]
     splits_digest: str
+    origin: dict[str, Any] | None = None
+    """What the settings of the last run were made of, as `Origin.to_json` writes it; None in a study of version 0.2 or before."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A study that is stored, as it stands."""
+
+    name: str
+    """``NAME``, or ``NAME#2``."""
+    study: optuna.Study
+    header: Header
+    finished: int
+    """Trials that count towards the budget."""
+    ended: str
+    """Why its last search ended; empty where that was cut off, or is not known."""
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the settings of the last run were made of; None in a study of version 0.2 or before."""
+        return Origin.from_json(self.header.origin) if self.header.origin is not None else None
 
 
 def open_storage(home: Home, *, patience: Patience | None = None) -> PatientStorage:
@@ -139,8 +163,49 @@ def load_study(storage: BaseStorage, name: str) -> tuple[optuna.Study, Header]:
     return study, header
 
 
+def look_up(home: Home, name: str) -> Stored | None:
+    """A stored study by name (the last generation) or by ``NAME#N``; None where there is none. Makes no database file.
+
+    Raises:
+        InputError: the storage cannot be opened.
+    """
+    path = sqlite_file(home.storage_url)
+    if path is not None and not path.is_file():
+        return None
+    storage = open_storage(home)
+    try:
+        known = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
+        if known is None or known not in study_names(storage):
+            return None
+        study = optuna.load_study(study_name=known, storage=storage)
+        header = read_header(study)
+        if header is None:
+            return None
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return Stored(known, study, header, len(finished), ended(study))
+    finally:
+        storage.engine.dispose()
+
+
+def stored_names(home: Home) -> list[str]:
+    """Names of all stored studies, generations included. Makes no database file, and raises as `look_up` does."""
+    path = sqlite_file(home.storage_url)
+    if path is not None and not path.is_file():
+        return []
+    storage = open_storage(home)
+    try:
+        return study_names(storage)
+    finally:
+        storage.engine.dispose()
+
+
+def ended(study: optuna.Study) -> str:
+    """Why a study's last search ended; empty while one runs, and where it was cut off or is not known."""
+    return str(study.user_attrs.get(ENDED, ""))
+
+
 def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[optuna.Study, Header, bool]:
-    """The study that a plan belongs to.
+    """The study that a plan belongs to: the generation that it names, else the last one.
 
     Returns:
         Study, header, and whether it is new.
@@ -149,7 +214,9 @@ def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[
         InputError: it was created with another identity, or with weights that are not here any more.
     """
     known = latest(storage, plan.config.name)
-    if known is None:
+    if plan.generation is not None and not fresh:
+        known = plan.generation
+    elif known is None:
         known = plan.config.name
     elif fresh and read_header(optuna.load_study(study_name=known, storage=storage)) is not None:
         known = f"{plan.config.name}{GENERATION}{_generation(known) + 1}"
@@ -164,6 +231,17 @@ def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[
         header = _new_header(plan)
         study.set_user_attr(HEADER, asdict(header))
         return study, header, True
+    check_same_study(known, header, plan)
+    config = _resolved_config(plan)
+    origin = plan.origin.to_json() if plan.origin is not None else header.origin
+    if (header.config, header.origin) != (config, origin):
+        header = replace(header, config=config, origin=origin)
+        study.set_user_attr(HEADER, asdict(header))
+    return study, header, False
+
+
+def check_same_study(known: str, header: Header, plan: Plan) -> None:
+    """Raise `InputError` where a stored study was created with another identity than a plan's, or with weights that are gone."""
     changed = differences(header.identity, plan.identity)
     if changed:
         remark = plan.images.copies_remark if any(line.startswith("the images of") for line in changed) else ""
@@ -187,11 +265,6 @@ def create_or_resume(storage: BaseStorage, plan: Plan, *, fresh: bool) -> tuple[
                 f"study {known!r} was created with other weights of {name} "
                 f"({identity['sha256'][:12]}, now {here.sha256[:12]}); restore them, or --fresh"
             )
-    config = _resolved_config(plan)
-    if header.config != config:
-        header = replace(header, config=config)
-        study.set_user_attr(HEADER, asdict(header))
-    return study, header, False
 
 
 def read_header(study: optuna.Study) -> Header | None:
@@ -213,6 +286,7 @@ def _new_header(plan: Plan) -> Header:
         dataset=plan.images.source,
         counts=plan.images.counts,
         splits_digest=plan.images.digest,
+        origin=json.loads(json.dumps(plan.origin.to_json())) if plan.origin is not None else None,
     )
 
 

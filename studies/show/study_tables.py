@@ -30,6 +30,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     yield table(
         ("study", config.name),
         [
+            ("state", plan.standing),
             ("detector", config.detector_label),
             ("experiment", plan.experiment),
             ("images", plan.images.source),
