@@ -196,7 +196,7 @@ def test_a_demonstration_stays_where_it_is(shell: Shell) -> None:
 def new_images(tmp_path: Path) -> Path:
     folder = tmp_path / "new"
     folder.mkdir()
-    for number in range(10):
+    for number in range(20):
         Image.fromarray(draw_widget(900 + number)[0]).save(folder / f"{number:03d}.png")
     return folder
 
@@ -206,15 +206,21 @@ def test_a_champion_is_fitted_on_newer_images_and_goes_through_the_gate(shell: S
     for _ in range(2):  # the same images make the same version
         ended = shell("retrain", "tiny", "--images", new_images, "--json")
         assert ended.code == 0, ended
-        assert json.loads(ended.out) == {"model": "tiny", "version": "2", "from": "1", "new_pictures": 10}
+        outcome = json.loads(ended.out)
+        assert outcome | {"warnings": []} == {
+            "model": "tiny", "version": "2", "from": "1", "new_pictures": 20, "held_out": 4, "warnings": [],
+        }  # fmt: skip
+        assert any("threshold.rate" in warning for warning in outcome["warnings"])
     assert versions(shell) == [("2", ["challenger"]), ("1", ["champion"])]
     (folder,) = (shell.home / "retrained").glob("tiny/*/detector")
     artifact = load_artifact(folder)
-    assert artifact.provenance["new_pictures"] == 10
+    assert artifact.provenance["new_pictures"] == 20
     assert artifact.detector.threshold is not None
-    assert len(artifact.normal_scores) > 2
+    assert len(artifact.normal_scores) == 4
     gate = shell("promote", "tiny", "--version", "2")
     assert gate.code in (0, REFUSED), gate
+    assert "warning" in gate.out
+    assert "4 held-out new images" in " ".join(gate.out.split())
     assert ("2", ["champion"]) in versions(shell) if gate.code == 0 else ("1", ["champion"]) in versions(shell)
 
 
@@ -225,7 +231,7 @@ def test_retrain_refuses_what_it_would_be_tested_on(shell: Shell, root: Path, ne
         shutil.copy(path, new_images / f"copy-{path.name}")
     ended = shell("retrain", "tiny", "--images", new_images)
     assert ended.code == 2
-    assert "test images cannot be fitted to" in ended.err
+    assert f"copy-{goods[0].name}: is the same image as {goods[0]}" in ended.err
     ended = shell("retrain", "tiny", "--only-new")
     assert ended.code == 2
     assert "--only-new needs --images" in ended.err

@@ -130,20 +130,27 @@ def retrain(
     images: str | Path | None = None,
     only_new: bool = False,
     device: str = "auto",
+    weights_dir: str | Path | None = None,
     home: str | Path | None = None,
     progress: Progress = lambda text: None,
     remark: Progress = lambda text: None,
 ) -> Retraining:
     """Fit the champion's configuration on new good images, and register the outcome as challenger.
 
+    One of five new images is held out for the threshold, which rests on these alone.
+
     Args:
         model: a registered model that has a champion.
         images: folder of new good images; None fits the study's own once more.
         only_new: leave the study's own images out of the fit.
         device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
+        weights_dir: folder with the weights of a network that the detector starts from.
+
+    Returns:
+        What came of it: ``version``, ``champion``, and ``fitted`` with its ``warnings``, such as a threshold that jumped.
 
     Raises:
-        InputError: no champion, too few or unreadable images, one that is among the test images.
+        InputError: no champion, too few or unreadable images, one that is among those of the study.
 
     >>> import studies
     >>> studies.retrain("nothing", images="parts")  # doctest: +ELLIPSIS
@@ -161,6 +168,7 @@ def retrain(
         images=Path(images).expanduser().absolute() if images else None,
         only_new=only_new,
         device=promoter.device,
+        weights_dir=Path(weights_dir).expanduser().absolute() if weights_dir else None,
         tell=promoter.tell,
     )
     return Retraining(promoter.register_retrained(champion, fitted), champion, fitted)

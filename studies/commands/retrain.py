@@ -20,17 +20,33 @@ def retrain(
         bool, typer.Option("--only-new", help="Fit on the new images alone, not also on the study's own.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the weights of a network that the detector starts from.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Fit the champion's configuration on new good images; the outcome is the model's challenger."""
     console = tables.console(stderr=json_output)
     with steps_on(console) as step:
         outcome = api.retrain(
-            model, images=images, only_new=only_new, device=device, progress=step, remark=remarks_to(console)
+            model,
+            images=images,
+            only_new=only_new,
+            device=device,
+            weights_dir=weights_dir,
+            progress=step,
+            remark=remarks_to(console),
         )
     version, champion, fitted = outcome.version, outcome.champion, outcome.fitted
     if json_output:
-        data = {"model": model, "version": version.version, "from": champion.version, "new_pictures": fitted.new}
+        data = {
+            "model": model,
+            "version": version.version,
+            "from": champion.version,
+            "new_pictures": fitted.new,
+            "held_out": fitted.held_out,
+            "warnings": list(fitted.warnings),
+        }
         typer.echo(json.dumps(data, indent=1))
         return
     console.print(
@@ -38,6 +54,8 @@ def retrain(
         f"with {fitted.new} new images, {fitted.held_out} of them kept for the threshold",
         markup=False,
     )
+    for warning in fitted.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(
         f"take it through the gate: study promote {model} --version {version.version}", style="dim", markup=False
     )
