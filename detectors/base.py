@@ -111,7 +111,8 @@ class FitContext:
     """Asked between epochs; True ends the fit early, and nothing that it learned is used."""
     validate: Callable[[], float] | None = None
     """The study's first objective on the validation set with the head as it is now, higher is better; None where there is
-    nothing that training may look at. The head must be able to `score` when it is called."""
+    nothing that training may look at. The head must be able to `score` when it is called. The best of several values is too good
+    by itself: it serves for choosing, and no figure of the detector is made of it."""
     checkpoint_dir: Path | None = None
     """Where a training keeps what it goes on from after a crash; the same job finds it again."""
     memo: Memo | None = None
@@ -307,9 +308,13 @@ class Detector(nn.Module):
         check_images(images, self.image_size)
         return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
 
-    @torch.inference_mode()
     def score_features(self, features: Features) -> Prediction:
-        """Prediction from features that are there already.
+        """Prediction from features that are there already. Raises as `score_patches`."""
+        return self.score_patches(features)[0]
+
+    @torch.inference_mode()
+    def score_patches(self, features: Features) -> tuple[Prediction, Tensor]:
+        """Prediction, and the patch scores [B, h, w] that its maps are made of.
 
         Raises:
             InputError: the features lie on another grid than those of the fit.
@@ -324,7 +329,7 @@ class Detector(nn.Module):
         maps = self.anomaly_map(patch_scores)
         scores = image_scores(maps) if scores is None else scores
         check_scores(scores)
-        return Prediction(scores=scores, maps=maps)
+        return Prediction(scores=scores, maps=maps), patch_scores
 
 
 def seeded(detector: str, seed: int, purpose: str) -> torch.Generator:

@@ -55,7 +55,8 @@ def learning_rate(step: int, steps: int, *, largest: float) -> float:
 
 
 class Best(NamedTuple):
-    """The epoch with the best validation value so far."""
+    """The epoch with the best validation value so far. The value chose the epoch and is too good for a figure of the detector;
+    whoever gives `validate` judges it otherwise, as `studies.worker.epochs` does."""
 
     epoch: int
     value: float
@@ -74,6 +75,8 @@ class Training(pl.LightningModule):
     loss: float
     """Mean over the steps of the last epoch."""
     best: Best | None
+    seconds: float
+    """Of the epochs that are done, without validation."""
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         self.head, self.model, self.features, self.context = head, model, features, context
         self.steps, self.epochs, self.largest_rate, self.patience = steps, epochs, learning_rate, patience
-        self.epoch, self.loss, self.best = 0, float("nan"), None
+        self.epoch, self.loss, self.best, self.seconds = 0, float("nan"), None, 0.0
         self.ended = self.stopped = False
         self._asked_at = 0.0
         self._resumed: dict[str, Tensor] = {}
@@ -190,6 +193,7 @@ class Training(pl.LightningModule):
             self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
+        self._epoch_began = time.perf_counter()
         self._loss = torch.zeros((), device=self.device)
         self.begin_epoch()
 
@@ -217,6 +221,7 @@ class Training(pl.LightningModule):
         self._check_finite()
         self.loss = float(self._loss) / self.steps
         self.epoch += 1
+        self.seconds += time.perf_counter() - self._epoch_began
         if self.context.validate is not None:
             self._validate(self.context.validate)
         if self._checkpoint:
@@ -274,6 +279,8 @@ class Training(pl.LightningModule):
         if progress["best"]:
             epoch, value = progress["best"]
             self.best = Best(epoch, value, with_prefix(tensors, "best."))
+        self.seconds = float(progress.get("seconds", 0.0))  # absent from those that an earlier version left
+        self.context.count_stored(self.seconds)
         self.ended = self._out_of_patience()
 
     def _state(self) -> dict[str, Tensor]:
@@ -286,7 +293,7 @@ class Training(pl.LightningModule):
 
     def _progress(self) -> dict[str, Any]:
         best = self.best and (self.best.epoch, self.best.value)
-        return {"epoch": self.epoch, "loss": self.loss, "best": best}
+        return {"epoch": self.epoch, "loss": self.loss, "best": best, "seconds": self.seconds}
 
     def _restore_optimizers(self) -> None:
         for optimizer, name, parameter in self._optimized():

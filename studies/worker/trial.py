@@ -30,11 +30,13 @@ from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, measure_latency
-from detectors.scoring.evaluation import METRICS, Evaluation, evaluate, single_metric
+from detectors.scoring.evaluation import METRICS, Evaluation, evaluate
 from detectors.scoring.operating_point import GoodScores, choose_threshold
 from studies.file.config import StudyConfig, validate
+from studies.file.encoding import canonical
 from studies.home import Home
 from studies.worker import plots
+from studies.worker.epochs import CrossedEpochs, Validation, halves
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import ARTIFACTS, CHECKPOINTS, DETECTOR, RESULT_FILE, Event, Job, Report, Stage, TrialResult
 from studies.worker.ledger import LedgerLine, append_to_ledger
@@ -79,6 +81,7 @@ class _Worker:
         self.started = time.time()
         self.seconds: dict[str, float] = {}
         self.stored_seconds = 0.0
+        self.validation: Validation | None = None
         self.stopped = False
         self.device = torch.device(job.device)
         self.lock = DeviceLock(self.home.locks, self.device)
@@ -94,14 +97,15 @@ class _Worker:
             if self.stopped:
                 return self._finish({"train_seconds": self._train_seconds}, Evaluation(metrics={}), pruned=True)
             prediction, evaluation = self._score(detector, scored)
+            judged = self.validation.judged() if self.validation is not None else None
+            evaluation = evaluation if judged is None else self._evaluate(judged, scored)
         with self._stage("speed"), self.lock.exclusive():
             images = scored.images(range(min(LATENCY_IMAGES, len(scored))))
             latency = measure_latency(detector.to(self.device), images, self.device)
         folder = self._fresh_folder(ARTIFACTS)
         with self._stage("plots"):
-            plots.write_curves(
-                prediction.scores.numpy(), scored.labels, folder, title=f"trial {self.job.number}, {scored.name}"
-            )
+            curves = (judged or prediction).scores.numpy()
+            plots.write_curves(curves, scored.labels, folder, title=f"trial {self.job.number}, {scored.name}")
             plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=HEAT_MAPS)
         if prefix == "test":
             self._write_ledger("paper", evaluation)
@@ -170,7 +174,7 @@ class _Worker:
             report=lambda step, value: self.emit(Report(job.number, job.attempt, step, value)),
             should_stop=self._should_stop,
             count_stored=self._count_stored,
-            validate=self._validation(detector),
+            validate=self._validate_with(detector),
             checkpoint_dir=job.path / CHECKPOINTS,
             weights_dir=Path(job.weights_dir) if job.weights_dir else None,
             memo=FileMemo(
@@ -180,35 +184,28 @@ class _Worker:
         with self._stage("fit"):
             detector.fit_features(features, context)
         # Validation between epochs is part of the search, not of the training.
-        self.seconds["fit"] -= self.seconds.get("validate", 0.0)
+        if self.validation is not None and self.validation.seconds:
+            self.seconds["validate"] = self.validation.seconds
+            self.seconds["fit"] -= self.validation.seconds
         shutil.rmtree(job.path / CHECKPOINTS, ignore_errors=True)
         return detector.to(self.device)
 
-    def _validation(self, detector: Detector) -> Callable[[], float] | None:
-        """A function that measures the first objective on validation, by which a training is pruned.
+    def _validate_with(self, detector: Detector) -> Validation | None:
+        """What measures the first objective on validation, by which a training is pruned and chooses its epoch.
 
         None if the objective is a cost, or there are no validation images.
         """
-        objective = next(iter(self.config.objectives))
-        validation = self.splits.validation
+        objective, validation, job = next(iter(self.config.objectives)), self.splits.validation, self.job
         if validation is None or objective not in METRICS:
             return None
+        crossed = None
+        if job.task == "trial":
+            identity = canonical({"study": job.study_uid, "trial": job.number, "seed": job.seed, **job.params})
+            crossed = CrossedEpochs(halves(validation), job.path / CHECKPOINTS, identity=identity)
+        masks = _masks(validation) if objective.startswith("pixel_") else None
         features = self._features(validation)
-
-        def validate() -> float:
-            start = time.perf_counter()
-            prediction = detector.score_features(features)
-            value = single_metric(
-                objective,
-                scores=prediction.scores.cpu(),
-                maps=prediction.maps.cpu(),
-                labels=validation.labels,
-                masks=_masks(validation) if objective.startswith("pixel_") else None,
-            )
-            self.seconds["validate"] = self.seconds.get("validate", 0.0) + time.perf_counter() - start
-            return value
-
-        return validate
+        self.validation = Validation(objective, detector, features, validation, masks=masks, crossed=crossed)
+        return self.validation
 
     def _count_stored(self, seconds: float) -> None:
         self.stored_seconds += seconds
@@ -244,15 +241,18 @@ class _Worker:
         with self._stage(f"score ({image_set.name})"):
             prediction = detector.score_features(features)
             prediction = Prediction(scores=prediction.scores.cpu(), maps=prediction.maps.cpu())
-            evaluation = evaluate(
-                scores=prediction.scores,
-                maps=prediction.maps,
-                labels=image_set.labels,
-                masks=_masks(image_set),
-                defect_types=image_set.defect_types,
-                seed=self.job.structural_seed,
-            )
+            evaluation = self._evaluate(prediction, image_set)
         return prediction, evaluation
+
+    def _evaluate(self, prediction: Prediction, image_set: ImageSet) -> Evaluation:
+        return evaluate(
+            scores=prediction.scores,
+            maps=prediction.maps,
+            labels=image_set.labels,
+            masks=_masks(image_set),
+            defect_types=image_set.defect_types,
+            seed=self.job.structural_seed,
+        )
 
     def _choose_threshold(self, detector: Detector, validation: ImageSet) -> NDArray[np.float64]:
         """Set the threshold from validation. Returns the scores of its good images [N]."""

@@ -204,11 +204,15 @@ def test_a_resumed_training_equals_one_without_interruption(tmp_path, at):
         )
     assert (tmp_path / CHECKPOINT).is_file() == (at > 1)
     torch.manual_seed(99)
-    rest = FitContext(validate=iter(values[at - 1 :]).__next__, checkpoint_dir=tmp_path)
+    counted: list[float] = []
+    rest = FitContext(validate=iter(values[at - 1 :]).__next__, checkpoint_dir=tmp_path, count_stored=counted.append)
     head = Fastflow(**SMALL, epochs=3).fit(make_features(), rest)
     assert same(weights_of(head), weights_of(whole))
     assert head.diagnostics == whole.diagnostics
     assert head.diagnostics["best_epoch"] == 2
+    # The epochs that an earlier attempt did are part of what the training cost.
+    assert len(counted) == (at > 1)
+    assert all(seconds > 0 for seconds in counted)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,9 +17,12 @@ import torch
 from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.backbones.weights import BUNDLED
+from detectors.base import FitContext
 from detectors.data import samples
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
+from detectors.features import Features
+from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore import head as patchcore_head
 from detectors.runtime.artifact import load_artifact
 from detectors.scoring.metrics import auroc
@@ -29,8 +32,19 @@ from studies.home import Home
 from studies.search.plan import Plan
 from studies.search.samplers import derive_seed
 from studies.worker import products, trial
+from studies.worker.epochs import halves
 from studies.worker.feature_store import FeatureStore
-from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, Event, Job, Stage, TrialResult, read_result
+from studies.worker.jobs import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    DETECTOR,
+    RESULT_FILE,
+    Event,
+    Job,
+    Stage,
+    TrialResult,
+    read_result,
+)
 from studies.worker.ledger import read_ledger
 from studies.worker.scores import GALLERY, read_scores
 from studies.worker.trial import run_job
@@ -176,6 +190,38 @@ def test_the_seconds_of_a_fit_are_those_from_scratch_whoever_did_the_work(tiny_m
     assert second.metrics["train_seconds"] >= 1.0
     # What was spent here stays what it was.
     assert second.seconds["fit"] < 1.0 <= first.seconds["fit"]
+
+
+def test_no_figure_of_a_trial_is_that_of_the_epoch_which_it_chose(plan, monkeypatch):
+    fit, score, values = Padim.fit, Padim.score, []
+
+    def noise(epoch: int, images: int) -> torch.Tensor:
+        return torch.randn(images, generator=torch.Generator().manual_seed(epoch))
+
+    def fit_over_epochs(head: Padim, features: Features, context: FitContext) -> Padim:
+        fit(head, features, context)
+        for head.epoch in range(1, 41):
+            values.append(context.validate())
+        head.epoch = int(np.argmax(values)) + 1
+        return head
+
+    def score_by_chance(head: Padim, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+        return score(head, features)[0], noise(head.epoch, len(features))
+
+    monkeypatch.setattr(Padim, "fit", fit_over_epochs)
+    monkeypatch.setattr(Padim, "score", score_by_chance)
+    result = run_job(build_job(plan, 3))
+    validation = plan.splits.validation
+    half = halves(validation)
+    crossed = torch.empty(len(validation))
+    for side in (0, 1):
+        measured = [auroc(noise(e, len(half))[half == side], validation.labels[half == side]) for e in range(1, 41)]
+        scores = noise(int(np.argmax(measured)) + 1, len(half)).numpy()
+        low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75))
+        crossed[half != side] = torch.from_numpy((scores - middle) / (high - low))[half != side].float()
+    assert result.metrics["val/image_auroc"] == pytest.approx(auroc(crossed.numpy(), validation.labels))
+    assert max(values) > result.metrics["val/image_auroc"] + 0.1
+    assert not (build_job(plan, 3).path / CHECKPOINTS).exists()
 
 
 def test_an_earlier_attempts_files_are_gone(plan):
