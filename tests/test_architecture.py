@@ -47,7 +47,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["addresses", "interrupts", "mlflow_settings", "moved", "records"],
         ["patience", "audit"],
         ["store"],
-        ["views", "pyfunc"],
+        ["views", "pyfunc", "figures"],
         ["packing"],
         ["model", "projection"],
         ["registered_models"],

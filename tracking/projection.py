@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from detectors.errors import InputError
 from tracking.addresses import without_password
+from tracking.figures import StudyFigures
 from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 from tracking.store import is_away, open_client, origin_tags, store_calls
@@ -60,6 +61,7 @@ class Projection:
         self._study: StudyRecord | None = None
         self._experiment_id = ""
         self._parent = ""
+        self._figures: StudyFigures | None = None
         self._children: dict[int, Run] = {}
 
     @property
@@ -111,9 +113,26 @@ class Projection:
         self._study = study
         self._patiently(lambda tries: self._write_study(study))
 
-    def _write_study(self, study: StudyRecord) -> None:
-        if self._client.get_run(self._parent).info.lifecycle_stage == "deleted":
+    def write_figures(self, study: StudyRecord) -> None:
+        """Write the metrics of the parent run alone, as after each trial. If a user deleted the run in MLflow, it is restored."""
+        self._study = study
+        self._patiently(lambda tries: self._write_figures(study))
+
+    def _write_figures(self, study: StudyRecord) -> None:
+        run = self._active_parent()
+        if self._figures is None:
+            self._figures = StudyFigures(self._client, self._parent)
+        self._figures.write(run, study.figures, study.curves)
+
+    def _active_parent(self) -> Run:
+        """The parent run, which is restored where it was deleted."""
+        run = self._client.get_run(self._parent)
+        if run.info.lifecycle_stage == "deleted":
             self._client.restore_run(self._parent)
+        return run
+
+    def _write_study(self, study: StudyRecord) -> None:
+        self._active_parent()
         tags = {
             **self._common_tags(),
             "study.role": "study",
@@ -121,6 +140,7 @@ class Projection:
             "mlflow.note.content": study.note,
         }
         self._write(self._parent, params=study.params, tags=tags)
+        self._write_figures(study)
         self._client.set_experiment_tag(self._experiment_id, *saved_view(study, self._parent))
         if study.datasets:
             self._client.log_inputs(self._parent, [_dataset_input(dataset) for dataset in study.datasets])

@@ -29,6 +29,18 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    name: str
+    value: float
+    """NaN for a value that does not hold any more, and for one that never did."""
+    time_ms: int
+    """Milliseconds since the epoch."""
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A study, as it is written to its parent run. Times are milliseconds since the epoch."""
 
@@ -44,6 +56,10 @@ class StudyRecord:
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that the runs of all trials get too, because filters of the MLflow UI can hide the parent run."""
     datasets: tuple[DatasetRecord, ...] = ()
+    figures: tuple[Point, ...] = ()
+    """Metrics that hold for the study now, each name once, all of step 0."""
+    curves: tuple[Point, ...] = ()
+    """Metrics that grow with the study: a point for each step."""
     artifacts: Path | None = None
     """Folder whose files become the run's artifacts."""
     columns: tuple[str, ...] = ()

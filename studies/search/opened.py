@@ -80,6 +80,11 @@ class OpenStudy:
         """Bring a trial's child run up to date."""
         self.projection.write_trial(trial_record(self.view, trial))
 
+    def write_figures(self) -> None:
+        """Bring the metrics of the parent run up to date; nothing where there is no such run."""
+        if self.projection.parent_run_id:
+            self.projection.write_figures(study_record(self.view, state="RUNNING"))
+
     def write_finished_trials(self) -> None:
         """Bring the child runs of all trials up to date that do not run any more; cheap where they are."""
         for trial in self.view.trials():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import encode
 from studies.file.keys import SHARED_PARAMETERS, ParameterKey
 from studies.search.attributes import TrialOutcome
+from studies.search.figures import study_figures
 from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import ARTIFACTS, LOG_FILE
 from tracking.records import DatasetRecord, StudyRecord, StudyState, TrialRecord
@@ -20,6 +22,7 @@ def study_record(view: StudyView, *, state: StudyState, note: str = "", finished
     digests: Mapping[str, str] = header.identity["data"]
     dataset = header.experiment.partition("/")[0]
     objective = next(iter(config.objectives))
+    figures, curves = study_figures(view)
     return StudyRecord(
         uid=header.uid,
         name=view.study.study_name,
@@ -55,6 +58,8 @@ def study_record(view: StudyView, *, state: StudyState, note: str = "", finished
             )
             for name, digest in digests.items()
         ),
+        figures=figures,
+        curves=curves,
         artifacts=view.folder / "summary",
         columns=_columns(config),
         order_by=f"metrics.{metric_of(config, objective)}",
@@ -65,7 +70,8 @@ def study_record(view: StudyView, *, state: StudyState, note: str = "", finished
 def _columns(config: StudyConfig) -> tuple[str, ...]:
     """Columns of MLflow's table of trials: objectives and constraints first, then the searched parameters."""
     aims = [metric_of(config, name) for name in (*config.objectives, *config.constraints)]
-    metrics = dict.fromkeys([*aims, *(f"{name}/image_auroc" for name in ("val", "test")), "fps"])
+    ranked = ("val/image_auroc", "test/image_auroc", f"test/{RECALL}", f"test/{FALSE_ALARMS}")
+    metrics = dict.fromkeys([*aims, *ranked, "fps"])
     params = dict.fromkeys([*SHARED_PARAMETERS, *(ParameterKey.parse(key).name for key in config.search)])
     several = ["tags.trial.detector"] if len(config.detectors) > 1 else []
     return (

@@ -105,6 +105,7 @@ class Telling:
         opened = self._opened
         trial = opened.trial(number)
         opened.write_trial(trial)
+        opened.write_figures()
         opened.notify(Finished(trial, opened.count_finished(), opened.view.selected()))
 
 
