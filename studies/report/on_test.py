@@ -190,7 +190,7 @@ def _product_on_test(
 
 def _missing_scores(view: StudyView, trial: TrialView) -> str:
     """Says that the score of each image was not kept, and what brings it back."""
-    name = view.study.study_name.partition("#")[0]
+    name = view.address
     text = "The score of each test image was not kept, so curves, histogram and images cannot be shown."
     if view.config.protocol == "paper":
         return f"{text} `study run {name} --fresh` fits and scores everything anew."

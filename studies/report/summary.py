@@ -45,7 +45,7 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
     yield _choice(search)
     if not scored:
         figures = headline(selected.metrics, "val")
-        name = search.view.study.study_name.partition("#")[0]
+        name = search.view.address
         yield f"`study run {name}` scores it on test when the search is over."
         if figures:
             yield f"On validation, which chose it: {figures}; that figure is too good, because the search looked at it."
@@ -62,7 +62,7 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
 
 def _nothing_selected(search: Search) -> str:
     config, trials = search.config, search.trials
-    name = search.view.study.study_name.partition("#")[0]
+    name = search.view.address
     running = sum(trial.state == "RUNNING" for trial in trials)
     if search.finished:
         limits = phrases.listed([f"{metric} {condition}" for metric, condition in config.constraints.items()])
@@ -144,7 +144,7 @@ def _scorings(search: Search) -> str:
 def cautions(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[str]:
     """What to know before relying on the figures; arguments as in `summary_sentences`."""
     view, config = search.view, search.config
-    name = view.study.study_name.partition("#")[0]
+    name = view.address
     if view.header.experiment.startswith("rendered/"):
         yield "The images were drawn by a program: a demonstration, not a result."
     if config.protocol == "synthetic":
@@ -171,7 +171,7 @@ def cautions(search: Search, selected: TrialView | None, tests: Sequence[Product
 
 def _uncertainties(search: Search, selected: TrialView, tests: Sequence[ProductOnTest]) -> Iterator[str]:
     """Figures that are less certain than they look."""
-    config, name = search.config, search.view.study.study_name.partition("#")[0]
+    config, name = search.config, search.view.address
     if config.protocol == "paper" and len(search.finished) > 1:
         yield "The best of several trials was chosen by the same test figure, which makes that figure a little too good."
     for test in tests:

@@ -85,7 +85,7 @@ class Refit:
     def _why_none_is_selected(self) -> str:
         config = self._opened.config
         if not self._opened.count_finished():
-            return f"no trial finished; `study show {config.name}` lists the failures"
+            return f"no trial finished; `study show {self._opened.view.address}` lists the failures"
         constraints = ", ".join(f"{name} {condition}" for name, condition in config.constraints.items())
         return f"no finished trial meets the constraints ({constraints}); relax them"
 

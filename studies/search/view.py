@@ -17,7 +17,7 @@ from studies.file.keys import DETECTOR_KEY
 from studies.home import Home
 from studies.search.attributes import Submission, TrialAttributes, TrialOutcome
 from studies.search.selection import is_feasible, pareto_front, select
-from studies.search.storage import Header
+from studies.search.storage import GENERATION, Header, latest
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
 from studies.worker.ledger import LedgerLine, read_ledger
 from tracking.records import TrialState as RecordState
@@ -155,6 +155,13 @@ class StudyView:
         """Args: `config` is the study file as it is now; without it, as it was at the last run."""
         self.study, self.header, self.home = study, header, home
         self.config = config or StudyConfig.from_store(header.config)
+
+    @property
+    def address(self) -> str:
+        """The name by which commands find this very study: ``NAME#1`` where ``--fresh`` started others beside it."""
+        name = str(self.study.study_name)
+        is_last = GENERATION in name or latest(self.study._storage, name) in (name, None)
+        return name if is_last else f"{name}{GENERATION}1"
 
     @property
     def folder(self) -> Path:

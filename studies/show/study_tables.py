@@ -100,7 +100,7 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
         rows,
         title,
         spare=[*reversed(heads[1:]), "seconds", *reversed(short), "fps"],
-        elsewhere=f"in a wider terminal, `study report {view.study.study_name}` or `study show {view.study.study_name} --json`",
+        elsewhere=f"in a wider terminal, `study report {view.address}` or `study show {view.address} --json`",
     )
 
 
@@ -186,6 +186,6 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(images[0]), "cyan"), f" (and {len(images) - 1} more beside it)")
     for category, folder in selected.detectors.items():
         yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
-    yield Text.assemble("report: ", (f"study report {view.study.study_name} --open", "cyan"))
+    yield Text.assemble("report: ", (f"study report {view.address} --open", "cyan"))
     yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
-    yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))
+    yield Text.assemble("try it: ", (f"study predict {view.address} IMAGE...", "cyan"))
