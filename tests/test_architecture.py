@@ -132,7 +132,7 @@ HEAVY: dict[str, dict[str, str]] = {
         "ray": "an extra; takes seconds",
         "studies.file.config": WORKER,
         "studies.file.datasets": WORKER,
-        "studies.worker.trial": WORKER,
+        "studies.worker.fitting": WORKER,
     },
     "studies/show/insight.py": {"optuna": "its importances import scikit-learn, which takes a second"},
 }

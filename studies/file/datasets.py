@@ -18,6 +18,7 @@ from detectors.data.samples import Dataset, ImageSet
 from detectors.data.splits import Protocol, Splits, make_splits
 from detectors.errors import InputError
 from detectors.files import write_json
+from detectors.scoring.evaluation import SEG_F1
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.known_pixels import known_pixels
@@ -237,7 +238,7 @@ def _require_masks(part: Part, objectives: Iterable[str]) -> None:
     splits = part.splits
     scored = splits.validation or splits.test
     for metric in objectives:
-        if metric.startswith("pixel_") and not scored.has_masks:
+        if (metric.startswith("pixel_") or metric == SEG_F1) and not scored.has_masks:
             raise InputError(
                 f"objective {metric} needs a mask for every defective image of {scored.name}; "
                 f"add masks (`{check_command(part.dataset)}` lists those missing) or take image_auroc"

@@ -218,13 +218,46 @@ class ExecutionConfig(Section):
 
 
 class ThresholdConfig(Section):
-    """The score from which on an image counts as defective."""
+    """The score from which on an image counts as defective. It may change when a study is resumed."""
 
-    rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
-    """``false_alarm_rate`` takes the threshold that a share `rate` of the held-out normal images exceeds. ``f1_max`` takes the
-    one with the best F1 on the labelled validation images."""
+    rule: Literal["false_alarm_rate", "f1_max", "cost", "value"] = "false_alarm_rate"
+    """``false_alarm_rate`` takes the threshold at which new good images raise an alarm no more often than `rate`. ``f1_max``
+    takes the one with the best F1 on the labelled validation images. ``cost`` takes the one at which mistakes are expected to
+    cost least. ``value`` takes `value`."""
     rate: float = Field(0.01, ge=0, lt=1)
-    """Share of the held-out normal images that may raise a false alarm."""
+    """Share of good parts that may raise a false alarm. Where the good images are too few to promise it, the threshold lies above
+    all of them, and the rate that they support is told."""
+    folds: int | None = Field(None, ge=0, le=50)
+    """Parts that the good images of train are divided into, so that the threshold rests on them too: the selected setting is
+    fitted again without each part in turn, and scores that part. A detector that trains over epochs leaves one part out of its
+    only fit instead. The default is 10 parts of fewer than 100 images, else 5; 0 rests on the held-out images alone."""
+    images: Path | dict[str, Path] | None = None
+    """Folder of good images, such as those of another day, that the threshold rests on instead. Several products may have a
+    folder each."""
+    value: float | None = None
+    """Of rule ``value``: the threshold."""
+    cost_miss: float | None = Field(None, gt=0)
+    """Of rule ``cost``: what a missed defect costs, in any unit."""
+    cost_alarm: float | None = Field(None, gt=0)
+    """Of rule ``cost``: what a false alarm costs, in the same unit."""
+    share_defective: float | None = Field(None, gt=0, lt=1)
+    """Of rule ``cost``: the share of defective parts on the line."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> ThresholdConfig:
+        wanted = {"value": ("value",), "cost": ("cost_miss", "cost_alarm", "share_defective")}
+        for rule, names in wanted.items():
+            for name in names:
+                if self.rule == rule and getattr(self, name) is None:
+                    raise ValueError(f"rule {rule} needs {name}")
+                if self.rule != rule and getattr(self, name) is not None:
+                    raise ValueError(f"{name} belongs to rule {rule}, not to {self.rule}")
+        return self
+
+    def folder_of(self, category: str) -> Path | None:
+        """The absolute folder of `images` for a product; None where none is given."""
+        folder = self.images.get(category) if isinstance(self.images, dict) else self.images
+        return folder.expanduser().absolute() if folder is not None else None
 
 
 class GateConfig(Section):

@@ -9,11 +9,13 @@ from statistics import fmean, stdev
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, ConfigDict
 
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
+from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.search.attributes import Submission, TrialAttributes, TrialOutcome
 from studies.search.selection import is_feasible, pareto_front, select
@@ -29,6 +31,21 @@ STATES: dict[TrialState, RecordState] = {
     TrialState.PRUNED: "PRUNED",
     TrialState.FAIL: "FAIL",
 }
+
+
+THRESHOLD = "threshold"
+"""Name of the study's attribute that holds a `ChosenThreshold`."""
+
+
+class ChosenThreshold(BaseModel):
+    """A ``threshold`` section that was set after the search."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    section: ThresholdConfig
+    instead_of: ThresholdConfig
+    """The study file's section at that time."""
+    trial: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class TrialView:
         figures = dict(self.final.metrics)
         if len(self.replicates) > 1:
             figures["seeds"] = len(self.replicates)
-            for name in METRICS:
+            for name in (*METRICS, *LOWER_METRICS):
                 values = [
                     result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
                 ]
@@ -198,6 +215,24 @@ class StudyView:
         """One trial."""
         folder, final = self.trial_folder(trial.number), self.final_folder(trial.number)
         return TrialView(trial, folder, final, self.config, selected=selected, pareto=pareto)
+
+    def threshold_section(self, number: int) -> ThresholdConfig:
+        """How the threshold of a trial's detector is chosen: as ``study threshold`` set it, else by the study file.
+
+        What was set gives way where the study file's section was edited since; a given value counts for its own trial alone.
+        """
+        stored = self.study.user_attrs.get(THRESHOLD)
+        if stored is not None:
+            chosen = ChosenThreshold.model_validate(stored)
+            other_trial = chosen.section.rule == "value" and chosen.trial != number
+            if chosen.instead_of == self.config.threshold and not other_trial:
+                return chosen.section
+        return self.config.threshold
+
+    def keep_threshold_section(self, section: ThresholdConfig, number: int) -> None:
+        """Store a section that was set for a trial's detector. Whoever calls this holds the study's lease."""
+        chosen = ChosenThreshold(section=section, instead_of=self.config.threshold, trial=number)
+        self.study.set_user_attr(THRESHOLD, chosen.model_dump(mode="json", exclude_none=True))
 
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""
