@@ -13,6 +13,8 @@ from studies.file.config import StudyConfig
 from studies.home import home_at
 from studies.release.locate import open_home, open_view, saved_detector
 from studies.search import storage as studies_storage
+from studies.search import threshold_words
+from studies.search.operating_point import points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.summary import headline, trial_row
 from studies.search.view import StudyView, TrialView
@@ -211,7 +213,8 @@ class Study:
         return f"<Study {self.name}: {label}, {count} {'trial' if count == 1 else 'trials'}>"
 
     def _repr_html_(self) -> str:
-        best = self.best
+        selected = self._view.selected()
+        best = None if selected is None else Trial.of(selected)
         rows: list[tuple[str, Any]] = [
             ("study", self.name),
             ("detector", self.config.detector_label),
@@ -219,14 +222,20 @@ class Study:
             ("protocol", self.config.protocol),
             ("trials", len(self._view.trials())),
         ]
-        if best is not None:
+        if best is not None and selected is not None:
             prefix = "test" if best.test_metrics or self.config.protocol == "paper" else "val"
+            points = points_on_test(self._view, selected)
             rows += [
                 ("best trial", best.number),
                 (next(iter(self.config.objectives)), best.value),
-                (f"on {prefix}", headline({**best.metrics, **best.test_metrics}, prefix) or None),
+                (f"on {prefix}", headline({**best.metrics, **best.test_metrics}, prefix, pooled(points)) or None),
                 ("setting", ", ".join(f"{name} {html.shown(value)}" for name, value in best.params.items())),
             ]
+            for point in points:
+                if point.threshold is not None:
+                    name = f"threshold of {point.product}" if point.product else "threshold"
+                    rows += [(name, threshold_words.basis(point.threshold))]
+                    rows += [("beware", remark) for remark in threshold_words.remarks(point.threshold)]
         return html.facts(rows)
 
 
