@@ -172,6 +172,7 @@ class Study:
         trial: int | None = None,
         to: str | None = None,
         dry_run: bool = False,
+        force: str | None = None,
         device: str = "auto",
         progress: Callable[[str], None] = lambda text: None,
     ) -> Promotion:
@@ -182,17 +183,25 @@ class Study:
             trial: another one than the selected; it is fitted once more and scored on test.
             to: another registered model that gets a copy.
             dry_run: measure only; nothing is registered.
+            force: why it is to become the champion even if the gate refuses it; goes on record.
             device: where the models are measured: ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
             progress: called with a line for each step.
 
         Raises:
-            InputError: no saved detector, or images that changed since.
+            InputError: no saved detector, images that changed since, or of another product than those of the model.
         """
         # MLflow takes a second to import.
         from studies.api.registry import promote_trial
 
         return promote_trial(
-            self._view, product=product, trial=trial, to=to, dry_run=dry_run, device=device, progress=progress
+            self._view,
+            product=product,
+            trial=trial,
+            to=to,
+            dry_run=dry_run,
+            force=force,
+            device=device,
+            progress=progress,
         )
 
     def detector(self, product: str = "", *, device: str = "auto") -> Predictor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from detectors.data.images import Size
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.messages import check_name
 
 ParameterValue = bool | int | float | str | list[int]
@@ -266,7 +266,15 @@ class GateConfig(Section):
     epsilon: float = Field(0.005, ge=0, le=1)
     """How far the image AUROC may lie below the champion's."""
     floor: dict[str, float] = {"test/image_auroc": 0.7}
-    """Metrics on the test images, and the least value that each must reach."""
+    """Metrics on the test images, and the least value that each must reach, such as ``image_recall`` at the model's threshold."""
+    ceiling: dict[str, float] = {}
+    """Rates on the test images that a model may not exceed: ``{false_alarm_rate: 0.05}`` at its own threshold."""
+    recall_drop: float | None = Field(0.05, ge=0, le=1)
+    """How far the share of defects that a model finds at its own threshold may lie below the champion's. A smaller loss is
+    refused, too, if chance does not explain it. ``null`` compares no recall, for those who trade it for fewer false alarms; set
+    a `floor` for ``image_recall`` then."""
+    false_alarm_rise: float | None = Field(0.05, ge=0, le=1)
+    """How far the share of good images that raise an alarm may lie above the champion's; else as `recall_drop`."""
     latency_ms_p95: float | None = Field(None, gt=0)
     """Upper limit of the time, in milliseconds, within which 95 % of single images are scored."""
     model_size_mb: float | None = Field(None, gt=0)
@@ -282,6 +290,15 @@ class GateConfig(Section):
             if not 0 <= floor <= 1:
                 raise ValueError(f"{name}: {floor:g} is no value that it can have; give one from 0 to 1")
         return {f"test/{name.removeprefix('test/')}": floor for name, floor in value.items()}
+
+    @field_validator("ceiling")
+    @classmethod
+    def _known_ceilings(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, ceiling in value.items():
+            check_name(name.removeprefix("test/"), LOWER_METRICS, "rate")
+            if not 0 <= ceiling <= 1:
+                raise ValueError(f"{name}: {ceiling:g} is no value that it can have; give one from 0 to 1")
+        return {f"test/{name.removeprefix('test/')}": ceiling for name, ceiling in value.items()}
 
 
 def _check_condition(value: str) -> str:
