@@ -159,6 +159,8 @@ def cautions(search: Search, selected: TrialView | None, tests: Sequence[Product
             "There were no labelled defects, so all figures are on defects painted into good images. They show how well such "
             "defects are found; real ones may be harder or easier."
         )
+    for fault in view.ledger_faults():
+        yield f"The ledger of the test images is at fault: {fault}. How often they were scored is not known for sure."
     running = [trial for trial in search.trials if trial.state == "RUNNING"]
     if running:
         yield (

@@ -64,6 +64,7 @@ class Refit:
             self._executor.submit(job)
             self._opened.notify(Started(job))
             end = self._wait_for_end()
+            self._opened.count_ledger()
             if isinstance(end, Done) or read_result(job.path) is not None:
                 return
             if end.kind == "bad_input":

@@ -18,6 +18,7 @@ from studies.file.keys import DETECTOR_KEY
 from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.search.attributes import Submission, TrialAttributes, TrialOutcome
+from studies.search.ledger_count import ledger_faults
 from studies.search.selection import is_feasible, pareto_front, select
 from studies.search.storage import GENERATION, Header, latest
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
@@ -241,6 +242,20 @@ class StudyView:
     def ledger(self) -> list[LedgerLine]:
         """Every scoring of this study on test."""
         return read_ledger(self.home.ledger(self.header.uid))
+
+    def ledger_faults(self) -> list[str]:
+        """What is wrong with the ledger, in words, which belong beside every figure of it; empty if nothing is."""
+        faults = ledger_faults(self.study, self.home, self.header.uid)
+        if not faults and not self.ledger():
+            # Those of an earlier version have no count.
+            scored = [trial.number for trial in self.trials() if self._was_scored_on_test(trial)]
+            if scored:
+                faults = [f"trial {scored[0]} has figures on test, and {self.home.ledger(self.header.uid)} has no line"]
+        return faults
+
+    def _was_scored_on_test(self, trial: TrialView) -> bool:
+        figures = trial.metrics if self.config.protocol == "paper" and trial.folder.is_dir() else trial.test_metrics
+        return any(name.startswith("test/") for name in figures)
 
 
 def replicate_folder(final: Path, replicate: int) -> Path:

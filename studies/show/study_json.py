@@ -31,6 +31,7 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
+        "ledger_faults": view.ledger_faults(),
     }
 
 

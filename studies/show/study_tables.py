@@ -131,6 +131,8 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
 
 def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     """The selected trial with its figures on validation and on test."""
+    for fault in view.ledger_faults():
+        yield Text(f"the ledger of the test images is at fault: {fault}", "bold red")
     selected = view.selected()
     if selected is None:
         yield Text("no trial is selected yet")

@@ -188,6 +188,7 @@ class Scene:
 def assert_whole(scene: Scene, *, scorings: int = 1) -> StudyView:
     """Every trial once and ended, in Optuna and in MLflow alike."""
     view = scene.view()
+    assert view.ledger_faults() == []
     frozen = view.study.get_trials()
     assert [trial.number for trial in frozen] == list(range(len(frozen)))
     assert {trial.state for trial in frozen} <= {TrialState.COMPLETE, TrialState.FAIL}
