@@ -300,7 +300,7 @@ def test_what_stands_against_a_comparison_is_said(tmp_path: Path) -> None:
     compared = comparison.compare([ours, unscored])
     (remark,) = compared.remarks
     assert "unscored#2: the selected trial 0 was not scored on test yet" in remark
-    assert "`study run unscored`" in remark
+    assert "`study run unscored#2`" in remark
     assert (compared.rows[1].scored, compared.rows[1].image_auroc) == (False, None)
     elsewhere = make_view(tmp_path, [VALIDATION], name="elsewhere", final=TEST, device="cuda:0")
     (remark,) = comparison.compare([ours, elsewhere]).remarks
