@@ -240,6 +240,7 @@ class Projection:
             return
         end = trial.finished_ms or trial.started_ms
         metrics = [Metric(_metric_name(name), value, end, 0) for name, value in trial.metrics.items()]
+        metrics += [Metric(_metric_name(name), value, trial.later_ms or end, 0) for name, value in trial.later.items()]
         metrics += [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
         self._write(run_id, params=trial.params, metrics=metrics, tags=tags)
         study = self._require_study()

@@ -81,6 +81,9 @@ class TrialRecord:
     finished_ms: int | None = None
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    later: dict[str, float] = field(default_factory=dict)
+    """Figures that were measured again after the trial; MLflow shows them in place of its own, which stay in their history."""
+    later_ms: int | None = None
     steps: tuple[tuple[int, float, int], ...] = ()
     """Intermediate values: (step, value, time)."""
     failure: str = ""

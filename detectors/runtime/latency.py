@@ -26,6 +26,10 @@ from detectors.runtime.artifact import model_size_mb
 
 MIN_RUNS, MIN_SECONDS, WARM_UP_RUNS = 30, 1.0, 5
 THROUGHPUT_BATCH = 32
+BUSY, UNEVEN = 0.1, 1.5
+"""Share of the cores, and p95 over p50, from which on a measurement counts as disturbed."""
+LOOK_SECONDS, MOST_LOOKS = 2.0, 30
+"""How long it is looked whether the machine is quiet, and how often before it is taken as it is."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,23 @@ class Latency:
     """Size of the stored artifact's tensors, 10^6 bytes."""
     latency_threads: float
     """CPU threads used."""
+    latency_load: float | None = None
+    """Share of this process's cores that other programs used meanwhile, 0 to 1; None where the system does not say."""
 
     def to_metrics(self) -> dict[str, float]:
-        """Metric name -> value."""
-        return asdict(self)
+        """Metric name -> value, of those that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def is_disturbed(metrics: Mapping[str, float]) -> bool:
+    """Whether other programs are likely to have slowed a measurement down, from its metrics.
+
+    What they used of the cores in that very time decides, from `BUSY` on; a load average would look back a minute, on the
+    trial's own fit too. Timings that scatter (p95 over p50 from `UNEVEN` on) count as well: they are all there is of an older
+    measurement, and of a GPU that others use.
+    """
+    middle, high = metrics.get("latency_ms_p50", 0.0), metrics.get("latency_ms_p95", 0.0)
+    return metrics.get("latency_load", 0.0) >= BUSY or (middle > 0 and high >= UNEVEN * middle)
 
 
 class DeviceLock:
@@ -96,7 +113,7 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
         single = images[:1]
         batch = images.repeat(-(-THROUGHPUT_BATCH // len(images)), 1, 1, 1)[:THROUGHPUT_BATCH]
         size = model_size_mb(detector)
-        with _peak_memory(device) as peak:
+        with _peak_memory(device) as peak, others_load() as load:
             milliseconds = _timed(lambda: _predict(detector, single, device), WARM_UP_RUNS, MIN_RUNS, MIN_SECONDS)
             batch_milliseconds = _timed(lambda: _predict(detector, batch, device), 1, 2, MIN_SECONDS)
         median = float(np.median(milliseconds))
@@ -108,7 +125,53 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
             peak_memory_mb=peak[0] + (0 if device.type == "cuda" else size),
             model_size_mb=size,
             latency_threads=float(threads),
+            latency_load=load[0] if load else None,
         )
+
+
+@contextmanager
+def others_load() -> Iterator[list[float]]:
+    """One entry after the block: share of this process's cores on which others worked during it; none where that is not known.
+
+    It is what the cores did, less what this process did: an operating system counts both in the same unit.
+    """
+    found: list[float] = []
+    process, begin = psutil.Process(), time.perf_counter()
+    own, cores = _used(process), _cores_busy(process)
+    yield found
+    seconds, busy = time.perf_counter() - begin, _cores_busy(process)
+    if cores is not None and busy is not None and len(cores) == len(busy) and seconds > 0:
+        worked = sum(after - before for before, after in zip(cores, busy, strict=True))
+        if worked > 0:  # a system that counts nothing says nothing
+            found.append(min(1.0, max(0.0, (worked - (_used(process) - own)) / (seconds * len(cores)))))
+
+
+def wait_until_quiet() -> bool:
+    """Wait until others leave the cores alone, for a minute at most; returns whether they do."""
+    for _ in range(MOST_LOOKS):
+        with others_load() as load:
+            time.sleep(LOOK_SECONDS)
+        if not load or load[0] < BUSY:
+            return True
+    return False
+
+
+def _used(process: psutil.Process) -> float:
+    """CPU seconds of a process so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _cores_busy(process: psutil.Process) -> list[float] | None:
+    """Seconds that each core which the process may use was busy so far; None where the system does not say."""
+    try:
+        cores = psutil.cpu_times(percpu=True)
+        allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(cores))
+        # Time of guests is part of that of users.
+        idle = ("idle", "iowait", "guest", "guest_nice")
+        return [sum(seconds for name, seconds in cores[core]._asdict().items() if name not in idle) for core in allowed]
+    except (OSError, IndexError, NotImplementedError, psutil.Error):
+        return None
 
 
 @contextmanager

@@ -28,6 +28,20 @@ class _Stored(BaseModel):
         trial.set_user_attr(self.name, self.model_dump(exclude_defaults=True))
 
 
+REMEASURED = "remeasured"
+"""Attribute of a study, for a trial's own do not change any more once its end was told: {number as text: `Remeasured`}."""
+
+
+class Remeasured(BaseModel):
+    """Speed that was measured again after a trial had ended."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    metrics: dict[str, float] = {}
+    time: float | None = None
+    """Seconds since the epoch."""
+
+
 class Submission(_Stored):
     """What was submitted to a worker last."""
 

@@ -28,3 +28,5 @@ class Outcome:
     """Why the search ended."""
     selected: TrialView | None
     parent_run_id: str
+    remeasured: tuple[str, ...] = ()
+    """A sentence on each trial whose speed was measured again before the selection."""

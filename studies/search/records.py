@@ -108,6 +108,8 @@ def trial_record(view: StudyView, trial: TrialView) -> TrialRecord:
         finished_ms=int(finished * 1000) if finished else None,
         params=params,
         metrics=metrics,
+        later=dict(trial.remeasured),
+        later_ms=int(trial.remeasured_at * 1000) if trial.remeasured_at else None,
         steps=tuple(
             (step, value, int((finished or started) * 1000))
             for step, value in sorted(trial.frozen.intermediate_values.items())

@@ -28,6 +28,7 @@ from studies.search.plan import Plan
 from studies.search.queue import Queue
 from studies.search.quiet import quiet_optuna
 from studies.search.refit import Refit
+from studies.search.remeasure import Remeasurement
 from studies.search.samplers import make_pruner
 from studies.search.settling import put_back, take_up
 from studies.search.stopping import Stopping
@@ -96,10 +97,12 @@ def run_study(
             reason = driver.search()
         put_back(opened, queue, telling)
         opened.study.set_user_attr(ENDED, reason)
-        selected = Refit(opened, executor, jobs, check_lease=session.check_lease).finish_selected()
+        refit = Refit(opened, executor, jobs, check_lease=session.check_lease)
+        remeasured = Remeasurement(opened, refit).run()
+        selected = refit.finish_selected()
         listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)
-        return Outcome(opened.view, reason, selected, opened.projection.parent_run_id)
+        return Outcome(opened.view, reason, selected, opened.projection.parent_run_id, remeasured)
 
 
 def refit_trial(
@@ -161,7 +164,6 @@ def _open(
             study, header, is_new = create_or_resume(stores.storage, plan, fresh=fresh)
             study.pruner = make_pruner(plan.config)
             opened = OpenStudy.create(plan, study, header, projection=stores.projection, notify=listener)
-            opened.count_ledger()
             session = _Session(opened, is_new, Queue(opened), Telling(opened), check_lease)
             try:
                 yield session

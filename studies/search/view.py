@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict
 
-from detectors.scoring.evaluation import LOWER_METRICS, METRICS
+from detectors.scoring.evaluation import METRICS
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
-from studies.file.sections import ThresholdConfig
 from studies.home import Home
-from studies.search.attributes import Submission, TrialAttributes, TrialOutcome
-from studies.search.ledger_count import ledger_faults
+from studies.search.attributes import REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
 from studies.search.selection import is_feasible, pareto_front, select
-from studies.search.storage import GENERATION, Header, latest
+from studies.search.storage import Header
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
 from studies.worker.ledger import LedgerLine, read_ledger
 from tracking.records import TrialState as RecordState
@@ -34,21 +32,6 @@ STATES: dict[TrialState, RecordState] = {
 }
 
 
-THRESHOLD = "threshold"
-"""Name of the study's attribute that holds a `ChosenThreshold`."""
-
-
-class ChosenThreshold(BaseModel):
-    """A ``threshold`` section that was set after the search."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    section: ThresholdConfig
-    instead_of: ThresholdConfig
-    """The study file's section at that time."""
-    trial: int
-
-
 @dataclass(frozen=True)
 class TrialView:
     """One trial that counts as a trial (a discarded duplicate does not)."""
@@ -60,6 +43,10 @@ class TrialView:
     selected: bool = False
     pareto: bool = False
     """On the Pareto front of a study with several objectives."""
+    remeasured: Mapping[str, float] = field(default_factory=dict)
+    """Speed that was measured again after the search, and replaces that of the trial."""
+    remeasured_at: float | None = None
+    """Seconds since the epoch."""
 
     @property
     def number(self) -> int:
@@ -94,7 +81,7 @@ class TrialView:
     @property
     def metrics(self) -> dict[str, float]:
         """All figures of the search; those on test are in `final`."""
-        return self.outcome.metrics
+        return {**self.outcome.metrics, **self.remeasured}
 
     @property
     def failure(self) -> str:
@@ -134,7 +121,7 @@ class TrialView:
         figures = dict(self.final.metrics)
         if len(self.replicates) > 1:
             figures["seeds"] = len(self.replicates)
-            for name in (*METRICS, *LOWER_METRICS):
+            for name in METRICS:
                 values = [
                     result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
                 ]
@@ -175,13 +162,6 @@ class StudyView:
         self.config = config or StudyConfig.from_store(header.config)
 
     @property
-    def address(self) -> str:
-        """The name by which commands find this very study: ``NAME#1`` where ``--fresh`` started others beside it."""
-        name = str(self.study.study_name)
-        is_last = GENERATION in name or latest(self.study._storage, name) in (name, None)
-        return name if is_last else f"{name}{GENERATION}1"
-
-    @property
     def folder(self) -> Path:
         """Folder of the study's trials."""
         return self.home.study_folder(self.header.uid)
@@ -205,8 +185,8 @@ class StudyView:
             for trial in self.study.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and TrialAttributes.of(trial).discarded is None
         ]
-        best = select(self.config, frozen)
-        front = pareto_front(self.config, frozen)
+        best = select(self.config, frozen, self.remeasured)
+        front = pareto_front(self.config, frozen, self.remeasured)
         return [
             self.view(trial, selected=best is not None and trial.number == best.number, pareto=trial.number in front)
             for trial in frozen
@@ -215,25 +195,31 @@ class StudyView:
     def view(self, trial: FrozenTrial, *, selected: bool = False, pareto: bool = False) -> TrialView:
         """One trial."""
         folder, final = self.trial_folder(trial.number), self.final_folder(trial.number)
-        return TrialView(trial, folder, final, self.config, selected=selected, pareto=pareto)
+        again = self._remeasured.get(trial.number, Remeasured())
+        return TrialView(
+            trial,
+            folder,
+            final,
+            self.config,
+            selected=selected,
+            pareto=pareto,
+            remeasured=again.metrics,
+            remeasured_at=again.time,
+        )
 
-    def threshold_section(self, number: int) -> ThresholdConfig:
-        """How the threshold of a trial's detector is chosen: as ``study threshold`` set it, else by the study file.
+    def speed_folder(self, number: int) -> Path:
+        """Where a measurement of a trial's speed after the search is left."""
+        return self.folder / "speed" / f"{number:05d}"
 
-        What was set gives way where the study file's section was edited since; a given value counts for its own trial alone.
-        """
-        stored = self.study.user_attrs.get(THRESHOLD)
-        if stored is not None:
-            chosen = ChosenThreshold.model_validate(stored)
-            other_trial = chosen.section.rule == "value" and chosen.trial != number
-            if chosen.instead_of == self.config.threshold and not other_trial:
-                return chosen.section
-        return self.config.threshold
+    @property
+    def remeasured(self) -> dict[int, dict[str, float]]:
+        """{number of a trial: speed that was measured again}"""
+        return {number: again.metrics for number, again in self._remeasured.items()}
 
-    def keep_threshold_section(self, section: ThresholdConfig, number: int) -> None:
-        """Store a section that was set for a trial's detector. Whoever calls this holds the study's lease."""
-        chosen = ChosenThreshold(section=section, instead_of=self.config.threshold, trial=number)
-        self.study.set_user_attr(THRESHOLD, chosen.model_dump(mode="json", exclude_none=True))
+    @property
+    def _remeasured(self) -> dict[int, Remeasured]:
+        stored = self.study.user_attrs.get(REMEASURED, {})
+        return {int(number): Remeasured.model_validate(again) for number, again in stored.items()}
 
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""
@@ -242,20 +228,6 @@ class StudyView:
     def ledger(self) -> list[LedgerLine]:
         """Every scoring of this study on test."""
         return read_ledger(self.home.ledger(self.header.uid))
-
-    def ledger_faults(self) -> list[str]:
-        """What is wrong with the ledger, in words, which belong beside every figure of it; empty if nothing is."""
-        faults = ledger_faults(self.study, self.home, self.header.uid)
-        if not faults and not self.ledger():
-            # Those of an earlier version have no count.
-            scored = [trial.number for trial in self.trials() if self._was_scored_on_test(trial)]
-            if scored:
-                faults = [f"trial {scored[0]} has figures on test, and {self.home.ledger(self.header.uid)} has no line"]
-        return faults
-
-    def _was_scored_on_test(self, trial: TrialView) -> bool:
-        figures = trial.metrics if self.config.protocol == "paper" and trial.folder.is_dir() else trial.test_metrics
-        return any(name.startswith("test/") for name in figures)
 
 
 def replicate_folder(final: Path, replicate: int) -> Path:

@@ -167,7 +167,9 @@ class Live:
     def _started(self, job: Job) -> None:
         self._remove(job.number)
         detector = str(job.params.get("detector") or job.config["detector"])
-        what = {"trial": "", "final": "final refit of ", "replicate": "another seed of "}[job.task]
+        what = {"trial": "", "final": "final refit of ", "replicate": "another seed of ", "speed": "speed of "}[
+            job.task
+        ]
         again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
         parts = [detector, *(str(encode(job.params[name])) for name in ("backbone", "layers") if name in job.params)]
         label = f"{what}trial {job.number}{again} · {' · '.join(parts)}"

@@ -37,6 +37,7 @@ MakeJob = Callable[..., Job]
 """Called with a number; ``folder``, ``task``, ``params`` and other fields of the job by name."""
 COSTS = {
     "fps", "latency_ms_p50", "latency_ms_p95", "throughput", "peak_memory_mb", "train_seconds", "latency_threads",
+    "latency_load",
 }  # fmt: skip
 """Metrics that differ from run to run."""
 GIVE_UP_SECONDS = 240.0

@@ -177,7 +177,7 @@ def _best(view: StudyView, count: int) -> set[int]:
     """Numbers of the best trials, by the rule that selects one."""
     rest = [trial.frozen for trial in view.trials()]
     chosen: set[int] = set()
-    while len(chosen) < count and (best := select(view.config, rest)) is not None:
+    while len(chosen) < count and (best := select(view.config, rest, view.remeasured)) is not None:
         chosen.add(best.number)
         rest.remove(best)
     return chosen

@@ -21,7 +21,7 @@ PRODUCTS = "products"
 DETECTOR = "detector"
 """Folder within a final job's folder that is the detector artifact."""
 
-Task = Literal["trial", "final", "replicate"]
+Task = Literal["trial", "final", "replicate", "speed"]
 LostKind = Literal["bad_input", "exception", "out_of_memory", "crashed", "timeout", "node_lost"]
 RETRIED: frozenset[LostKind] = frozenset({"out_of_memory", "crashed", "node_lost"})
 """Failures that another attempt may avoid; the others would happen again."""
@@ -33,7 +33,8 @@ class Job:
 
     task: Task
     """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test and save it. ``replicate``:
-    refit it with another seed and score it on test."""
+    refit it with another seed and score it on test. ``speed``: refit it and measure its speed
+    alone, when the machine is quiet."""
     study_uid: str
     number: int
     """Number of the trial."""
@@ -87,17 +88,12 @@ class TrialResult(BaseModel):
     """Metrics on images have the prefix of their set, ``val/`` or ``test/``; speed and memory have none."""
     per_defect: dict[str, float] = {}
     """{type of defect: image AUROC against all good images}"""
-    per_defect_recall: dict[str, float] = {}
-    """{type of defect: share of its images that raise an alarm}; empty without a threshold."""
     undefined: dict[str, str] = {}
     """{metric that could not be computed: why}"""
     seconds: dict[str, float]
     """Wall time of each stage in seconds."""
     backbone: dict[str, str]
     threshold: dict[str, Any] | None = None
-    """`Threshold.to_json` of the fitted detector; of several products ``{"products": {product: ...}}``."""
-    threshold_set: float | None = None
-    """When the threshold was chosen anew after the job, in seconds since the epoch; None where it was not."""
     started: float
     """Seconds since the epoch."""
     finished: float

@@ -59,7 +59,6 @@ class Cutpaste(Head):
     """
 
     name: ClassVar[str] = "cutpaste"
-    trained: ClassVar[bool] = True
     title: ClassVar[str] = "CutPaste"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter(

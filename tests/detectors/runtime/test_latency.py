@@ -7,6 +7,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from detectors.files import file_lock
 from detectors.heads.padim.head import Padim
 from detectors.runtime import latency
 from detectors.runtime.artifact import model_size_mb
-from detectors.runtime.latency import DeviceLock, measure_latency, physical_name
+from detectors.runtime.latency import DeviceLock, Latency, measure_latency, physical_name
 
 CPU = torch.device("cpu")
 SOON, LATE = 0.3, 60
@@ -355,3 +357,81 @@ def test_the_peak_is_that_of_the_block_even_when_it_is_free_again():
     assert quiet[0] < 50
     assert 150 < busy[0] < 300
     assert psutil.Process().memory_info().rss > 0
+
+
+# --- other programs
+
+
+def test_what_others_did_is_what_the_cores_did_less_the_own_part(monkeypatch):
+    busy, used, now = iter([[10.0, 20.0], [11.0, 21.5]]), iter([5.0, 6.5]), iter([100.0, 102.0])
+    monkeypatch.setattr(latency, "_cores_busy", lambda process: next(busy))
+    monkeypatch.setattr(latency, "_used", lambda process: next(used))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
+    with latency.others_load() as load:
+        pass
+    # 2.5 core seconds, 1.5 of them ours: 1 of the 4 that two cores have in two seconds.
+    assert load == [pytest.approx(0.25)]
+
+
+@pytest.mark.parametrize("after", [None, [10.0], [10.0, 20.0]])
+def test_where_the_system_does_not_say_the_load_is_not_known(monkeypatch, after):
+    busy = iter([[10.0, 20.0], after])
+    monkeypatch.setattr(latency, "_cores_busy", lambda process: next(busy))
+    with latency.others_load() as load:
+        time.sleep(0.01)
+    assert load == []
+    assert "latency_load" not in small_latency(load=None).to_metrics()
+    assert small_latency(load=0.5).to_metrics()["latency_load"] == 0.5
+
+
+def small_latency(*, load: float | None) -> Latency:
+    return Latency(1.0, 1.1, 1000.0, 2000.0, 10.0, 5.0, 2.0, load)
+
+
+def test_a_program_beside_it_is_seen():
+    """The one that spins takes at least its share of the cores, however many others there are."""
+    script = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as spinning:
+        try:
+            assert spinning.stdout is not None
+            spinning.stdout.readline()
+            with latency.others_load() as load:
+                time.sleep(1.0)
+        finally:
+            spinning.kill()
+    cores = len(psutil.Process().cpu_affinity())
+    assert load
+    assert load[0] > 0.3 / cores
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wanted"),
+    [
+        ({}, False),
+        ({"latency_load": 0.02, "latency_ms_p50": 10.0, "latency_ms_p95": 11.0}, False),
+        ({"latency_load": 0.1, "latency_ms_p50": 10.0, "latency_ms_p95": 11.0}, True),
+        ({"latency_load": 0.0, "latency_ms_p50": 10.0, "latency_ms_p95": 15.0}, True),
+        ({"latency_ms_p50": 10.0, "latency_ms_p95": 14.0}, False),
+    ],
+)
+def test_a_measurement_is_disturbed_by_load_or_scatter(metrics, wanted):
+    assert latency.is_disturbed(metrics) is wanted
+
+
+def test_it_waits_until_others_are_quiet_but_not_for_ever(monkeypatch):
+    looks: list[float] = []
+
+    @contextmanager
+    def scripted() -> Iterator[list[float]]:
+        looks.append(next(loads))
+        yield looks[-1:]
+
+    monkeypatch.setattr(latency, "others_load", scripted)
+    monkeypatch.setattr(latency, "LOOK_SECONDS", 0.0)
+    loads = iter([0.9, 0.4, 0.05, 0.9])
+    assert latency.wait_until_quiet()
+    assert looks == [0.9, 0.4, 0.05]
+    looks.clear()
+    loads = itertools.repeat(0.9)
+    assert not latency.wait_until_quiet()
+    assert len(looks) == latency.MOST_LOOKS
