@@ -155,6 +155,9 @@ class Head(nn.Module, ABC):
     title: ClassVar[str] = ""
     """The name as its authors write it; that of the study file where it is empty."""
     searchable: ClassVar[tuple[Parameter, ...]]
+    trained: ClassVar[bool] = False
+    """Whether it learns by gradient, over epochs. A fit then takes long, and two fits do not score on one scale: a threshold
+    rests on images that are left out of the one fit, where other heads are fitted again without each part of the images."""
 
     _settings: dict[str, ParameterValue]
 

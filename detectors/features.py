@@ -64,6 +64,15 @@ class Features:
             image_size=self.image_size,
         )
 
+    def take(self, images: Sequence[int]) -> Features:
+        """Some of the images, in the order of their indices, copied."""
+        indices = torch.as_tensor(list(images), dtype=torch.int64, device=self.device)
+        return Features(
+            maps={stride: values.index_select(2, indices) for stride, values in self.maps.items()},
+            grids=self.grids,
+            image_size=self.image_size,
+        )
+
     def pyramid(self, images: Tensor | slice = slice(None)) -> dict[int, Tensor]:
         """Some of the images as a backbone gives them, {stride: [B, C, h, w]}, copied.
 

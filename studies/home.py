@@ -85,6 +85,11 @@ class Home:
         """Reports, one HTML file each."""
         return self.root / "reports"
 
+    @property
+    def id_file(self) -> Path:
+        """Name of this home in counts of its ledgers, which it keeps where it is moved to; see `studies.search.ledger_count`."""
+        return self.root / "home.id"
+
     def study_folder(self, uid: str) -> Path:
         """Trials and final detectors of one study."""
         return self.root / "trials" / uid

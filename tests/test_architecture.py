@@ -113,11 +113,14 @@ HEAVY: dict[str, dict[str, str]] = {
         [
             "detectors.backbones.weights",
             "detectors.data.mvtec",
+            "detectors.runtime.artifact",
             "psutil",
             "sqlalchemy",
             "studies.file.datasets",
             "studies.file.sections",
+            "studies.release.promotion",
             "studies.search.storage",
+            "studies.search.view",
             "studies.worker.feature_store",
             "torch",
             "tracking.projection",
@@ -132,7 +135,7 @@ HEAVY: dict[str, dict[str, str]] = {
         "ray": "an extra; takes seconds",
         "studies.file.config": WORKER,
         "studies.file.datasets": WORKER,
-        "studies.worker.trial": WORKER,
+        "studies.worker.fitting": WORKER,
     },
     "studies/show/insight.py": {"optuna": "its importances import scikit-learn, which takes a second"},
 }

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -384,7 +385,11 @@ def test_a_finished_study_is_not_run_again(done: Shell) -> None:
 def test_show_list_and_compare(done: Shell) -> None:
     shown = done("show", "tiny")
     assert shown.code == 0
-    assert "on test, which the search never saw: image AUROC" in shown.out
+    assert re.search(
+        r"on test, which the search never saw: finds \d+ of \d+ defects at \d+ false alarms? in \d+ good images; image AUROC ",
+        shown.out,
+    )
+    assert re.search(r"threshold \S+: rests on \d+ (held-out good images|good images out of fold)", shown.out)
     assert "mobilenetv3_large_100@random" in shown.out
     details = json.loads(done("show", "tiny", "--json").out)
     assert details["config"]["name"] == "tiny"

@@ -81,7 +81,10 @@ def test_another_trial_is_fitted_tested_and_promoted_and_rolled_back(shell: Shel
     before = len(shown["ledger"])
     ended = shell("promote", "tiny", "--trial", other)
     assert ended.code in (0, REFUSED), ended
-    assert len(json.loads(shell("show", "tiny", "--json").out)["ledger"]) == before + 1
+    added = json.loads(shell("show", "tiny", "--json").out)["ledger"][before:]
+    # The refit; then the gate scores the challenger, the champion, and the challenger as it was saved.
+    wanted = [("selected", None), ("gate", "tiny/2"), ("gate", "tiny/1"), ("gate", "tiny/2")]
+    assert [(line["purpose"], line["model"]) for line in added] == wanted
     if ended.code == 0:
         assert versions(shell) == [("2", ["champion"]), ("1", ["previous"])]
         back = shell("rollback", "tiny", "--reason", "for a test")

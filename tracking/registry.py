@@ -18,8 +18,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from detectors.errors import InputError
-from tracking.audit import Action, Audit, AuditLine
+from tracking.audit import Action, Audit, AuditLine, Entry, Tag
 from tracking.patience import Patience
 from tracking.registered_models import SOURCE, RegisteredModels, Source, Version
 from tracking.store import origin_tags
@@ -112,6 +114,7 @@ class Registry(RegisteredModels):
     def settle(self, name: str) -> bool:
         """Finish the promotion that a process which died had decided. Returns whether there was one."""
         tags = self._patiently(lambda: self._tags(name))
+        self._write_last_tag(name, tags)
         if PENDING not in tags:
             return False
         self._reach(name, json.loads(tags[PENDING]))
@@ -119,13 +122,23 @@ class Registry(RegisteredModels):
 
     def faults(self, name: str) -> list[str]:
         """What is wrong with the record of a model, in words; empty if nothing is."""
-        tags = self._patiently(lambda: self._tags(name))
-        known = {}
-        for key, value in tags.items():
-            if key.startswith(AUDIT_TAG):
-                line = json.loads(value)
-                known[line["id"]] = f"{line['action']} version {line['version']} of {name} ({line['time']})"
-        return self.audit.faults(known)
+        tags, damaged = _audit_tags(self._patiently(lambda: self._tags(name)))
+        return [*self.audit.faults(name, tags), *(f"MLflow's tag {key} of {name} is damaged" for key in damaged)]
+
+    def faults_of_missing(self) -> dict[str, list[str]]:
+        """{model: what is wrong} for models that are on record and that MLflow does not have, as after its database was lost."""
+        there, faults = set(self.names()), dict[str, list[str]]()
+        for line in self.audit.lines():
+            if line.model not in there:
+                faults[line.model] = self.audit.faults(line.model, [])
+        return faults
+
+    def _write_last_tag(self, name: str, tags: Mapping[str, str]) -> None:
+        """Write the tag of a model's last line where it alone is missing, as a process leaves it that dies after the line."""
+        entries = self.audit.entries(name)
+        known = {tag.id for tag in _audit_tags(tags)[0]}
+        if entries and [entry for entry in entries if entry.line.id not in known] == entries[-1:] and len(entries) > 1:
+            self._write_tag(entries[-1])
 
     def _challenge(self, version: Version) -> Version:
         """Give a version the alias ``challenger``, unless it is the champion."""
@@ -179,11 +192,13 @@ class Registry(RegisteredModels):
 
     def _write(self, line: AuditLine) -> None:
         """Write a line to the audit file, then to MLflow. `faults` reports a line that MLflow has and the file does not."""
-        self.audit.append(line)
-        text = line.model_dump_json(exclude={"previous", "details"})
+        self._write_tag(self.audit.append(line))
+
+    def _write_tag(self, entry: Entry) -> None:
+        line, text = entry.line, Tag.of(entry).model_dump_json()
         moment = re.sub(r"\D", "", line.time)[:14]
-        tag = f"{AUDIT_TAG}{moment}.{sha256(line.id.encode()).hexdigest()[:8]}"
-        self._patiently(lambda: self._client.set_registered_model_tag(line.model, tag, text))
+        key = f"{AUDIT_TAG}{moment}.{sha256(line.id.encode()).hexdigest()[:8]}"
+        self._patiently(lambda: self._client.set_registered_model_tag(line.model, key, text))
 
     def _line(
         self, version: Version, action: Action, *, key: str, before: Version | None, details: Mapping[str, Any]
@@ -199,6 +214,18 @@ class Registry(RegisteredModels):
             before=before.version if before else None,
             details=dict(details),
         )
+
+
+def _audit_tags(tags: Mapping[str, str]) -> tuple[list[Tag], list[str]]:
+    """The tags that repeat lines of the audit file, and the names of those that cannot be read."""
+    found, damaged = [], []
+    for key, value in tags.items():
+        if key.startswith(AUDIT_TAG):
+            try:
+                found.append(Tag.model_validate_json(value))
+            except ValidationError:
+                damaged.append(key)
+    return found, damaged
 
 
 def _registration_id(version: Version) -> str:

@@ -447,8 +447,9 @@ def _decider(
 
 def _at_least_cost(good: GoodScores, defective: NDArray[np.floating[Any]], costs: Costs) -> Threshold:
     values = _good_values(good)
-    if not len(defective):
-        raise UndefinedMetricError("the threshold rule cost needs labelled defects; there are none")
+    for what, there in (("good images", len(values)), ("labelled defects", len(defective))):
+        if not there:
+            raise UndefinedMetricError(f"the threshold rule cost needs {what}; there are none")
     check_finite(defective, "scores of defects")
     ascending = np.sort(values)
     # Between two good scores only misses are added: the lowest of each gap is the best of it.

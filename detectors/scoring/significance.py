@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 
 def two_sided_p(differences: NDArray[np.float64]) -> float:
@@ -28,3 +29,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (count - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def sign_test_p(losses: int, gains: int) -> float:
+    """One-sided p of so many losses or more against so many gains, if each were as likely: the exact test of McNemar (1947).
+
+    For two models on the same images `losses` counts the images that only the old one gets right, and `gains` those that only
+    the new one does; images on which both agree say nothing. 5 losses without a gain have p = 1/32.
+    """
+    if losses < 0 or gains < 0:
+        raise ValueError(f"losses and gains are counts, got {losses} and {gains}")
+    if losses == 0:
+        return 1.0
+    # The regularised incomplete beta function is the upper tail of the binomial distribution.
+    return float(special.betainc(losses, gains + 1, 0.5))

@@ -23,6 +23,7 @@ from detectors.scoring.operating_point import Threshold
 from studies.api import html
 from studies.home import home_at
 from studies.release.locate import detector_folder
+from studies.search import threshold_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,8 +245,8 @@ class Predictor:
     def _repr_html_(self) -> str:
         rows: list[tuple[str, Any]] = [("detector", self.name)]
         if (limit := self.threshold) is not None:
-            rows += [("threshold", limit.value), ("set on", f"{limit.normals} good images of {limit.source}")]
-            rows += [("expected false alarms", f"{limit.expected_rate:.1%}" if limit.expected_rate else None)]
+            rows += [("threshold", limit.value), ("which", threshold_words.basis(limit)), ("on", limit.source)]
+            rows += [("beware", remark) for remark in threshold_words.remarks(limit)]
         return html.facts(rows)
 
 

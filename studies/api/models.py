@@ -32,6 +32,8 @@ def list_models(
 ) -> list[ModelVersions]:
     """Registered models with their versions, aliases, metrics and gate results.
 
+    A model that the record names and MLflow does not have comes last, without versions and with what is wrong.
+
     Args:
         name: of one of them; default all.
         remark: called with a line when the registry is away for a while.
@@ -45,6 +47,13 @@ def list_models(
     """
     place, _ = open_home(home_at(home))
     registry = open_registry(place, patience=Patience(tell=remark))
+    missing = [
+        ModelVersions(model, [], registry.audit.lines(model), faults)
+        for model, faults in registry.faults_of_missing().items()
+        if name in (None, model)
+    ]
+    if name and missing:
+        return missing
     if name:
         # A model without versions is none: the lookup names those there are.
         registry.version(name, registry.versions(name)[0].version if registry.versions(name) else "1")
@@ -52,4 +61,4 @@ def list_models(
     return [
         ModelVersions(model, registry.versions(model), registry.audit.lines(model), registry.faults(model))
         for model in names
-    ]
+    ] + missing

@@ -38,6 +38,7 @@ def promote(
     version: str | int | None = None,
     to: str | None = None,
     dry_run: bool = False,
+    force: str | None = None,
     device: str = "auto",
     home: str | Path | None = None,
     progress: Progress = lambda text: None,
@@ -51,17 +52,20 @@ def promote(
         version: number or alias of a version that is registered already, such as one of `retrain`.
         to: another registered model that gets a copy.
         dry_run: measure only; nothing is registered or moved.
+        force: why it is to become the champion even if the gate refuses it; goes on record with what it was refused for. It
+            does not help a model that has no threshold, does not answer, or is not the one that was saved.
         device: where the models are measured: ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
         home: where studies are kept; default ``STUDY_HOME`` or ``./outputs``.
         progress: called with a line for each step.
         remark: called with a line when the registry is away for a while.
 
     Returns:
-        What came of it: ``promoted``, ``refused``, ``reasons``, ``version``, and the gate's ``report`` with a line for each
-        rule; None where the version is the champion already.
+        What came of it: ``promoted``, ``refused``, ``reasons``, ``forced``, ``version``, and the gate's ``report`` with a line
+        for each rule; None where the version is the champion already.
 
     Raises:
-        InputError: no saved detector, no such version, images that changed since.
+        InputError: no saved detector, no such version, images that changed since, or, unless it is forced, images of another
+            product than the registered model's.
 
     >>> import studies
     >>> outcome = studies.promote("tiny", dry_run=True, device="cpu")
@@ -70,14 +74,23 @@ def promote(
     """
     if version is not None and trial is not None:
         raise InputError("a version and a trial contradict each other; give one of them")
+    reason = check_force(force)
     if version is None:
         study, _, product = name.partition("/")
         view = open_view(study, home_at(home))
         return promote_trial(
-            view, product=product, trial=trial, to=to, dry_run=dry_run, device=device, progress=progress, remark=remark
+            view,
+            product=product,
+            trial=trial,
+            to=to,
+            dry_run=dry_run,
+            force=force,
+            device=device,
+            progress=progress,
+            remark=remark,
         )
     promoter = _promoter(home_at(home), device, progress, remark)
-    return promoter.promote_version(promoter.registry.version(name, str(version)), to=to, dry_run=dry_run)
+    return promoter.promote_version(promoter.registry.version(name, str(version)), to=to, dry_run=dry_run, force=reason)
 
 
 def promote_trial(
@@ -87,17 +100,30 @@ def promote_trial(
     trial: int | None = None,
     to: str | None = None,
     dry_run: bool = False,
+    force: str | None = None,
     device: str = "auto",
     progress: Progress = lambda text: None,
     remark: Progress = lambda text: None,
 ) -> Promotion:
     """`promote` for a study that is open already."""
+    reason = check_force(force)
     promoter = _promoter(view.home, device, progress, remark)
     chosen = view.selected() if trial is None else _with_detector(view, trial, promoter)
     study = view.study.study_name
     saved_detector(chosen, study, product)
     assert chosen is not None
-    return promoter.promote_trial(view, chosen, product=product, to=to, dry_run=dry_run)
+    return promoter.promote_trial(view, chosen, product=product, to=to, dry_run=dry_run, force=reason)
+
+
+def check_force(force: str | None) -> str:
+    """The reason for which a promotion is forced, in one line; empty where it is not. Raises `InputError` for an empty one."""
+    if force is None:
+        return ""
+    if not (reason := " ".join(force.split())):
+        raise InputError(
+            "force: give the reason, which goes on record, such as 'new lamp, the champion stops every part'"
+        )
+    return reason
 
 
 def rollback(

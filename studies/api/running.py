@@ -163,6 +163,7 @@ def plan_study(
             offline=offline,
             weights_dir=folder,
             remote=remote,
+            left_out=tuple(chosen.stored.header.dropped) if chosen.stored is not None else (),
             ideas=tuple(parse_idea(idea, chosen.config) for idea in enqueue),
         )
         plan = make_plan(chosen.config, place.prepare(), options, progress=preparing)

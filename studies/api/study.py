@@ -13,6 +13,8 @@ from studies.file.config import StudyConfig
 from studies.home import home_at
 from studies.release.locate import open_home, open_view, saved_detector
 from studies.search import storage as studies_storage
+from studies.search import threshold_words
+from studies.search.operating_point import points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.summary import headline, trial_row
 from studies.search.view import StudyView, TrialView
@@ -170,6 +172,7 @@ class Study:
         trial: int | None = None,
         to: str | None = None,
         dry_run: bool = False,
+        force: str | None = None,
         device: str = "auto",
         progress: Callable[[str], None] = lambda text: None,
     ) -> Promotion:
@@ -180,17 +183,25 @@ class Study:
             trial: another one than the selected; it is fitted once more and scored on test.
             to: another registered model that gets a copy.
             dry_run: measure only; nothing is registered.
+            force: why it is to become the champion even if the gate refuses it; goes on record.
             device: where the models are measured: ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
             progress: called with a line for each step.
 
         Raises:
-            InputError: no saved detector, or images that changed since.
+            InputError: no saved detector, images that changed since, or of another product than those of the model.
         """
         # MLflow takes a second to import.
         from studies.api.registry import promote_trial
 
         return promote_trial(
-            self._view, product=product, trial=trial, to=to, dry_run=dry_run, device=device, progress=progress
+            self._view,
+            product=product,
+            trial=trial,
+            to=to,
+            dry_run=dry_run,
+            force=force,
+            device=device,
+            progress=progress,
         )
 
     def detector(self, product: str = "", *, device: str = "auto") -> Predictor:
@@ -211,7 +222,8 @@ class Study:
         return f"<Study {self.name}: {label}, {count} {'trial' if count == 1 else 'trials'}>"
 
     def _repr_html_(self) -> str:
-        best = self.best
+        selected = self._view.selected()
+        best = None if selected is None else Trial.of(selected)
         rows: list[tuple[str, Any]] = [
             ("study", self.name),
             ("detector", self.config.detector_label),
@@ -219,14 +231,20 @@ class Study:
             ("protocol", self.config.protocol),
             ("trials", len(self._view.trials())),
         ]
-        if best is not None:
+        if best is not None and selected is not None:
             prefix = "test" if best.test_metrics or self.config.protocol == "paper" else "val"
+            points = points_on_test(self._view, selected)
             rows += [
                 ("best trial", best.number),
                 (next(iter(self.config.objectives)), best.value),
-                (f"on {prefix}", headline({**best.metrics, **best.test_metrics}, prefix) or None),
+                (f"on {prefix}", headline({**best.metrics, **best.test_metrics}, prefix, pooled(points)) or None),
                 ("setting", ", ".join(f"{name} {html.shown(value)}" for name, value in best.params.items())),
             ]
+            for point in points:
+                if point.threshold is not None:
+                    name = f"threshold of {point.product}" if point.product else "threshold"
+                    rows += [(name, threshold_words.basis(point.threshold))]
+                    rows += [("beware", remark) for remark in threshold_words.remarks(point.threshold)]
         return html.facts(rows)
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from detectors.errors import InputError
 from studies import api
+from studies.search import threshold_words
 from studies.show import tables
 
 if TYPE_CHECKING:
@@ -73,17 +74,9 @@ def _parts(predictions: api.Predictions, threshold: Threshold | None) -> Iterato
     if threshold is None:
         yield Text("no threshold: the detector's protocol holds out no normals, so there is no verdict", style="yellow")
     else:
-        expected, largest = threshold.expected_rate, threshold.largest_rate
-        new = (
-            f"; on new ones expect {expected:.0%}, at most {largest:.0%} (95 % confidence)"
-            if expected and largest
-            else ""
-        )
-        rule = f"at most {threshold.rate:.1%} false alarms" if threshold.rate is not None else "the best F1"
-        yield Text(
-            f"threshold {threshold.value:.4g}: {rule} on {threshold.normals} good images of {threshold.source}{new}",
-            style="dim",
-        )
+        basis, *remarks = threshold_words.lines(threshold)
+        yield Text(f"{basis} ({threshold.source})", style="dim")
+        yield from (Text(remark, style="yellow") for remark in remarks)
     yield Text(f"all scores: {predictions.table}", style="dim")
     if sheets:
         more = f" to {sheets[-1].name}" if len(sheets) > 1 else ""

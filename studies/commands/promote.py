@@ -29,6 +29,10 @@ def promote(
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="MODEL", help="Copy it to another registered model.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the gate's report, and change nothing.")] = False,
+    force: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Promote it even if the gate refuses it; the reason goes on record."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N: where the models are measured.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the gate's report as JSON.")] = False,
 ) -> None:
@@ -43,6 +47,7 @@ def promote(
             version=version,
             to=to,
             dry_run=dry_run,
+            force=force,
             device=device,
             progress=step,
             remark=remarks_to(console),
@@ -50,7 +55,7 @@ def promote(
     if json_output:
         typer.echo(json.dumps(_outcome_json(outcome), indent=1))
     else:
-        _print_outcome(outcome, console, dry_run=dry_run)
+        _print_outcome(outcome, console, dry_run=dry_run, force=force is not None)
     if outcome.refused:
         raise typer.Exit(REFUSED)
 
@@ -103,20 +108,34 @@ def models(
             console.print(f"warning: record of {model.name}: {fault}", style="yellow", markup=False)
 
 
-def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool) -> None:
+def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool, force: bool) -> None:
     report, model = outcome.report, outcome.model
     if report is None:
         console.print(f"model {model}: {_called(outcome)} is the champion already; nothing to do", markup=False)
         return
     rules = [(rule.name, rule.verdict, rule.outcome) for rule in report.rules]
     console.print(tables.table(("rule", "verdict", ""), rows=rules, title=f"gate of {model}"))
+    figures = [(name, *cells) for name, cells in report.figures()]
+    labels = ("", *(measured.label for measured in report.models))
+    console.print(tables.table(labels, rows=figures, title=f"on the test images of {report.data}"))
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     if not report.passed:
-        console.print(f"refused: {'; '.join(report.reasons)}", style="bold red", markup=False)
+        reasons = "; ".join(report.reasons)
+        console.print(f"refused: {reasons}", style="bold red", markup=False, soft_wrap=True)
+    if outcome.refused:
+        if force and not report.forcible:
+            console.print("--force does not help here: the model cannot do its work as it is", style="bold red")
         before = f"version {outcome.before.version} stays champion" if outcome.before else "there is no champion"
         console.print(f"model {model}: {before}", markup=False)
     elif dry_run:
-        console.print("the gate would pass it; nothing was changed", style="bold green")
+        does = (
+            f"--force would promote it all the same ({outcome.forced})" if outcome.forced else "the gate would pass it"
+        )
+        console.print(f"{does}; nothing was changed", style="bold green", markup=False)
     else:
+        if outcome.forced:
+            console.print(f"promoted all the same, on record: {outcome.forced}", style="bold yellow", markup=False)
         before = f"; version {outcome.before.version} is previous" if outcome.before else ""
         console.print(f"model {model}: {_called(outcome)} is the champion{before}", style="bold green", markup=False)
         console.print(f"serve it: study serve models:/{model}@champion", style="dim", markup=False)
@@ -131,6 +150,7 @@ def _outcome_json(outcome: api.Promotion) -> dict[str, Any]:
         "model": outcome.model,
         "version": outcome.version.version if outcome.version else None,
         "promoted": outcome.promoted,
+        "forced": outcome.forced or None,
         "champion_before": outcome.before.version if outcome.before else None,
         "gate": outcome.report.to_json() if outcome.report else None,
     }
@@ -144,26 +164,35 @@ def _version_json(version: Version) -> dict[str, Any]:
         "description": version.description,
         "run_id": version.run_id,
         "tags": dict(version.tags),
+        **{name: _gate_figure(version, name) for name in ("image_auroc", "image_recall", "false_alarm_rate")},
     }
 
 
 def _version_row(version: Version) -> dict[str, Any]:
     tags = version.tags
-    auroc = tags.get("gate.image_auroc")
     return {
         "model": version.name,
         "version": int(version.version),
         "alias": ", ".join(version.aliases) or None,
-        "gate": tags.get("gate.verdict"),
-        "AUROC on test": float(auroc) if auroc else None,
-        "p95 ms": float(tags["gate.latency_ms_p95"]) if "gate.latency_ms_p95" in tags else None,
-        "MB": float(tags["gate.size_mb"]) if "gate.size_mb" in tags else None,
+        "gate": ", forced: ".join(filter(None, (tags.get("gate.verdict"), tags.get("gate.forced")))) or None,
+        "AUROC on test": _gate_figure(version, "image_auroc"),
+        "recall": _gate_figure(version, "image_recall"),
+        "false alarms": _gate_figure(version, "false_alarm_rate"),
+        "p95 ms": _gate_figure(version, "latency_ms_p95"),
+        "MB": _gate_figure(version, "size_mb"),
         "made": datetime.fromtimestamp(version.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
         "by": tags.get("mlflow.user"),
         "from": version.description.partition(". ")[0],
     }
 
 
+def _gate_figure(version: Version, name: str) -> float | None:
+    """What the gate measured of a version on its test images; None where it did not, or before version 0.3."""
+    value = version.tags.get(f"gate.{name}")
+    return float(value) if value else None
+
+
 def _details(details: dict[str, Any]) -> str:
     reasons = details.get("reasons") or ([details["reason"]] if details.get("reason") else [])
-    return "; ".join(map(str, reasons))[:200]
+    forced = [f"forced: {details['forced']}"] if details.get("forced") else []
+    return "; ".join(map(str, [*forced, *reasons]))[:200]

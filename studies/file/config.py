@@ -12,7 +12,7 @@ from detectors.base import Head
 from detectors.errors import InputError
 from detectors.head_files import find_head
 from detectors.head_texts import HeadCode
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS, OPERATING_METRICS
 from studies.file import checks
 from studies.file.keys import DETECTOR_KEY, ParameterKey
 from studies.file.messages import check_name, first_problem, located
@@ -117,7 +117,7 @@ class StudyConfig(Section):
     @classmethod
     def _known_metrics(cls, value: dict[str, str]) -> dict[str, str]:
         for metric in value:
-            check_name(metric, (*METRICS, *COST_METRICS), "metric")
+            check_name(metric, (*METRICS, *LOWER_METRICS, *COST_METRICS), "metric")
         return value
 
     @model_validator(mode="after")
@@ -129,6 +129,9 @@ class StudyConfig(Section):
                 "protocol paper scores the whole test set, so nothing may be searched on it; "
                 "use holdout, or an empty search with baselines"
             )
+        if self.threshold.images is not None and self.data.is_several != isinstance(self.threshold.images, dict):
+            wanted = "a folder for each product" if self.data.is_several else "one folder"
+            raise ValueError(f"threshold.images: give {wanted}")
         checks.check_pruner(self.pruner, self.data, objectives=len(self.objectives))
         self.check_baselines(self.baselines)
         return self
@@ -198,6 +201,11 @@ class StudyConfig(Section):
         for detector, part in self.parts.items():
             names += part.networks([one for one in settings if one.get(DETECTOR_KEY, detector) == detector])
         return list(dict.fromkeys(names))
+
+    @property
+    def aims_at_operating_point(self) -> bool:
+        """Whether an objective or a constraint depends on the threshold, so that each trial must have a sound one."""
+        return any(name in OPERATING_METRICS for name in (*self.objectives, *self.constraints))
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from detectors.data.samples import Dataset, ImageSet
 from detectors.data.splits import Protocol, Splits, make_splits
 from detectors.errors import InputError
 from detectors.files import write_json
+from detectors.scoring.evaluation import SEG_F1
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.known_pixels import known_pixels
@@ -200,7 +202,7 @@ def check(images: StudyImages, config: StudyConfig, home: Home, *, progress: Pro
     for part in images.parts:
         warnings += _decode(part, home, progress=progress)
         warnings += [f"{part.category}: {note}" for note in part.splits.notes]
-        _require_masks(part.splits, config.objectives)
+        _require_masks(part, config.objectives)
     if config.pruner.name == "wilcoxon" and len(images.parts) < MIN_WILCOXON:
         raise InputError(
             f"pruner wilcoxon needs at least {MIN_WILCOXON} products, {images.source} has {len(images.parts)}; "
@@ -217,18 +219,27 @@ def _decode(part: Part, home: Home, *, progress: Progress | None) -> list[str]:
     report = check_dataset(part.dataset, protocol=part.splits.protocol, progress=progress)
     if report.errors:
         first, others = report.errors[0], len(report.errors) - 1
-        more = f" (and {others} more: `study data check` lists them)" if others else ""
+        more = f" (and {others} more: `{check_command(part.dataset)}` lists them)" if others else ""
         raise InputError(f"{first.subject}: {first.message}{more}")
     write_json(marker, {"images": sum(sum(types.values()) for types in part.splits.counts.values())})
     return [f"{problem.subject}: {problem.message}" for problem in report.warnings]
 
 
-def _require_masks(splits: Splits, objectives: Iterable[str]) -> None:
+def check_command(dataset: Dataset) -> str:
+    """The command that lists what is wrong with a product's images."""
+    words = ["study", "data", "check", "--images", str(dataset.root)]
+    if dataset.name != "folder":
+        words = ["study", "data", "check", "--root", str(dataset.root.parent), "--category", dataset.category]
+    return shlex.join(words)
+
+
+def _require_masks(part: Part, objectives: Iterable[str]) -> None:
     """Raise `InputError` where an objective compares pixels and a defective image has no mask."""
+    splits = part.splits
     scored = splits.validation or splits.test
     for metric in objectives:
-        if metric.startswith("pixel_") and not scored.has_masks:
+        if (metric.startswith("pixel_") or metric == SEG_F1) and not scored.has_masks:
             raise InputError(
                 f"objective {metric} needs a mask for every defective image of {scored.name}; "
-                "add masks (`study data check` lists those missing) or take image_auroc"
+                f"add masks (`{check_command(part.dataset)}` lists those missing) or take image_auroc"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from detectors import catalog
 from detectors.base import SMOOTHING_SIGMA, Parameter
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.config import StudyConfig
 from studies.file.sections import COST_METRICS
 
@@ -63,7 +63,7 @@ def text() -> str:
             SEARCH,
             _table(map(_parameter_row, (*SHARED, SMOOTHING_SIGMA)), "parameter"),
             *detectors,
-            METRIC_TEXT.format(quality=_names(METRICS), cost=_names(COST_METRICS)),
+            METRIC_TEXT.format(quality=_names((*METRICS, *LOWER_METRICS)), cost=_names(COST_METRICS)),
         ]
     )
     return page.replace("``", "`")  # from the style of docstrings to that of Markdown

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from detectors.data.images import Size
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.messages import check_name
 
 ParameterValue = bool | int | float | str | list[int]
@@ -218,13 +218,46 @@ class ExecutionConfig(Section):
 
 
 class ThresholdConfig(Section):
-    """The score from which on an image counts as defective."""
+    """The score from which on an image counts as defective. It may change when a study is resumed."""
 
-    rule: Literal["false_alarm_rate", "f1_max"] = "false_alarm_rate"
-    """``false_alarm_rate`` takes the threshold that a share `rate` of the held-out normal images exceeds. ``f1_max`` takes the
-    one with the best F1 on the labelled validation images."""
+    rule: Literal["false_alarm_rate", "f1_max", "cost", "value"] = "false_alarm_rate"
+    """``false_alarm_rate`` takes the threshold at which new good images raise an alarm no more often than `rate`. ``f1_max``
+    takes the one with the best F1 on the labelled validation images. ``cost`` takes the one at which mistakes are expected to
+    cost least. ``value`` takes `value`."""
     rate: float = Field(0.01, ge=0, lt=1)
-    """Share of the held-out normal images that may raise a false alarm."""
+    """Share of good parts that may raise a false alarm. Where the good images are too few to promise it, the threshold lies above
+    all of them, and the rate that they support is told."""
+    folds: int | None = Field(None, ge=0, le=50)
+    """Parts that the good images of train are divided into, so that the threshold rests on them too: the selected setting is
+    fitted again without each part in turn, and scores that part. A detector that trains over epochs leaves one part out of its
+    only fit instead. The default is 10 parts of fewer than 100 images, else 5; 0 rests on the held-out images alone."""
+    images: Path | dict[str, Path] | None = None
+    """Folder of good images, such as those of another day, that the threshold rests on instead. Several products may have a
+    folder each."""
+    value: float | None = None
+    """Of rule ``value``: the threshold."""
+    cost_miss: float | None = Field(None, gt=0)
+    """Of rule ``cost``: what a missed defect costs, in any unit."""
+    cost_alarm: float | None = Field(None, gt=0)
+    """Of rule ``cost``: what a false alarm costs, in the same unit."""
+    share_defective: float | None = Field(None, gt=0, lt=1)
+    """Of rule ``cost``: the share of defective parts on the line."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> ThresholdConfig:
+        wanted = {"value": ("value",), "cost": ("cost_miss", "cost_alarm", "share_defective")}
+        for rule, names in wanted.items():
+            for name in names:
+                if self.rule == rule and getattr(self, name) is None:
+                    raise ValueError(f"rule {rule} needs {name}")
+                if self.rule != rule and getattr(self, name) is not None:
+                    raise ValueError(f"{name} belongs to rule {rule}, not to {self.rule}")
+        return self
+
+    def folder_of(self, category: str) -> Path | None:
+        """The absolute folder of `images` for a product; None where none is given."""
+        folder = self.images.get(category) if isinstance(self.images, dict) else self.images
+        return folder.expanduser().absolute() if folder is not None else None
 
 
 class GateConfig(Section):
@@ -233,7 +266,15 @@ class GateConfig(Section):
     epsilon: float = Field(0.005, ge=0, le=1)
     """How far the image AUROC may lie below the champion's."""
     floor: dict[str, float] = {"test/image_auroc": 0.7}
-    """Metrics on the test images, and the least value that each must reach."""
+    """Metrics on the test images, and the least value that each must reach, such as ``image_recall`` at the model's threshold."""
+    ceiling: dict[str, float] = {}
+    """Rates on the test images that a model may not exceed: ``{false_alarm_rate: 0.05}`` at its own threshold."""
+    recall_drop: float | None = Field(0.05, ge=0, le=1)
+    """How far the share of defects that a model finds at its own threshold may lie below the champion's. A smaller loss is
+    refused, too, if chance does not explain it. ``null`` compares no recall, for those who trade it for fewer false alarms; set
+    a `floor` for ``image_recall`` then."""
+    false_alarm_rise: float | None = Field(0.05, ge=0, le=1)
+    """How far the share of good images that raise an alarm may lie above the champion's; else as `recall_drop`."""
     latency_ms_p95: float | None = Field(None, gt=0)
     """Upper limit of the time, in milliseconds, within which 95 % of single images are scored."""
     model_size_mb: float | None = Field(None, gt=0)
@@ -249,6 +290,15 @@ class GateConfig(Section):
             if not 0 <= floor <= 1:
                 raise ValueError(f"{name}: {floor:g} is no value that it can have; give one from 0 to 1")
         return {f"test/{name.removeprefix('test/')}": floor for name, floor in value.items()}
+
+    @field_validator("ceiling")
+    @classmethod
+    def _known_ceilings(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, ceiling in value.items():
+            check_name(name.removeprefix("test/"), LOWER_METRICS, "rate")
+            if not 0 <= ceiling <= 1:
+                raise ValueError(f"{name}: {ceiling:g} is no value that it can have; give one from 0 to 1")
+        return {f"test/{name.removeprefix('test/')}": ceiling for name, ceiling in value.items()}
 
 
 def _check_condition(value: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ from detectors.files import write_json, write_text
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact
 from detectors.runtime.devices import choose_device
-from detectors.runtime.latency import DeviceLock
-from studies.file import datasets
 from studies.home import Home
-from studies.release.gate import Contender, Gate, GateReport
+from studies.release.gate import Contender
+from studies.release.gate_report import GateReport
 from studies.release.retrain import Retrained
+from studies.release.rules import Rule, product_rule
+from studies.release.same_product import EXPERIMENT, PRODUCT, ProductImages, other_product
+from studies.release.study_gate import open_gate
 from studies.search import storage as studies_storage
 from studies.search.lease import Lease
 from studies.search.patient_storage import PatientStorage
 from studies.search.summary import headline
 from studies.search.view import StudyView, TrialView
-from studies.worker.trial import environment
 from tracking.patience import Patience
 from tracking.registered_models import Source, Version
 from tracking.registry import CHAMPION, Registry
@@ -38,17 +39,14 @@ from tracking.registry import CHAMPION, Registry
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,127}")
 RENDERED = "rendered/"
 """Beginning of the experiments on images that a program drew."""
-STUDY_UID, TRIAL, PRODUCT, EXPERIMENT, ORIGINAL = (
-    "study.uid",
-    "trial.number",
-    "product",
-    "study.data",
-    "detector.folder",
-)
+STUDY_UID, TRIAL, ORIGINAL = "study.uid", "trial.number", "detector.folder"
 """Tags of a version: where it comes from, and the folder in which its detector was saved first."""
 
 KEPT_TAGS = ("study.name", STUDY_UID, TRIAL, EXPERIMENT, "detector", "backbone")
 """Tags that a version which is fitted again takes over from its champion."""
+
+GATE_METRICS = ("image_auroc", "image_recall", "false_alarm_rate")
+"""Figures of the test images that become tags of a version, as ``gate.image_auroc``."""
 
 Tell = Callable[[str], None]
 
@@ -67,6 +65,8 @@ class Promotion:
     """Whether the version became the champion."""
     before: Version | None
     """The champion before; None if there was none."""
+    forced: str = ""
+    """Why a person had it promoted though the gate refused it; empty where that is not so."""
 
     @property
     def reasons(self) -> list[str]:
@@ -75,8 +75,8 @@ class Promotion:
 
     @property
     def refused(self) -> bool:
-        """Whether the gate refused the version."""
-        return self.report is not None and not self.report.passed
+        """Whether the gate refused the version, and nobody had it promoted all the same."""
+        return self.report is not None and not self.report.passed and not self.forced
 
 
 def open_registry(home: Home, *, patience: Patience | None = None) -> Registry:
@@ -120,7 +120,14 @@ class Promoter:
         self.device, self.tell = choose_device(device), tell
 
     def promote_trial(
-        self, view: StudyView, trial: TrialView, *, product: str = "", to: str | None = None, dry_run: bool = False
+        self,
+        view: StudyView,
+        trial: TrialView,
+        *,
+        product: str = "",
+        to: str | None = None,
+        dry_run: bool = False,
+        force: str = "",
     ) -> Promotion:
         """Register a trial and promote it if the gate passes it.
 
@@ -128,9 +135,12 @@ class Promoter:
             product: in a study of several products, which one.
             to: another registered model, which gets a copy and with whose champion the trial is compared.
             dry_run: measure only; nothing is registered or moved.
+            force: why it is to be promoted even if the gate refuses it; goes on record. It does not help a model that has no
+                threshold, does not answer, or is not the one that was saved.
 
         Raises:
-            InputError: the images changed, or a model from rendered images is to become one of another name.
+            InputError: the images changed, a model from rendered images is to become one of another name, or without `force`
+                the images are of another product than the model's.
         """
         detector = trial.detectors[product]
         study_model = model_name(view, product)
@@ -140,19 +150,23 @@ class Promoter:
                 f"study {view.study.study_name!r} ran on rendered images, which are a demonstration: its models cannot "
                 f"become versions of {to!r}; run a study on real images"
             )
+        images = ProductImages.of_study(view, product)
         with self.held(target, *([study_model] if target != study_model else [])):
             champion = self._champion(target)
+            objections = self._objections(f"trial {trial.number}", images, target, None, force)
             if dry_run:
-                report = self._gate(view, product).judge(
-                    target, Contender(f"trial {trial.number}", detector), self._contender(champion)
-                )
-                return Promotion(target, None, report, promoted=False, before=champion)
+                contender = Contender(f"trial {trial.number}", detector, trial=trial.number)
+                gate = open_gate(view, product, self.home, self.device, self.tell)
+                report = gate.judge(target, contender, self._contender(champion), objections=objections)
+                return _undone(Promotion(target, None, report, promoted=False, before=champion), force)
             version = self.registry.register(study_model, self._source(view, trial, product))
             if target != study_model:
                 version = self.registry.copy(version, target)
-            return self._promote(version, view, product)
+            return self._promote(version, view, product, objections, force)
 
-    def promote_version(self, version: Version, *, to: str | None = None, dry_run: bool = False) -> Promotion:
+    def promote_version(
+        self, version: Version, *, to: str | None = None, dry_run: bool = False, force: str = ""
+    ) -> Promotion:
         """Promote a version that is registered already, such as one of ``study retrain``, if the gate passes it.
 
         Arguments and errors as in `promote_trial`.
@@ -165,14 +179,16 @@ class Promoter:
         view, product = self.study_of(version)
         with self.held(target):
             champion = self._champion(target)
+            images = ProductImages.of_study(view, product)
+            objections = self._objections(str(version), images, target, version, force)
             if dry_run:
-                report = self._gate(view, product).judge(
-                    target, self.contender(version), self._contender(champion, but=version)
-                )
-                return Promotion(target, version, report, promoted=False, before=champion)
+                before = self._contender(champion, but=version)
+                gate = open_gate(view, product, self.home, self.device, self.tell)
+                report = gate.judge(target, self.contender(version), before, objections=objections)
+                return _undone(Promotion(target, version, report, promoted=False, before=champion), force)
             if target != version.name:
                 version = self.registry.copy(version, target)
-            return self._promote(version, view, product)
+            return self._promote(version, view, product, objections, force)
 
     def roll_back(self, name: str, *, reason: str = "") -> tuple[Version, Version]:
         """Swap champion and previous, under the lock of the model; returns and errors as in `Registry.roll_back`."""
@@ -218,6 +234,8 @@ class Promoter:
             folder=self.registry.fetch(version),
             original=saved if version.tags.get(ORIGINAL) and is_artifact(saved) else None,
             model=self.registry.fetch_model(version),
+            trial=_trial_number(version),
+            version=f"{version.name}/{version.version}",
         )
 
     def load(self, version: Version) -> Artifact:
@@ -239,19 +257,37 @@ class Promoter:
 
     # --- steps
 
-    def _promote(self, version: Version, view: StudyView, product: str) -> Promotion:
+    def _promote(
+        self, version: Version, view: StudyView, product: str, objections: list[Rule], force: str
+    ) -> Promotion:
         """Measure a registered version against the champion of its model, and promote it or record the refusal."""
         champion = self._champion(version.name)
         if champion is not None and champion.version == version.version:
             return Promotion(version.name, version, None, promoted=False, before=champion)
-        report = self._gate(view, product).judge(version.name, self.contender(version), self._contender(champion))
+        report = open_gate(view, product, self.home, self.device, self.tell).judge(
+            version.name, self.contender(version), self._contender(champion), objections=objections
+        )
+        forced = force if not report.passed and report.forcible else ""
+        report = replace(report, forced=forced)
         details = self._keep(report, version)
-        if report.passed:
-            self.tell(f"the gate passed version {version.version}")
+        promoted = report.passed or bool(forced)
+        if promoted:
+            self.tell(f"the gate {'passed' if report.passed else 'refused'} version {version.version}")
             version = self.registry.promote(version, details=details)
         else:
             self.registry.refuse(version, details=details)
-        return Promotion(version.name, version, report, promoted=report.passed, before=champion)
+        return Promotion(version.name, version, report, promoted=promoted, before=champion, forced=forced)
+
+    def _objections(
+        self, label: str, images: ProductImages, target: str, version: Version | None, force: str
+    ) -> list[Rule]:
+        """What speaks against a model before it is measured. Raises `InputError` for another product's unless it is forced."""
+        objection = other_product(self.registry, label, images, target, version)
+        if objection and not force:
+            raise InputError(
+                f"{objection}; name another model with --to, or if both show the same product, say so with --force REASON"
+            )
+        return [product_rule(objection)] if objection else []
 
     def _keep(self, report: GateReport, version: Version) -> dict[str, Any]:
         """Store a report with the version. Returns what the audit file keeps of it."""
@@ -266,40 +302,17 @@ class Promoter:
             "gate.time": report.time,
             "gate.reasons": "; ".join(report.reasons)[:4000],
             "gate.champion": report.champion.label if report.champion else "",
-            "gate.image_auroc": "" if report.challenger.auroc is None else f"{report.challenger.auroc:.6f}",
+            **{f"gate.{name}": _figure(report, name) for name in GATE_METRICS},
+            "gate.forced": report.forced[:4000],
+            "gate.warnings": "; ".join(report.warnings)[:4000],
             "gate.difference": "" if report.difference is None else " ".join(f"{v:+.6f}" for v in report.difference),
             "gate.latency_ms_p95": f"{report.challenger.latency.latency_ms_p95:.2f}",
             "gate.size_mb": f"{report.challenger.size_mb:.2f}",
             "gate.test_digest": report.test.digest,
         }
         self.registry.tag(version, tags)
-        return {"gate": tags["gate.verdict"], "reasons": report.reasons, "report": str(folder)}
-
-    def _gate(self, view: StudyView, product: str) -> Gate:
-        """The gate on the study's own test images.
-
-        Raises:
-            InputError: the images are not those that the study was run with.
-        """
-        config = view.config
-        images = datasets.load(config, self.home)
-        part = next(part for part in images.parts if product in ("", part.category))
-        key = f"{product}/test" if product else "test"
-        if part.splits.test.digest != view.header.identity["data"].get(key):
-            raise InputError(
-                f"the test images of {part.dataset.name}/{part.category} in {part.dataset.root} are not those that the "
-                f"study was run with{images.copies_remark}; restore them, or run a new study (--fresh)"
-            )
-        return Gate(
-            config=config.gate,
-            test=part.splits.test,
-            data=f"{part.dataset.name}/{part.category}",
-            device=self.device,
-            lock=DeviceLock(self.home.locks, self.device),
-            seed=config.sampler.seed,
-            environment=environment(self.device),
-            progress=self.tell,
-        )
+        forced = {"forced": report.forced} if report.forced else {}
+        return {"gate": tags["gate.verdict"], "reasons": report.reasons, **forced, "report": str(folder)}
 
     def _champion(self, name: str) -> Version | None:
         return self.registry.find(name, CHAMPION)
@@ -308,7 +321,12 @@ class Promoter:
         """The champion as a contender; None if there is none, or if it is the version `but`."""
         if version is None or (but is not None and (version.name, version.version) == (but.name, but.version)):
             return None
-        return Contender(f"champion, version {version.version}", self.registry.fetch(version))
+        return Contender(
+            f"champion, version {version.version}",
+            self.registry.fetch(version),
+            trial=_trial_number(version),
+            version=f"{version.name}/{version.version}",
+        )
 
     def _source(self, view: StudyView, trial: TrialView, product: str) -> Source:
         """The detector of a trial as the source of a version."""
@@ -355,3 +373,23 @@ def check_name(name: str) -> str:
     if not MODEL_NAME.fullmatch(name):
         raise InputError(f"model name {name!r}: use letters, digits, _ - and spaces, at most 128 of them")
     return name
+
+
+def _figure(report: GateReport, name: str) -> str:
+    """A metric of the challenger as a tag; empty where it is not known."""
+    value = report.challenger.evaluation.metrics.get(name)
+    return "" if value is None else f"{value:.6f}"
+
+
+def _trial_number(version: Version) -> int:
+    """Number of the trial that a version comes from; -1 where its tags do not say."""
+    number = version.tags.get(TRIAL, "")
+    return int(number) if number.isdecimal() else -1
+
+
+def _undone(outcome: Promotion, force: str) -> Promotion:
+    """The outcome of a dry run, with what `force` would do."""
+    report = outcome.report
+    if not force or report is None or report.passed or not report.forcible:
+        return outcome
+    return replace(outcome, report=replace(report, forced=force), forced=force)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from detectors.data.samples import GOOD
+from detectors.scoring.evaluation import FALSE_ALARMS, IMAGE_METRICS, PIXEL_METRICS, RECALL, SEG_F1, operating_metrics
 from detectors.scoring.metrics import (
     UndefinedMetricError,
     auroc,
@@ -18,7 +19,7 @@ from detectors.scoring.metrics import (
     pr_curve_points,
     roc_curve_points,
 )
-from detectors.scoring.operating_point import Threshold
+from detectors.scoring.operating_point import Counts, Threshold
 from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
@@ -37,6 +38,8 @@ from studies.report.charts import (
     Table,
     number,
 )
+from studies.search import threshold_words
+from studies.search.operating_point import counts_from, thresholds_by_product
 from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import ARTIFACTS, PRODUCTS, TrialResult, read_result
 from studies.worker.scores import Group, ScoredImage, Scores, Shown, read_scores
@@ -47,6 +50,8 @@ RATES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
 """False-alarm rates in the table below the ROC curve."""
 RECALLS = (0.5, 0.8, 0.9, 0.95, 1.0)
 """Recalls in the table below the precision-recall curve."""
+MEASURES = (*IMAGE_METRICS, RECALL, FALSE_ALARMS, *PIXEL_METRICS, SEG_F1)
+"""Figures in the table, in its order."""
 PLOT_X, PLOT_Y = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
 
 
@@ -119,11 +124,17 @@ class ProductOnTest:
     """Name of the product; empty in a study of a single product."""
     metrics: dict[str, float]
     """Names as in `TrialResult.metrics`."""
+    counts: Counts | None
+    """What it catches and stops at its threshold; None without one."""
     threshold: str
-    """The value of the threshold and how it was chosen, in words; empty if there is none."""
+    """The value of the threshold and what it rests on, in words; empty if there is none."""
+    remarks: tuple[str, ...]
+    """What the threshold cannot promise, and the image that decides it."""
     looser: float | None
     """The false-alarm rate (0 to 1) that gives the next lower threshold; None if the threshold follows another rule."""
     confusion: Confusion | None
+    measures: Table | None
+    """Figures with their intervals; None if none were measured."""
     defects: tuple[DefectType, ...]
     figures: tuple[Figure, ...]
     gallery: tuple[GalleryGroup, ...]
@@ -168,6 +179,10 @@ def _product_on_test(
 ) -> ProductOnTest:
     counts = view.header.counts.get(f"{product}/test" if product else "test", {})
     scores = read_scores(artifacts)
+    judged, threshold = counts_from(result.metrics, counts), _threshold(result)
+    # Versions before 0.3 wrote neither the recall nor the intervals of the two rates.
+    operating = operating_metrics(judged)[0] if judged is not None else {}
+    counted = {f"test/{name}": value for name, value in operating.items()}
     figures, gallery, missing = [], [], ""
     if scores is None:
         missing = _missing_scores(view, trial)
@@ -178,10 +193,13 @@ def _product_on_test(
         id=id,
         product=product,
         metrics=result.metrics,
-        threshold=_threshold(result),
+        counts=judged,
+        threshold=_threshold_text(threshold) if threshold is not None else "",
+        remarks=tuple(threshold_words.remarks(threshold)) if threshold is not None else (),
         looser=_looser(result),
-        confusion=_confusion(result.metrics, counts),
-        defects=tuple(_defects(result, counts, scores)),
+        confusion=_confusion(judged),
+        measures=_measures(counted | result.metrics),
+        defects=tuple(_defects(result, counts, scores, judged)),
         figures=tuple(figures),
         gallery=tuple(gallery),
         missing=missing,
@@ -190,7 +208,7 @@ def _product_on_test(
 
 def _missing_scores(view: StudyView, trial: TrialView) -> str:
     """Says that the score of each image was not kept, and what brings it back."""
-    name = view.study.study_name.partition("#")[0]
+    name = view.address
     text = "The score of each test image was not kept, so curves, histogram and images cannot be shown."
     if view.config.protocol == "paper":
         return f"{text} `study run {name} --fresh` fits and scores everything anew."
@@ -200,59 +218,56 @@ def _missing_scores(view: StudyView, trial: TrialView) -> str:
     )
 
 
-def _threshold(result: TrialResult) -> str:
-    """The value of the threshold and how it was chosen, in words."""
-    if result.threshold is None or "value" not in result.threshold:
-        return ""
-    threshold = Threshold.from_json(result.threshold)
-    if threshold.rule == "f1_max":
-        return f"{number(threshold.value)}, where F1 is highest on {threshold.source}"
-    text = f"{number(threshold.value)}, as it was given"
-    if threshold.rule == "cost":
-        text = f"{number(threshold.value)}, where mistakes are expected to cost least"
-    elif threshold.rate is not None:
-        text = (
-            f"{number(threshold.value)}: at most {phrases.percent(threshold.rate)} of good parts shall raise an alarm, by the "
-            f"scores of {threshold.normals} good images of {threshold.source}"
-        )
-    if threshold.expected_rate is None or threshold.largest_rate is None:
-        return text
-    return (
-        f"{text}; of new good parts expect about {phrases.percent(threshold.expected_rate)}, and with 95 % confidence less than "
-        f"{phrases.percent(threshold.largest_rate)}"
-    )
+def _threshold(result: TrialResult) -> Threshold | None:
+    return thresholds_by_product(result.threshold).get("")
+
+
+def _threshold_text(threshold: Threshold) -> str:
+    """The value of the threshold, what it was chosen for and what it rests on, in words."""
+    aimed = f", {threshold_words.aim(threshold)}" if threshold.rule == "false_alarm_rate" else ""
+    text = f"{number(threshold.value)}{aimed.rstrip(', ')}: {threshold_words.basis(threshold)}"
+    return text if threshold.source in text else f"{text} ({threshold.source})"
+
+
+def _measures(metrics: Mapping[str, float]) -> Table | None:
+    """The figures on test with their intervals; None where there are none."""
+    rows = [
+        (phrases.metric(name), value, phrases.interval(metrics, f"test/{name}") or None)
+        for name in MEASURES
+        if (value := metrics.get(f"test/{name}")) is not None
+    ]
+    return Table(("figure", "on test", "95 % interval"), tuple(rows)) if rows else None
 
 
 def _looser(result: TrialResult) -> float | None:
     """The lowest false-alarm rate, in whole percents, at which one more of the good images raises an alarm."""
-    if result.threshold is None or "value" not in result.threshold:
+    threshold = _threshold(result)
+    if threshold is None:
         return None
-    threshold = Threshold.from_json(result.threshold)
     if threshold.rate is None or threshold.alarms is None:
         return None
     return math.ceil(100 * (threshold.alarms + 2) / (threshold.normals + 1) - 1e-9) / 100
 
 
-def _confusion(metrics: dict[str, float], counts: dict[str, int]) -> Confusion | None:
-    """The counts behind the two rates of the trial; None if they were not measured.
-
-    Args:
-        counts: number of test images of each type, good ones under `GOOD`.
-    """
-    miss, alarm = metrics.get("test/miss_rate"), metrics.get("test/false_alarm_rate")
-    if miss is None or alarm is None or not counts:
+def _confusion(counts: Counts | None) -> Confusion | None:
+    if counts is None:
         return None
-    good = counts.get(GOOD, 0)
-    defective = sum(counts.values()) - good
-    missed, alarms = round(miss * defective), round(alarm * good)
-    return Confusion(detected=defective - missed, missed=missed, false_alarms=alarms, passed=good - alarms)
+    return Confusion(
+        detected=counts.caught,
+        missed=counts.defective - counts.caught,
+        false_alarms=counts.alarms,
+        passed=counts.good - counts.alarms,
+    )
 
 
-def _defects(result: TrialResult, counts: dict[str, int], scores: Scores | None) -> Iterator[DefectType]:
+def _defects(
+    result: TrialResult, counts: dict[str, int], scores: Scores | None, judged: Counts | None
+) -> Iterator[DefectType]:
     """Each type of defect, the one with the lowest AUROC first."""
     kinds = [kind for kind in counts if kind != GOOD]
+    caught = judged.per_defect if judged is not None else {}
     for kind in sorted(kinds, key=lambda kind: result.per_defect.get(kind, 0.0)):
-        detected = None
+        detected = caught[kind][0] if kind in caught else None
         if scores is not None and scores.threshold is not None:
             detected = sum(image.verdict == "defective" for image in scores.images if image.defect_type == kind)
         yield DefectType(kind, counts[kind], detected, result.per_defect.get(kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,10 @@ METRICS = {
     "pixel_ap": "pixel average precision",
     "pixel_f1_max": "pixel F1max",
     "pixel_aupro": "AUPRO",
+    "pixel_aupro_05": "AUPRO up to 5 % false positives",
+    "image_recall": "recall at the threshold",
+    "false_alarm_rate": "false-alarm rate at the threshold",
+    "seg_f1": "pixel F1 at the threshold",
     "fps": "images per second",
     "throughput": "images per second in batches of 32",
     "latency_ms_p50": "ms per image (median)",
@@ -79,7 +83,7 @@ def percent(part: float) -> str:
     return f"{100 * part:.1f} %" if 0 < part < 0.01 else f"{100 * part:.0f} %"
 
 
-def interval(metrics: dict[str, float], name: str) -> str:
+def interval(metrics: Mapping[str, float], name: str) -> str:
     """The interval of a metric, ``0.810 to 0.970``; empty if an end is not known."""
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
     return f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""

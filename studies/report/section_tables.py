@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import METRICS, OPERATING_METRICS
 from studies.file.encoding import encode
 from studies.file.sections import COST_METRICS
 from studies.report import phrases
@@ -72,11 +72,11 @@ def products_table(tests: Sequence[ProductOnTest]) -> Table | None:
                 test.auroc,
                 phrases.interval(test.metrics, "test/image_auroc") or None,
                 test.metrics.get("test/pixel_aupro"),
-                phrases.share(confusion.missed, confusion.defective) if confusion else None,
+                phrases.share(confusion.detected, confusion.defective) if confusion else None,
                 phrases.share(confusion.false_alarms, confusion.good) if confusion else None,
             )
         )
-    heads = ("product", "image AUROC", "95 % interval", "AUPRO", "defects missed", "false alarms")
+    heads = ("product", "image AUROC", "95 % interval", "AUPRO", "defects found", "false alarms")
     return Table(heads, tuple(rows), tuple(test.id for test in tests))
 
 
@@ -96,7 +96,13 @@ def trials_table(search: Search) -> TrialsTable:
     prefix = "test" if config.protocol == "paper" else "val"
     objectives = [name for name in config.objectives if name in METRICS]
     others = [name for name in config.objectives if name in COST_METRICS and name != "fps"]
-    metrics = [f"{prefix}/{name}" for name in dict.fromkeys((*objectives, *METRIC_COLUMNS))] + [*others, "fps"]
+    # Trials of versions before 0.3 were not judged at a threshold.
+    columns = [
+        name
+        for name in METRIC_COLUMNS
+        if name not in OPERATING_METRICS or any(f"{prefix}/{name}" in trial.metrics for trial in search.trials)
+    ]
+    metrics = [f"{prefix}/{name}" for name in dict.fromkeys((*objectives, *columns))] + [*others, "fps"]
     failed = any(trial.failure for trial in search.trials)
     heads = ["trial", "state", *(phrases.metric(name) for name in metrics), "seconds", *search.varied]
     rows = []
@@ -173,7 +179,7 @@ def measurement_tables(search: Search) -> Iterator[tuple[str, Table]]:
         ("split", phrases.PROTOCOLS.get(config.protocol, config.protocol)),
         ("objectives", phrases.listed([f"{way} {phrases.metric(name)}" for name, way in config.objectives.items()])),
         ("constraints", phrases.listed([f"{name} {limit}" for name, limit in config.constraints.items()]) or "none"),
-        ("threshold", f"{config.threshold.rule}, rate {config.threshold.rate:g}"),
+        ("threshold", f"{config.threshold.rule}, wanted rate {config.threshold.rate:g}"),
         ("sampler", f"{config.sampler.name}, seed {config.sampler.seed}"),
         ("pruner", config.pruner.name),
         (

@@ -105,7 +105,7 @@ def _missing_charts(search: Search) -> str:
 
 def _commands(view: StudyView) -> Iterator[tuple[str, str]]:
     """Commands for whoever wants to repeat, inspect or use the study, each with what it does."""
-    name = shlex.quote(view.study.study_name)
+    name = shlex.quote(view.address)
     file = f"{view.study.study_name.partition('#')[0]}.yaml"
     yield f"study run {shlex.quote(file)} --fresh", f"repeats the study; save the study file below as {file}"
     yield f"study show {name}", "shows trials and figures in the terminal"

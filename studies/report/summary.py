@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from detectors.data.samples import GOOD
+from detectors.scoring.operating_point import Counts
 from studies.report import phrases
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
+from studies.search import threshold_words
+from studies.search.operating_point import OperatingPoint, pooled
 from studies.search.summary import headline
 from studies.search.view import TrialView
 
@@ -45,7 +48,7 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
     yield _choice(search)
     if not scored:
         figures = headline(selected.metrics, "val")
-        name = search.view.study.study_name.partition("#")[0]
+        name = search.view.address
         yield f"`study run {name}` scores it on test when the search is over."
         if figures:
             yield f"On validation, which chose it: {figures}; that figure is too good, because the search looked at it."
@@ -62,7 +65,7 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
 
 def _nothing_selected(search: Search) -> str:
     config, trials = search.config, search.trials
-    name = search.view.study.study_name.partition("#")[0]
+    name = search.view.address
     running = sum(trial.state == "RUNNING" for trial in trials)
     if search.finished:
         limits = phrases.listed([f"{metric} {condition}" for metric, condition in config.constraints.items()])
@@ -78,17 +81,24 @@ def _nothing_selected(search: Search) -> str:
 
 
 def _headline(search: Search, selected: TrialView, tests: Sequence[ProductOnTest]) -> str:
-    """What was selected, and its image AUROC on test."""
+    """What was selected, what it finds and stops on test, and its image AUROC there."""
     what = f"{phrases.detector(selected.detector_name)} with {selected.params.get('backbone', 'its backbone')}"
     begin = f"{what} (trial {selected.number})"
     begin = f"Best here: {begin}" if search.config.protocol == "paper" else f"Selected: {begin}"
     value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
     if not tests or value is None:
         return f"{begin}, not yet scored on test."
+    counts = _all_counts(tests)
+    begin = f"{begin} {threshold_words.found(counts)} on test; " if counts is not None else f"{begin}, "
+    on_test = "" if counts is not None else " on test"
     if len(tests) > 1:
-        return f"{begin}, image AUROC {value:.3f} on test, on average over {len(tests)} products."
+        return f"{begin}image AUROC {value:.3f}{on_test}, on average over {len(tests)} products."
     interval = phrases.interval(tests[0].metrics, "test/image_auroc")
-    return f"{begin}, image AUROC {value:.3f} on test{f' (95 % interval {interval})' if interval else ''}."
+    return f"{begin}image AUROC {value:.3f}{on_test}{f' (95 % interval {interval})' if interval else ''}."
+
+
+def _all_counts(tests: Sequence[ProductOnTest]) -> Counts | None:
+    return pooled(OperatingPoint(test.product, test.counts, None) for test in tests)
 
 
 def _choice(search: Search) -> str:
@@ -118,11 +128,8 @@ def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> It
             f"Fitted with {seeds['seeds']:g} seeds the AUROC is {seeds['test/image_auroc_seeds_mean']:.3f} ± "
             f"{seeds['test/image_auroc_seeds_std']:.3f} on average."
         )
-    if (confusion := test.confusion) is not None:
-        yield (
-            f"At its threshold it finds {phrases.share(confusion.detected, confusion.defective, 'defects')} and raises a false "
-            f"alarm on {phrases.share(confusion.false_alarms, confusion.good, 'good parts')}."
-        )
+    if test.threshold:
+        yield f"Threshold {test.threshold}."
     if (weakest := test.weakest) is not None and weakest.auroc is not None:
         detected = f", {weakest.detected} of {weakest.images} found" if weakest.detected is not None else ""
         yield f"It is weakest on {weakest.name} (AUROC {weakest.auroc:.3f}{detected})."
@@ -144,7 +151,7 @@ def _scorings(search: Search) -> str:
 def cautions(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[str]:
     """What to know before relying on the figures; arguments as in `summary_sentences`."""
     view, config = search.view, search.config
-    name = view.study.study_name.partition("#")[0]
+    name = view.address
     if view.header.experiment.startswith("rendered/"):
         yield "The images were drawn by a program: a demonstration, not a result."
     if config.protocol == "synthetic":
@@ -152,6 +159,8 @@ def cautions(search: Search, selected: TrialView | None, tests: Sequence[Product
             "There were no labelled defects, so all figures are on defects painted into good images. They show how well such "
             "defects are found; real ones may be harder or easier."
         )
+    for fault in view.ledger_faults():
+        yield f"The ledger of the test images is at fault: {fault}. How often they were scored is not known for sure."
     running = [trial for trial in search.trials if trial.state == "RUNNING"]
     if running:
         yield (
@@ -171,7 +180,7 @@ def cautions(search: Search, selected: TrialView | None, tests: Sequence[Product
 
 def _uncertainties(search: Search, selected: TrialView, tests: Sequence[ProductOnTest]) -> Iterator[str]:
     """Figures that are less certain than they look."""
-    config, name = search.config, search.view.study.study_name.partition("#")[0]
+    config, name = search.config, search.view.address
     if config.protocol == "paper" and len(search.finished) > 1:
         yield "The best of several trials was chosen by the same test figure, which makes that figure a little too good."
     for test in tests:
@@ -182,6 +191,8 @@ def _uncertainties(search: Search, selected: TrialView, tests: Sequence[ProductO
                 f"{the} interval of the AUROC is wide ({low:.2f} to {high:.2f}), because there are few test images; "
                 "with more labelled images it would be narrower."
             )
+        for remark in test.remarks:
+            yield f"{test.product}: {remark}." if test.product else f"{remark[0].upper()}{remark[1:]}."
         if (confusion := test.confusion) is not None and confusion.missed > MANY_MISSES * confusion.defective:
             text = f"{this} threshold {phrases.share(confusion.missed, confusion.defective, 'defects')} are missed."
             if test.looser is not None and test.looser < 1:
@@ -201,10 +212,15 @@ def _uncertainties(search: Search, selected: TrialView, tests: Sequence[ProductO
 def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnTest]) -> Iterator[Tile]:
     """The figures at the top of the section; arguments as in `summary_sentences`."""
     if selected is None:
-        counts = {text: sum(search.state(trial) == state for trial in search.trials) for state, text in STATES.items()}
-        yield from (Tile(f"trials {text}", str(count)) for text, count in counts.items() if count)
+        states = {text: sum(search.state(trial) == state for trial in search.trials) for state, text in STATES.items()}
+        yield from (Tile(f"trials {text}", str(count)) for text, count in states.items() if count)
         return
     scored = [test for test in tests if test.auroc is not None]
+    if (counts := _all_counts(scored)) is not None:
+        if counts.defective:
+            yield _rate_tile("defects found on test", counts.caught, counts.defective)
+        if counts.good:
+            yield _rate_tile("false alarms on test", counts.alarms, counts.good)
     value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
     if scored and value is not None:
         interval = phrases.interval(scored[0].metrics, "test/image_auroc") if len(scored) == 1 else ""
@@ -214,12 +230,6 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
         yield Tile("image AUROC on test", f"{value:.3f}", detail)
     elif (value := selected.metrics.get("val/image_auroc")) is not None:
         yield Tile("image AUROC on validation", f"{value:.3f}", "not scored on test yet")
-    known = [test.confusion for test in scored if test.confusion is not None]
-    if known:
-        missed, defective = sum(c.missed for c in known), sum(c.defective for c in known)
-        alarms, good = sum(c.false_alarms for c in known), sum(c.good for c in known)
-        yield _rate_tile("defects missed", missed, defective)
-        yield _rate_tile("false alarms", alarms, good)
     metrics = selected.metrics
     if "fps" in metrics:
         yield Tile("speed", f"{metrics['fps']:.3g} / s", _machine(selected))

@@ -49,7 +49,9 @@ def _latest(view: StudyView, trials: Sequence[TrialView]) -> Iterator[Point]:
     ended = selected.outcome.finished if selected is not None else None
     yield from _points(searched, found, ended or view.header.created)
     on_test = [name for name in (*ON_TEST, *OF_THE_THRESHOLD) if name not in searched]
-    yield from _points(on_test, tested, final.finished if final is not None else ended or view.header.created)
+    # The threshold may have been chosen anew since the refit.
+    tested_at = (final.threshold_set or final.finished) if final is not None else ended
+    yield from _points(on_test, tested, tested_at or view.header.created)
     last = max((end for trial in trials if (end := trial.outcome.finished) is not None), default=view.header.created)
     # One that was interrupted is tried again.
     states = [trial.state for trial in trials if trial.failure != INTERRUPTED]

@@ -42,12 +42,15 @@ class JobFactory:
             "replicate": view.replicate_folder(number, replicate),
             "speed": view.speed_folder(number),
         }
+        config = self._opened.config
+        if task != "trial":
+            config = config.model_copy(update={"threshold": view.threshold_section(number)})
         return Job(
             task=task,
             study_uid=view.header.uid,
             number=number,
             attempt=attempt,
-            config=self._opened.config.to_json(),
+            config=config.to_json(),
             params=dict(params),
             strides=tuple(space.strides(params["backbone"])),
             weights_sha256=plan.backbones[params["backbone"]].sha256,

@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.file.config import StudyConfig
 from studies.search import summary
 from studies.search.attributes import REMEASURED, Remeasured
-from studies.search.notices import Listener
+from studies.search.ledger_count import count_ledger
+from studies.search.notices import Listener, Remark
 from studies.search.plan import Plan
 from studies.search.records import study_record, trial_record
 from studies.search.space import SearchSpace
@@ -71,6 +72,11 @@ class OpenStudy:
     def count_finished(self) -> int:
         """Trials that count towards the budget: complete and pruned ones."""
         return len(self.all_trials(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def count_ledger(self) -> None:
+        """Note in the storage how long the ledger of test is by now; what is wrong with it is told."""
+        for fault in count_ledger(self.study, self.view.home, self.view.header.uid):
+            self.notify(Remark(f"the ledger of the test images is at fault: {fault}"))
 
     def store_remeasured(self, number: int, metrics: Mapping[str, float], at: float) -> None:
         """Keep the speed of a trial that was measured again at a time, in seconds since the epoch."""

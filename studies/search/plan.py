@@ -46,6 +46,8 @@ class Options:
     """Folder that is searched for weights first."""
     remote: bool = False
     """Trials run on other machines; a device of this one is not needed."""
+    left_out: tuple[str, ...] = ()
+    """Backbones that a stored study was created without: nothing looks for their weights, least of all in a network."""
     ideas: tuple[Baseline, ...] = ()
     """A person's own settings, tried before all others."""
 
@@ -164,7 +166,10 @@ def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, We
     dropped: list[str] = []
     for name in config.backbones:
         spec = BackboneSpec.parse(name)
-        if find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline) is None:
+        if (
+            name in options.left_out
+            or find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline) is None
+        ):
             dropped.append(name)
             continue
         identities[name] = weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)

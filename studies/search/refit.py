@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from detectors.errors import InputError
 from studies.executors.base import Executor
+from studies.search import thresholds
 from studies.search.driver import POLL_SECONDS
 from studies.search.job_factory import JobFactory
-from studies.search.notices import Progressed, Started
+from studies.search.notices import Progressed, Remark, Started
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
 from studies.search.view import TrialView
-from studies.worker.jobs import RESULT_FILE, RETRIED, Done, Event, Lost, Stage, Task, TrialResult, read_result
+from studies.worker.jobs import RESULT_FILE, RETRIED, Done, Event, Lost, Stage, Task, read_result
 
 
 class Refit:
@@ -34,8 +37,10 @@ class Refit:
         selected = self._opened.view.selected()
         if selected is None:
             raise StudyFailedError(self._why_none_is_selected())
-        if not selected.detectors or not self._has_threshold_of_config(selected.final):
+        if not selected.detectors or thresholds.must_be_refitted(self._opened.view, selected):
             self.run(selected, "final")
+        elif not thresholds.follow_section(self._opened.view, selected):
+            self._choose_threshold_anew(selected)
         for replicate in range(1, self._opened.config.seeds):
             if read_result(selected.replicate_folder(replicate)) is None:
                 self.run(selected, "replicate", replicate)
@@ -61,6 +66,7 @@ class Refit:
             self._executor.submit(job)
             self._opened.notify(Started(job))
             end = self._wait_for_end()
+            self._opened.count_ledger()
             if isinstance(end, Done) or read_result(job.path) is not None:
                 return
             if end.kind == "bad_input":
@@ -87,14 +93,18 @@ class Refit:
     def _why_none_is_selected(self) -> str:
         config = self._opened.config
         if not self._opened.count_finished():
-            return f"no trial finished; `study show {config.name}` lists the failures"
+            return f"no trial finished; `study show {self._opened.view.address}` lists the failures"
         constraints = ", ".join(f"{name} {condition}" for name, condition in config.constraints.items())
         return f"no finished trial meets the constraints ({constraints}); relax them"
 
-    def _has_threshold_of_config(self, final: TrialResult | None) -> bool:
-        """Whether a refit is there and its threshold follows the rule that the study file gives now."""
-        if final is None or final.threshold is None:
-            return final is not None
-        wanted = self._opened.config.threshold
-        rate = wanted.rate if wanted.rule == "false_alarm_rate" else None
-        return bool(final.threshold["rule"] == wanted.rule and final.threshold["rate"] == rate)
+    def _choose_threshold_anew(self, selected: TrialView) -> None:
+        """The study file gives another threshold: it follows from the scores that the refit kept, without a look at test."""
+        view, device = self._opened.view, torch.device(self._opened.plan.device)
+        section = view.threshold_section(selected.number)
+        points = thresholds.operating(view, selected, section, device=device)
+        chosen = thresholds.choose(points, section)
+        thresholds.write(selected, points, chosen)
+        for product, threshold in chosen.items():
+            self._opened.notify(
+                Remark(f"threshold{f' of {product}' if product else ''}: {threshold.value:.6g} by the study file")
+            )

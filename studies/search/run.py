@@ -164,6 +164,7 @@ def _open(
             study, header, is_new = create_or_resume(stores.storage, plan, fresh=fresh)
             study.pruner = make_pruner(plan.config)
             opened = OpenStudy.create(plan, study, header, projection=stores.projection, notify=listener)
+            opened.count_ledger()
             session = _Session(opened, is_new, Queue(opened), Telling(opened), check_lease)
             try:
                 yield session

@@ -100,9 +100,10 @@ def note(view: StudyView, reason: str = "") -> str:
     ended = f" The search ended: {reason}." if reason else ""
     scorings = f" Test was scored {count} time(s) in this study." if (count := len(view.ledger())) else ""
     lines.append(f"Trials: {counted}; protocol {view.config.protocol}.{ended}{scorings}")
+    lines += [f"**The ledger of the test images is at fault: {fault}.**" for fault in view.ledger_faults()]
     if again := ", ".join(str(number) for number in sorted(view.remeasured)):
         lines.append(f"Measured on a busy machine, and their speed once more after the search: trial {again}.")
-    name = view.study.study_name
+    name = view.address
     lines.append(
         f"Commands: `study report {name}` makes one page of it, which lies in `report/` among this run's artifacts; "
         f"`study show {name}`, `study predict {name} IMAGE...`, `study promote {name}`."

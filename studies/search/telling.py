@@ -106,6 +106,8 @@ class Telling:
         trial = opened.trial(number)
         opened.write_trial(trial)
         opened.write_figures()
+        if self._config.protocol == "paper":
+            opened.count_ledger()
         opened.notify(Finished(trial, opened.count_finished(), opened.view.selected()))
 
 

@@ -21,6 +21,14 @@ def found(counts: Counts) -> str:
     return f"{defects} at {alarms}" if counts.good else defects
 
 
+def each_type(counts: Counts) -> str:
+    """``of each type of defect it finds: scratch 2 of 18, dent 40 of 40``, the type of the lowest share first."""
+    ascending = sorted(counts.per_defect.items(), key=lambda item: (item[1][0] / item[1][1], item[0]))
+    return (
+        f"of each type of defect it finds: {', '.join(f'{kind} {caught} of {of}' for kind, (caught, of) in ascending)}"
+    )
+
+
 def basis(threshold: Threshold) -> str:
     """``rests on 320 good images out of fold and 21 held out; expect 0.9 % false alarms, 0.2 to 2.1 %``."""
     parts = [_rests_on(threshold)]

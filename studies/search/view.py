@@ -10,15 +10,18 @@ from statistics import fmean, stdev
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, ConfigDict
 
-from detectors.scoring.evaluation import METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
+from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.search.attributes import REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
+from studies.search.ledger_count import ledger_faults
 from studies.search.selection import is_feasible, pareto_front, select
-from studies.search.storage import Header
+from studies.search.storage import GENERATION, Header, latest
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
 from studies.worker.ledger import LedgerLine, read_ledger
 from tracking.records import TrialState as RecordState
@@ -30,6 +33,21 @@ STATES: dict[TrialState, RecordState] = {
     TrialState.PRUNED: "PRUNED",
     TrialState.FAIL: "FAIL",
 }
+
+
+THRESHOLD = "threshold"
+"""Name of the study's attribute that holds a `ChosenThreshold`."""
+
+
+class ChosenThreshold(BaseModel):
+    """A ``threshold`` section that was set after the search."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    section: ThresholdConfig
+    instead_of: ThresholdConfig
+    """The study file's section at that time."""
+    trial: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class TrialView:
         figures = dict(self.final.metrics)
         if len(self.replicates) > 1:
             figures["seeds"] = len(self.replicates)
-            for name in METRICS:
+            for name in (*METRICS, *LOWER_METRICS):
                 values = [
                     result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
                 ]
@@ -160,6 +178,13 @@ class StudyView:
         """Args: `config` is the study file as it is now; without it, as it was at the last run."""
         self.study, self.header, self.home = study, header, home
         self.config = config or StudyConfig.from_store(header.config)
+
+    @property
+    def address(self) -> str:
+        """The name by which commands find this very study: ``NAME#1`` where ``--fresh`` started others beside it."""
+        name = str(self.study.study_name)
+        is_last = GENERATION in name or latest(self.study._storage, name) in (name, None)
+        return name if is_last else f"{name}{GENERATION}1"
 
     @property
     def folder(self) -> Path:
@@ -221,6 +246,24 @@ class StudyView:
         stored = self.study.user_attrs.get(REMEASURED, {})
         return {int(number): Remeasured.model_validate(again) for number, again in stored.items()}
 
+    def threshold_section(self, number: int) -> ThresholdConfig:
+        """How the threshold of a trial's detector is chosen: as ``study threshold`` set it, else by the study file.
+
+        What was set gives way where the study file's section was edited since; a given value counts for its own trial alone.
+        """
+        stored = self.study.user_attrs.get(THRESHOLD)
+        if stored is not None:
+            chosen = ChosenThreshold.model_validate(stored)
+            other_trial = chosen.section.rule == "value" and chosen.trial != number
+            if chosen.instead_of == self.config.threshold and not other_trial:
+                return chosen.section
+        return self.config.threshold
+
+    def keep_threshold_section(self, section: ThresholdConfig, number: int) -> None:
+        """Store a section that was set for a trial's detector. Whoever calls this holds the study's lease."""
+        chosen = ChosenThreshold(section=section, instead_of=self.config.threshold, trial=number)
+        self.study.set_user_attr(THRESHOLD, chosen.model_dump(mode="json", exclude_none=True))
+
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""
         return next((trial for trial in self.trials() if trial.selected), None)
@@ -228,6 +271,20 @@ class StudyView:
     def ledger(self) -> list[LedgerLine]:
         """Every scoring of this study on test."""
         return read_ledger(self.home.ledger(self.header.uid))
+
+    def ledger_faults(self) -> list[str]:
+        """What is wrong with the ledger, in words, which belong beside every figure of it; empty if nothing is."""
+        faults = ledger_faults(self.study, self.home, self.header.uid)
+        if not faults and not self.ledger():
+            # Those of an earlier version have no count.
+            scored = [trial.number for trial in self.trials() if self._was_scored_on_test(trial)]
+            if scored:
+                faults = [f"trial {scored[0]} has figures on test, and {self.home.ledger(self.header.uid)} has no line"]
+        return faults
+
+    def _was_scored_on_test(self, trial: TrialView) -> bool:
+        figures = trial.metrics if self.config.protocol == "paper" and trial.folder.is_dir() else trial.test_metrics
+        return any(name.startswith("test/") for name in figures)
 
 
 def replicate_folder(final: Path, replicate: int) -> Path:

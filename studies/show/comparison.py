@@ -146,7 +146,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
         if not row.scored:
             yield (
                 f"{row.study}: the selected trial {row.trial} was not scored on test yet; "
-                f"`study run {row.study.partition('#')[0]}` refits and scores it"
+                f"`study run {row.study}` refits and scores it"
             )
     if len({row.device for row in rows if row.fps is not None}) > 1:
         devices = dict.fromkeys(f"{row.study}: {row.device}" for row in rows if row.fps is not None)

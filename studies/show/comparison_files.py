@@ -90,6 +90,7 @@ def to_csv(comparison: Comparison) -> str:
                 **plain,
                 "layers": encode(row.layers),
                 "image_size": "x".join(map(str, row.image_size)),
+                "recall_per_defect": "; ".join(f"{kind} {share:.4g}" for kind, share in row.recall_per_defect.items()),
                 "test_sets": "; ".join(f"{product} {count}" for product, count in row.test_sets.items()),
             }
         )

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from studies.file.encoding import encode
+from studies.search import threshold_words
 from studies.show import tables
 from studies.show.comparison import Comparison, PublishedRow
 from studies.show.published import MEAN
@@ -32,6 +34,15 @@ def _seeds(row: Row) -> str | None:
     return f"{row.image_auroc_seeds_mean:.3f} ± {row.image_auroc_seeds_std:.3f} ({row.seeds})"
 
 
+def _rate(row: Row, name: str) -> str | None:
+    """``72 % (60 to 82)``: a share of images with its 95 % interval, where that is known."""
+    value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return None
+    interval = f" ({100 * low:.0f} to {100 * high:.0f})" if low is not None and high is not None else ""
+    return f"{threshold_words.percent(value)}{interval}"
+
+
 def row_columns(comparison: Comparison) -> Columns:
     """Columns of the table of studies. Those that few comparisons need are left out if no row has a value for them."""
     columns: list[tuple[str, Callable[[Row], Any]]] = [
@@ -50,9 +61,17 @@ def row_columns(comparison: Comparison) -> Columns:
         columns.append(("over seeds", _seeds))
     if any(row.val_image_auroc is not None for row in comparison.rows):
         columns.append(("on validation", lambda row: row.val_image_auroc))
+    if any(row.image_recall is not None or row.false_alarm_rate is not None for row in comparison.rows):
+        columns += [("recall", lambda row: _rate(row, RECALL)), ("false alarms", lambda row: _rate(row, FALSE_ALARMS))]
     columns += [
         ("pixel AUROC", lambda row: row.pixel_auroc),
         ("AUPRO", lambda row: row.pixel_aupro),
+    ]
+    if any(row.pixel_aupro_05 is not None for row in comparison.rows):
+        columns.append(("AUPRO to 5 %", lambda row: row.pixel_aupro_05))
+    if any(row.seg_f1 is not None for row in comparison.rows):
+        columns.append(("pixel F1", lambda row: row.seg_f1))
+    columns += [
         ("train s", lambda row: row.train_seconds),
         ("FPS", lambda row: row.fps),
         ("throughput", lambda row: row.throughput),
@@ -120,6 +139,16 @@ def explanations(comparison: Comparison) -> list[str]:
         "AUROC and AUPRO are on test. train s: seconds of the fit on stored features, as from scratch. FPS: images per second "
         "at batch 1, throughput: at batch 32."
     ]
+    if any(row.image_recall is not None for row in comparison.rows):
+        lines.append(
+            "recall: share of the defective test images that raise an alarm at the threshold; false alarms: that of the good "
+            "ones; in brackets their 95 % intervals. Each study is judged at its own threshold."
+        )
+    if any(row.seg_f1 is not None for row in comparison.rows):
+        lines.append(
+            "AUPRO to 5 %: up to a false-positive rate of 0.05 in the place of 0.3. Pixel F1: at the threshold for pixels, which "
+            "good images gave."
+        )
     if any(row.image_auroc_seeds_mean is not None for row in comparison.rows):
         lines.append(
             "over seeds: mean and standard deviation of the image AUROC on test, in brackets the number of fits."

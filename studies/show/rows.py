@@ -8,8 +8,13 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from detectors.errors import InputError
+from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from studies.file.encoding import encode
+from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.view import StudyView, TrialView
+
+AT_THRESHOLD = tuple(f"{name}{end}" for name in (RECALL, FALSE_ALARMS) for end in ("", "_low", "_high"))
+"""Figures at the threshold, as a row and a trial's metrics on test name them."""
 
 
 class Row(BaseModel):
@@ -48,8 +53,27 @@ class Row(BaseModel):
     image_auroc_seeds_std: float | None
     val_image_auroc: float | None
     """On validation, which chose the trial."""
+    image_recall: float | None = None
+    """Share of the defective test images that raise an alarm at the threshold; over several products the mean."""
+    image_recall_low: float | None = None
+    """Lower end of the 95 % interval; None over several products."""
+    image_recall_high: float | None = None
+    false_alarm_rate: float | None = None
+    """Share of the good test images that raise an alarm at the threshold; over several products the mean."""
+    false_alarm_rate_low: float | None = None
+    false_alarm_rate_high: float | None = None
+    threshold_normals: int | None = None
+    """Good images that the threshold rests on; None over several products, as the next."""
+    threshold_expected_rate: float | None = None
+    """False-alarm rate to expect on new good images, as far as these support one."""
+    recall_per_defect: dict[str, float] = {}
+    """{type of defect: share of its test images that raise an alarm}; of several products ``product/type``."""
     pixel_auroc: float | None
     pixel_aupro: float | None
+    pixel_aupro_05: float | None = None
+    """As AUPRO, up to a false-positive rate of 0.05 in the place of 0.3."""
+    seg_f1: float | None = None
+    """F1 of the pixels at the threshold for pixels."""
     train_seconds: float | None
     """Seconds of the fit on stored features, without their extraction; stored work of other trials included."""
     fps: float | None
@@ -106,7 +130,9 @@ def study_rows(view: StudyView) -> list[Row]:
 
 
 def _row(view: StudyView, trial: TrialView) -> Row:
-    metrics = trial.metrics | trial.test_metrics
+    metrics = trial.metrics | metrics_on_test(view, trial)
+    points = points_on_test(view, trial)
+    counts, threshold = pooled(points), points[0].threshold if len(points) == 1 else None
     params, environment = trial.params, trial.outcome.environment
     seeds, images = metrics.get("seeds"), count_images(view, "test")
     device = " ".join(str(environment[name]) for name in ("device", "device_name") if environment.get(name))
@@ -130,8 +156,14 @@ def _row(view: StudyView, trial: TrialView) -> Row:
         image_auroc_seeds_mean=metrics.get("test/image_auroc_seeds_mean"),
         image_auroc_seeds_std=metrics.get("test/image_auroc_seeds_std"),
         val_image_auroc=metrics.get("val/image_auroc"),
+        **{name: metrics.get(f"test/{name}") for name in AT_THRESHOLD},
+        threshold_normals=threshold.normals if threshold is not None else None,
+        threshold_expected_rate=threshold.expected_rate if threshold is not None else None,
+        recall_per_defect={kind: caught / of for kind, (caught, of) in counts.per_defect.items()} if counts else {},
         pixel_auroc=metrics.get("test/pixel_auroc"),
         pixel_aupro=metrics.get("test/pixel_aupro"),
+        pixel_aupro_05=metrics.get("test/pixel_aupro_05"),
+        seg_f1=metrics.get("test/seg_f1"),
         train_seconds=metrics.get("train_seconds"),
         fps=metrics.get("fps"),
         throughput=metrics.get("throughput"),

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from studies.search import threshold_words
+from studies.search.operating_point import OperatingPoint, points_on_test
 from studies.search.outcome import Outcome
 from studies.search.view import StudyView, TrialView
 from studies.show import insight
@@ -29,6 +31,26 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
+        "ledger_faults": view.ledger_faults(),
+    }
+
+
+def operating_point_json(point: OperatingPoint) -> dict[str, Any]:
+    """An operating point as data for `json.dumps`; shares are from 0 to 1."""
+    counts, threshold = point.counts, point.threshold
+    return {
+        "product": point.product,
+        "found": counts.caught if counts else None,
+        "defective": counts.defective if counts else None,
+        "false_alarms": counts.alarms if counts else None,
+        "good": counts.good if counts else None,
+        "per_defect": {kind: list(pair) for kind, pair in counts.per_defect.items()} if counts else {},
+        "threshold": threshold.to_json() if threshold else None,
+        "supports_rate": threshold.supports_rate if threshold else None,
+        "normals_needed": threshold.normals_needed if threshold else None,
+        "rate_interval": list(interval) if threshold and (interval := threshold.rate_interval) else None,
+        "text": threshold_words.found(counts) if counts else None,
+        "threshold_text": list(threshold_words.lines(threshold)) if threshold else [],
     }
 
 
@@ -61,11 +83,14 @@ def _timestamp(moment: datetime | None) -> float | None:
 
 
 def outcome_json(outcome: Outcome) -> str:
-    """The JSON that ``study run --json`` prints: the study and how the run ended."""
-    data = study_json(outcome.view) | {
+    """The JSON that ``study run --json`` prints: the study, how the run ended, and the selected trial at its threshold."""
+    view, selected = outcome.view, outcome.selected
+    points = points_on_test(view, selected) if selected is not None else []
+    data = study_json(view) | {
         "reason": outcome.reason,
-        "selected": outcome.selected.number if outcome.selected else None,
+        "selected": selected.number if selected else None,
         "parent_run_id": outcome.parent_run_id,
+        "operating_points": [operating_point_json(point) for point in points],
         "remeasured": list(outcome.remeasured),
     }
     return json.dumps(data, indent=1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from studies.file.keys import ParameterKey
+from studies.search import threshold_words
+from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
 from studies.search.summary import headline
@@ -19,7 +22,7 @@ from studies.show.insight import Savings
 from studies.show.tables import Fitted, shown, table
 from tracking.addresses import without_password
 
-METRIC_COLUMNS = ("image_auroc", "pixel_auroc", "pixel_aupro")
+METRIC_COLUMNS = ("image_auroc", RECALL, FALSE_ALARMS, "pixel_auroc", "pixel_aupro")
 """Metrics that the table of trials shows."""
 
 
@@ -100,7 +103,7 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
         rows,
         title,
         spare=[*reversed(heads[1:]), "seconds", *reversed(short), "fps"],
-        elsewhere=f"in a wider terminal, `study report {view.study.study_name}` or `study show {view.study.study_name} --json`",
+        elsewhere=f"in a wider terminal, `study report {view.address}` or `study show {view.address} --json`",
     )
 
 
@@ -128,6 +131,8 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
 
 def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     """The selected trial with its figures on validation and on test."""
+    for fault in view.ledger_faults():
+        yield Text(f"the ledger of the test images is at fault: {fault}", "bold red")
     selected = view.selected()
     if selected is None:
         yield Text("no trial is selected yet")
@@ -135,17 +140,33 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     setting = ", ".join(f"{name} {shown(value)}" for name, value in selected.params.items())
     yield Text(f"selected: trial {selected.number}: {setting}")
     prefix = "test" if view.config.protocol == "paper" else "val"
+    metrics = metrics_on_test(view, selected) if selected.final and prefix == "val" else selected.metrics
+    yield from _on_test(view, selected, metrics)
     if prefix == "val" and (validation := headline(selected.metrics, "val")):
         yield Text(f"  on validation, which chose it: {validation}")
-    metrics = selected.test_metrics if selected.final and prefix == "val" else selected.metrics
-    if test := headline(metrics, "test"):
-        where = "on test, which the search never saw" if prefix == "val" else "on the whole test set (protocol paper)"
-        yield Text(f"  {where}: {test}", "bold green")
-        rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
+    rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
+    if rows:
         yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
         yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
     yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
+
+
+def _on_test(view: StudyView, selected: TrialView, metrics: Mapping[str, float]) -> Iterator[Text]:
+    """What the selected trial catches and stops on test, its AUROC there, and what its threshold rests on."""
+    points = points_on_test(view, selected)
+    counts = pooled(points)
+    if test := headline(metrics, "test", counts):
+        is_paper = view.config.protocol == "paper"
+        where = "on the whole test set (protocol paper)" if is_paper else "on test, which the search never saw"
+        yield Text(f"  {where}: {test}", "bold green")
+    if counts is not None and len(counts.per_defect) > 1:
+        yield Text(f"  {threshold_words.each_type(counts)}")
+    for point in points:
+        if point.threshold is not None:
+            basis, *remarks = threshold_words.lines(point.threshold, point.product)
+            yield Text(f"  {basis}")
+            yield from (Text(f"  {remark}", "yellow") for remark in remarks)
 
 
 def savings_text(saved: Savings) -> str:
@@ -186,6 +207,6 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(images[0]), "cyan"), f" (and {len(images) - 1} more beside it)")
     for category, folder in selected.detectors.items():
         yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
-    yield Text.assemble("report: ", (f"study report {view.study.study_name} --open", "cyan"))
+    yield Text.assemble("report: ", (f"study report {view.address} --open", "cyan"))
     yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
-    yield Text.assemble("try it: ", (f"study predict {view.study.study_name} IMAGE...", "cyan"))
+    yield Text.assemble("try it: ", (f"study predict {view.address} IMAGE...", "cyan"))

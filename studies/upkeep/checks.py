@@ -216,6 +216,66 @@ def _has_table(url: str, name: str, variable: str) -> bool:
         raise InputError(f"{without_password(url)}: {first}; check {variable}") from None
 
 
+def _ledgers(home: Home) -> Iterator[Check]:
+    if not _is_made(home.storage_url, "studies", "STUDY_STORAGE"):
+        return
+    from studies.search import storage as studies_storage
+    from studies.search.view import StudyView
+
+    views = [StudyView(*pair, home) for pair in studies_storage.all_studies(studies_storage.open_storage(home))]
+    faults = [f"{view.study.study_name}: {fault}" for view in views for fault in view.ledger_faults()]
+    for fault in faults:
+        yield Check("ledger", "warn", fault, "figures on test may be the best of more scorings than are listed")
+    if not faults:
+        scorings = sum(len(view.ledger()) for view in views)
+        yield Check("ledgers", "ok", f"{scorings} scorings of test images are on record, as counted")
+
+
+def _record_of_models(home: Home) -> Iterator[Check]:
+    if not (home.root / "registry.jsonl").is_file() and not _is_made(
+        home.tracking_uri, "registered_models", "MLFLOW_TRACKING_URI"
+    ):
+        return
+    from studies.release.promotion import open_registry
+
+    registry = open_registry(home)
+    models = {name: registry.faults(name) for name in registry.names()} | registry.faults_of_missing()
+    faults = [f"{name}: {fault}" for name, found in models.items() for fault in found]
+    for fault in faults:
+        yield Check(
+            "record of models", "warn", fault, "compare registry.jsonl with a backup; `study models` lists both"
+        )
+    if not faults:
+        yield Check("record of models", "ok", f"{len(registry.audit.lines())} actions, as MLflow has them")
+
+
+def _saved_detectors(home: Home) -> Iterator[Check]:
+    from detectors.runtime.artifact import DESCRIPTION, read_description
+
+    folders = sorted(path.parent for path in (home.root / "trials").glob(f"*/final/**/{DESCRIPTION}"))
+    unsealed = 0
+    for folder in folders:
+        try:
+            unsealed += not read_description(folder).is_sealed
+        except InputError as error:
+            yield Check("detector", "warn", str(error))
+    found = f"{len(folders)} saved"
+    if unsealed:
+        found += f", {unsealed} of them by version 0.1 or 0.2, whose descriptions have no digest: an edit would not be noticed"
+        hint = "`study threshold NAME`, or a refit, writes one"
+        yield Check("detectors", "warn", found, hint)
+    elif folders:
+        yield Check("detectors", "ok", found)
+
+
+def _is_made(url: str, table: str, variable: str) -> bool:
+    """Whether a store has its tables; makes nothing."""
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
+        return False
+    return url.startswith(("http:", "https:")) or _has_table(url, table, variable)
+
+
 # --- weights, images, features --------------------------------------------------------------------------------------
 
 
@@ -266,6 +326,9 @@ CHECKS: dict[str, Callable[[Home], Iterator[Check]]] = {
     "STUDY_HOME": _home,
     "Optuna storage": _optuna,
     "MLflow store": _mlflow,
+    "ledgers": _ledgers,
+    "record of models": _record_of_models,
+    "detectors": _saved_detectors,
     "weights": _weights,
     "MVTec AD": _mvtec,
     "stored features": _features,

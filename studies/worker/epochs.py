@@ -33,8 +33,9 @@ from detectors.data.samples import ImageSet
 from detectors.data.splits import stable_order
 from detectors.features import Features
 from detectors.files import write_bytes
-from detectors.scoring.evaluation import single_metric
+from detectors.scoring.evaluation import OPERATING_METRICS, single_metric
 from detectors.scoring.metrics import UndefinedMetricError
+from detectors.scoring.operating_point import GoodScores, PixelSpread, Threshold, choose_threshold
 
 FILE = "crossed.safetensors"
 Scores = tuple[Tensor, Tensor]
@@ -65,14 +66,16 @@ class Validation:
         *,
         masks: NDArray[np.bool_] | None,
         crossed: CrossedEpochs | None,
+        rate: float = 0.01,
     ) -> None:
         """Args:
         features: of the images of the set [N].
         masks: bool [N, H, W], for an objective on pixels.
+        rate: false-alarm rate of the threshold, for an objective that depends on one.
         crossed: takes note of every epoch; None where no figure is made of them.
         """
         self.objective, self.detector, self.features = objective, detector, features
-        self.image_set, self.masks, self.crossed = image_set, masks, crossed
+        self.image_set, self.masks, self.crossed, self.rate = image_set, masks, crossed, rate
         self.seconds = 0.0
         """Spent so far."""
 
@@ -102,7 +105,16 @@ class Validation:
             maps=prediction.maps[rows],
             labels=self.image_set.labels[rows],
             masks=None if self.masks is None else self.masks[rows],
+            threshold=self._threshold(prediction, rows) if self.objective in OPERATING_METRICS else None,
         )
+
+    def _threshold(self, prediction: Prediction, rows: list[int]) -> Threshold:
+        """The threshold between two epochs: from the good images among these rows alone."""
+        good = [row for row in rows if not self.image_set.labels[row]]
+        spread = PixelSpread()
+        spread.add(prediction.maps[good])
+        scores = GoodScores(prediction.scores[good].numpy(), self.image_set.name)
+        return choose_threshold(rule="false_alarm_rate", good=scores, rate=self.rate, pixel=spread.threshold)
 
     def _measure_if_defined(self, prediction: Prediction, rows: list[int]) -> float:
         try:

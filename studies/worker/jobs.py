@@ -88,12 +88,17 @@ class TrialResult(BaseModel):
     """Metrics on images have the prefix of their set, ``val/`` or ``test/``; speed and memory have none."""
     per_defect: dict[str, float] = {}
     """{type of defect: image AUROC against all good images}"""
+    per_defect_recall: dict[str, float] = {}
+    """{type of defect: share of its images that raise an alarm}; empty without a threshold."""
     undefined: dict[str, str] = {}
     """{metric that could not be computed: why}"""
     seconds: dict[str, float]
     """Wall time of each stage in seconds."""
     backbone: dict[str, str]
     threshold: dict[str, Any] | None = None
+    """`Threshold.to_json` of the fitted detector; of several products ``{"products": {product: ...}}``."""
+    threshold_set: float | None = None
+    """When the threshold was chosen anew after the job, in seconds since the epoch; None where it was not."""
     started: float
     """Seconds since the epoch."""
     finished: float

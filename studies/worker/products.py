@@ -67,10 +67,11 @@ def run_products(
     return combined
 
 
-def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pruned: bool) -> TrialResult:
+def combine(job: Job | TrialResult, results: Mapping[str, TrialResult], *, started: float, pruned: bool) -> TrialResult:
     """The combined result of all products; the figures of each are kept under ``product/<name>/``.
 
     Args:
+        job: the job, or the combined result as it was before one of its products changed.
         results: {product: its result}.
         started: seconds since the epoch.
         pruned: whether the trial was stopped between two products; then there are no means.
@@ -98,9 +99,13 @@ def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pru
         undefined={f"{c}/{name}": why for c, result in results.items() for name, why in result.undefined.items()},
         seconds={name: round(sum(r.seconds.get(name, 0.0) for r in results.values()), 4) for name in stages},
         backbone=last.backbone if last else {},
+        per_defect_recall={
+            f"{c}/{kind}": value for c, result in results.items() for kind, value in result.per_defect_recall.items()
+        },
         threshold={"rule": first["rule"], "rate": first["rate"], "products": thresholds} if first else None,
+        threshold_set=max((result.threshold_set or 0.0 for result in results.values()), default=0.0) or None,
         started=started,
-        finished=time.time(),
+        finished=job.finished if isinstance(job, TrialResult) else time.time(),
         environment=last.environment if last else {},
     )
 
@@ -108,13 +113,14 @@ def combine(job: Job, results: Mapping[str, TrialResult], *, started: float, pru
 def _mean_metrics(each: list[dict[str, float]]) -> dict[str, float]:
     """Means of the scores, and the costs of all products together; only metrics that every product has.
 
-    Intervals are left out, because that of a mean does not follow from those of the products.
+    Intervals are left out, because that of a mean does not follow from those of the products, and thresholds, which have no
+    common scale.
     """
     common = [name for name in each[0] if all(name in metrics for metrics in each)]
     combined: dict[str, float] = {}
     for name in common:
         values = [metrics[name] for metrics in each]
-        if name.endswith(("_low", "_high")) or name.count("/") > 1:
+        if name.endswith(("_low", "_high")) or name.count("/") > 1 or name.startswith("threshold"):
             continue
         if name in SLOWEST:
             combined[name] = min(values)

@@ -15,6 +15,8 @@ from detectors.base import Prediction
 from detectors.data.samples import ImageSet
 from detectors.files import os_errors_as_input_errors, write_json
 from detectors.runtime.overlays import OUTLINE, RGB, overlay, side_by_side
+from detectors.scoring.evaluation import operating_metrics
+from detectors.scoring.operating_point import count
 from studies.worker.plots import colour_range
 
 SCORES_FILE, GALLERY = "scores.json", "gallery"
@@ -79,6 +81,20 @@ class Scores(_Part):
     def labels(self) -> NDArray[np.int8]:
         """Labels of the images [N]: 0 good, 1 defective."""
         return np.array([image.label for image in self.images], dtype=np.int8)
+
+    def at(self, threshold: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics of the operating point at a threshold, and the recall of each type of defect; no image is scored."""
+        return operating_metrics(
+            count(self.values, self.labels, [image.defect_type for image in self.images], threshold)
+        )
+
+    def judged_at(self, threshold: float) -> Scores:
+        """The same scores with the verdicts of another threshold."""
+        images = [
+            image.model_copy(update={"verdict": "defective" if image.score >= threshold else "good"})
+            for image in self.images
+        ]
+        return self.model_copy(update={"threshold": threshold, "images": images})
 
 
 def read_scores(artifacts: Path) -> Scores | None:

@@ -92,6 +92,7 @@ def quick_patches() -> list[Any]:
 
     return [
         mock.patch("studies.worker.trial.measure_latency", return_value=LATENCY),
+        mock.patch("studies.release.timing.measure_latency", return_value=LATENCY),
         mock.patch("studies.worker.plots.write_curves"),
     ]
 

@@ -88,7 +88,7 @@ POINTS = {
     "after the job was noted": Point(f"{TRIAL}.set_user_attr", 3, "after"),
     "after the child run was made": Point(f"{MLFLOW}.create_run", 3, "after"),
     "before the start was synced": Point(f"{MLFLOW}.set_tag", 3, "before"),
-    "in training": Point("studies.worker.trial:_Worker._fit", 2, "before"),
+    "in training": Point("studies.worker.fitting:Fitting.fit", 2, "before"),
     "before the result": Point("studies.worker.trial:_Worker._finish", 2, "before"),
     "after the result, before it is told": Point("studies.executors.inline:InlineExecutor._run", 2, "after"),
     "between outcome and tell": Point(f"{OPTUNA}.tell", 2, "before"),
@@ -106,7 +106,7 @@ POINTS = {
     "after the parent was closed": Point(f"{OPENED}.close_parent", 1, "after"),
 }
 IN_THE_REFIT = {
-    "before test is scored": Point("studies.worker.trial:_Worker._choose_threshold", 1, "after"),
+    "before test is scored": Point("studies.worker.trial:_Worker._calibrate", 1, "after"),
     "between ledger and detector": Point("studies.worker.trial:save_artifact", 1, "before"),
     "between detector and result": Point("studies.worker.trial:save_artifact", 1, "after"),
 }
@@ -188,6 +188,7 @@ class Scene:
 def assert_whole(scene: Scene, *, scorings: int = 1) -> StudyView:
     """Every trial once and ended, in Optuna and in MLflow alike."""
     view = scene.view()
+    assert view.ledger_faults() == []
     frozen = view.study.get_trials()
     assert [trial.number for trial in frozen] == list(range(len(frozen)))
     assert {trial.state for trial in frozen} <= {TrialState.COMPLETE, TrialState.FAIL}

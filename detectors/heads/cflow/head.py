@@ -50,6 +50,7 @@ class Cflow(FlowHead["Flow"]):
     """
 
     name: ClassVar[str] = "cflow"
+    trained: ClassVar[bool] = True
     title: ClassVar[str] = "CFlow-AD"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter("coupling_blocks", "int", 8, "coupling blocks of each stride's flow", 1, 24),

@@ -59,6 +59,7 @@ class Cutpaste(Head):
     """
 
     name: ClassVar[str] = "cutpaste"
+    trained: ClassVar[bool] = True
     title: ClassVar[str] = "CutPaste"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter(

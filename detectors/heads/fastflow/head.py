@@ -58,6 +58,7 @@ class Fastflow(FlowHead["ConvolutionalFlow"]):
     """
 
     name: ClassVar[str] = "fastflow"
+    trained: ClassVar[bool] = True
     title: ClassVar[str] = "FastFlow"
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter("flow_steps", "int", 8, "coupling steps of each stride's flow", 1, 32),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Reconstruction(Head):
     After `fit`: `network`, and `shape`, int64 [3]: C, h, w.
     """
 
+    trained: ClassVar[bool] = True
     shape: Tensor
 
     def __init__(self, **settings: ParameterValue) -> None:

@@ -158,7 +158,7 @@ def check(job: Job, orders: Orders) -> str | None:
     from detectors.backbones.pyramid import weights_identity
     from studies.file import datasets
     from studies.file.config import validate
-    from studies.worker.trial import check_networks
+    from studies.worker.fitting import check_networks
 
     try:
         if (here := version("anomaly-studies")) != orders.version:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectors.scoring.significance import holm, two_sided_p
+from detectors.scoring.significance import holm, sign_test_p, two_sided_p
 
 
 def test_holm_adjusts_as_in_the_textbook() -> None:
@@ -32,3 +32,13 @@ def test_p_counts_the_rarer_side_twice_and_the_sample_itself() -> None:
     assert two_sided_p(np.zeros(99)) == 1
     assert two_sided_p(np.array([1.0] * 90 + [-1.0] * 9)) == pytest.approx(0.2)
     assert two_sided_p(np.array([1.0] * 90 + [0.0] * 9)) == pytest.approx(0.2)
+
+
+def test_the_sign_test_is_the_tail_of_a_fair_coin() -> None:
+    assert sign_test_p(5, 0) == pytest.approx(1 / 32)
+    assert sign_test_p(10, 2) == pytest.approx((66 + 12 + 1) / 2**12)
+    assert sign_test_p(1, 1) == pytest.approx(0.75)
+    assert sign_test_p(0, 9) == 1.0
+    assert sign_test_p(0, 0) == 1.0
+    with pytest.raises(ValueError, match="counts"):
+        sign_test_p(-1, 2)

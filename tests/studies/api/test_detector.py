@@ -13,6 +13,7 @@ from PIL import Image
 
 import studies
 from studies.api.predictions import write_predictions
+from studies.search import threshold_words
 
 
 @pytest.fixture
@@ -120,7 +121,14 @@ def test_a_notebook_shows_results(detector: studies.Predictor, here: Path, tmp_p
         assert "data:image/png;base64," in page
         assert "<b>" not in page
         assert "&lt;b&gt;part.png" in page
-    assert "threshold" in detector._repr_html_()
+    page = detector._repr_html_()
+    limit = detector.threshold
+    assert limit is not None
+    assert threshold_words.basis(limit) in page
+    # A rate that the few good images cannot promise is not told as if they did.
+    assert not limit.supports_rate
+    assert threshold_words.shortfall(limit) in page
+    assert "at most" not in page
 
 
 def test_detectors_are_found_by_study_and_folder(detector: studies.Predictor, here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,10 @@ def test_trials_are_a_table_and_the_best_one_is_plain(here: Path) -> None:
 def test_a_notebook_shows_studies_and_trials(here: Path) -> None:
     study = studies.open_study("tiny")
     assert "<td" in study._repr_html_()
-    assert "tiny/widget" in study._repr_html_()
+    page = study._repr_html_()
+    assert "tiny/widget" in page
+    assert re.search(r"finds \d+ of \d+ defects at \d+ false alarms? in \d+ good images; image AUROC ", page)
+    assert re.search(r"rests on \d+ .*?; expect .* false alarms", page)
     assert study.best is not None
     assert "test/image_auroc" in study.best._repr_html_()
 

@@ -16,6 +16,7 @@ import yaml
 import studies
 from studies import api
 from studies.home import Home
+from studies.search import plan as plan_module
 from studies.search.notices import Notice, Remark
 from studies.search.plan import Plan
 from studies.search.storage import ENDED, HEADER, look_up, open_storage
@@ -390,3 +391,26 @@ def test_the_header_is_plain_json(folder: Path, new_home: Path) -> None:
     assert (stored.origin.kind, stored.origin.root) == ("images", str(folder / "parts"))
     assert stored.origin.base["budget"]["trials"] == 30
     assert stored.origin.settings["budget.trials"] == 1
+
+
+def test_nothing_is_fetched_for_a_backbone_that_the_study_was_begun_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        "two.yaml",
+        name="two",
+        search={"backbone": {"choices": [BACKBONE, "wide_resnet50_2"]}},
+        fixed={},
+        budget={"trials": 1},
+    )
+    first, _ = run("two.yaml")
+    assert first.view.header.dropped == ["wide_resnet50_2"]
+    looked_for: list[str] = []
+    find = plan_module.find_weights
+    monkeypatch.setattr(
+        plan_module, "find_weights", lambda spec, **how: looked_for.append(str(spec)) or find(spec, **how)
+    )
+    # Without --offline, as the report recommends it.
+    planned = api.plan_study("two", settings={"threshold.rate": 0.2}, device="cpu")
+    assert looked_for == [BACKBONE]
+    assert planned.settles

@@ -23,6 +23,7 @@ from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import ImageSet
 from detectors.files import write_json
 from detectors.scoring.metrics import auroc
+from detectors.scoring.operating_point import Threshold
 from studies.commands import report as report_command
 from studies.file.config import validate
 from studies.report import charts, phrases
@@ -36,6 +37,7 @@ from studies.report.study_section import study_section
 from studies.report.timeline_chart import timeline
 from studies.report.trade_off_chart import trade_off
 from studies.search import storage as studies_storage
+from studies.search import threshold_words
 from studies.search.attributes import JOB, OUTCOME
 from studies.search.outcome import StudyFailedError
 from studies.search.storage import open_storage
@@ -132,10 +134,18 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
     metrics = view.selected().test_metrics
     figure = f"{metrics['test/image_auroc']:.3f}"
     low, high = (f"{metrics[f'test/image_auroc_{end}']:.3f}" for end in ("low", "high"))
+    (test,) = products_on_test(view, view.selected(), id="x")
+    found = threshold_words.found(test.counts)
+    assert re.fullmatch(r"finds \d of 6 defects at \d false alarms? in 6 good images", found)
     assert (
-        f"Selected: PaDiM with resnet18@random (trial 0), image AUROC {figure} on test (95 % interval {low} to {high})."
-        in page.text
-    )
+        f"Selected: PaDiM with resnet18@random (trial 0) {found} on test; image AUROC {figure} "
+        f"(95 % interval {low} to {high})."
+    ) in page.text
+    assert [tile.label for tile in study_section(view, "x").tiles][:3] == [
+        "defects found on test",
+        "false alarms on test",
+        "image AUROC on test",
+    ]
     assert "The test set has 12 images that the search never saw, 6 good and 6 defective." in page.text
     assert "The test images were scored once in this study" in page.text
     assert "A backbone has random weights" in page.text
@@ -143,6 +153,50 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
         assert word in page.text
     assert view.header.identity["data"]["test"][:16] in page.text
     assert view.selected().outcome.environment["torch"] in page.text
+
+
+def test_a_rate_that_few_good_images_cannot_promise_is_not_told_as_kept(finished: Path) -> None:
+    view = open_view(finished, "tiny")
+    page = page_of(view)
+    (test,) = products_on_test(view, view.selected(), id="x")
+    threshold = Threshold.from_json(view.selected().final.threshold)
+    assert threshold_words.basis(threshold) in page.text
+    assert not threshold.supports_rate
+    remark = threshold_words.shortfall(threshold)
+    assert remark in test.remarks
+    assert remark in page.text
+    assert "at most 1 %" not in page.text
+    assert "1 % of good parts" not in page.text
+
+
+def test_the_figures_at_the_threshold_are_in_a_table_with_their_intervals(damaged: Path) -> None:
+    view = open_view(damaged, "tiny")
+    final = view.selected().final
+    new = {"test/image_recall": 0.5, "test/image_recall_low": 0.2, "test/image_recall_high": 0.8}
+    more = new | {"test/seg_f1": 0.25, "test/pixel_aupro_05": 0.125, "test/image_recall/dent": 0.5}
+    write_json(
+        view.selected().final_folder / RESULT_FILE,
+        final.model_copy(update={"metrics": final.metrics | more}).model_dump(mode="json"),
+    )
+    (test,) = products_on_test(view, view.selected(), id="x")
+    rows = {row[0]: row[1:] for row in test.measures.rows}
+    assert rows["recall at the threshold"] == (0.5, "0.200 to 0.800")
+    assert rows["pixel F1 at the threshold"] == (0.25, None)
+    assert rows["AUPRO up to 5 % false positives"] == (0.125, None)
+    assert page_of(view).text.count("Figures on test") == 1
+
+
+def test_each_types_recall_is_known_without_the_score_of_each_image(damaged: Path) -> None:
+    view = open_view(damaged, "tiny")
+    final = view.selected().final
+    metrics = final.metrics | {"test/image_recall": 0.5, "test/image_recall/dent": 0.5}
+    write_json(
+        view.selected().final_folder / RESULT_FILE,
+        final.model_copy(update={"metrics": metrics}).model_dump(mode="json"),
+    )
+    (view.selected().final_folder / ARTIFACTS / SCORES_FILE).unlink()
+    (test,) = products_on_test(view, view.selected(), id="x")
+    assert [(dent.detected, dent.images) for dent in test.defects] == [(3, 6)]
 
 
 def test_the_page_opens_no_connection_and_runs_only_its_own_script(finished: Path) -> None:
@@ -447,11 +501,11 @@ def test_each_product_has_its_own_part(damaged: Path, tiny_mvtec: Path) -> None:
     header = replace(view.header, config=config.to_json() | {"protocol": "holdout"}, counts=counts)
     several = StudyView(view.study, header, view.home)
     page = page_of(several)
+    assert "finds 6 of 12 defects at 0 false alarms in 12 good images on test; image AUROC" in page.text
     assert "on average over 2 products" in page.text
     assert "It does best on nut (0.750) and worst on bolt (0.500)." in page.text
     assert [test.product for test in products_on_test(several, several.selected(), id="x")] == ["bolt", "nut"]
     assert page.text.count("Defects found against false alarms") == 2
-    assert "6 of 12" in page.text  # missed of both together
 
 
 def test_painted_defects_are_called_so(damaged: Path) -> None:

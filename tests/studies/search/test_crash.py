@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from studies.search.ledger_count import ATTRIBUTE
 from tests.helpers.scenes import (
     IN_RECOVERY,
     IN_THE_REFIT,
@@ -71,6 +72,22 @@ def test_a_killed_refit_is_done_again_and_every_scoring_on_test_is_on_record(sce
     again = scene.run()
     assert again.code == 0, again.err
     assert_whole(scene, scorings=scored + 1)
+
+
+def test_a_scoring_whose_count_was_cut_off_is_counted_by_the_next_run(scene: Scene) -> None:
+    assert scene.run(Point("studies.search.opened:count_ledger", 2, "before")).code == -signal.SIGKILL
+    assert [len(scene.view().ledger()), *counted(scene)] == [1, 0]
+    assert scene.view().ledger_faults() == []
+    again = scene.run()
+    assert again.code == 0, again.err
+    assert "at fault" not in again.out + again.err
+    assert_whole(scene)
+    assert counted(scene) == [1]
+
+
+def counted(scene: Scene) -> list[int]:
+    attributes = scene.view().study.user_attrs
+    return [value["lines"] for name, value in attributes.items() if name.startswith(ATTRIBUTE)]
 
 
 @pytest.mark.parametrize("name", IN_RECOVERY)

@@ -201,6 +201,54 @@ def test_a_row_has_the_figures_of_the_selected_trial_and_of_its_refit(tmp_path: 
     assert "over seeds" not in heads
 
 
+AT_THRESHOLD = {
+    "test/image_recall": 42 / 58, "test/image_recall_low": 0.598, "test/image_recall_high": 0.822,
+    "test/false_alarm_rate": 0.05, "test/false_alarm_rate_low": 0.009, "test/false_alarm_rate_high": 0.236,
+    "test/image_recall/bent": 42 / 58, "test/pixel_aupro_05": 0.5, "test/seg_f1": 0.25,
+}  # fmt: skip
+
+
+def test_recall_and_false_alarms_are_columns_and_keys(tmp_path: Path) -> None:
+    half = make_view(tmp_path, [VALIDATION], final=TEST | AT_THRESHOLD)
+    without = make_view(tmp_path, [VALIDATION], name="older", final=TEST)
+    compared = comparison.compare([half, without])
+    columns = dict(comparison_table.row_columns(compared))
+    assert [columns["recall"](row) for row in compared.rows] == ["72 % (60 to 82)", None]
+    assert [columns["false alarms"](row) for row in compared.rows] == ["5 % (1 to 24)", None]
+    assert [columns[head](compared.rows[0]) for head in ("AUPRO to 5 %", "pixel F1")] == [0.5, 0.25]
+    assert any(line.startswith("recall: share of the defective") for line in comparison_table.explanations(compared))
+    row = json.loads(comparison_files.to_json(compared))["rows"][0]
+    for name, value in AT_THRESHOLD.items():
+        if name != "test/image_recall/bent":
+            assert row[name.removeprefix("test/")] == value
+    assert row["recall_per_defect"] == {"bent": 42 / 58}
+    first, second, *_ = csv.DictReader(io.StringIO(comparison_files.to_csv(compared)))
+    assert (float(first["image_recall"]), first["recall_per_defect"]) == (42 / 58, "bent 0.7241")
+    assert (second["image_recall"], second["recall_per_defect"]) == ("", "")
+
+
+def test_what_an_earlier_version_measured_at_its_threshold_is_compared_too(tmp_path: Path) -> None:
+    older = make_view(tmp_path, [VALIDATION], final=TEST | {"test/miss_rate": 16 / 58, "test/false_alarm_rate": 0.0})
+    compared = comparison.compare([older])
+    columns = dict(comparison_table.row_columns(compared))
+    assert columns["recall"](compared.rows[0]) == "72 % (60 to 82)"
+    assert columns["false alarms"](compared.rows[0]) == "0 % (0 to 16)"
+    assert "AUPRO to 5 %" not in columns
+
+
+def test_the_mean_of_several_products_has_no_interval(tmp_path: Path) -> None:
+    counts = {"nut/test": {"good": 4, "bent": 4}, "bolt/test": {"good": 4, "bent": 4}}
+    means = {"test/image_recall": 0.75, "test/false_alarm_rate": 0.125}
+    each = {f"product/{name}/test/image_recall": value for name, value in (("nut", 0.5), ("bolt", 1.0))}
+    each |= {f"product/{name}/test/image_recall/bent": value for name, value in (("nut", 0.5), ("bolt", 1.0))}
+    each |= {f"product/{name}/test/false_alarm_rate": value for name, value in (("nut", 0.0), ("bolt", 0.25))}
+    compared = comparison.compare([make_view(tmp_path, [VALIDATION], final=TEST | means | each, counts=counts)])
+    columns, (row,) = dict(comparison_table.row_columns(compared)), compared.rows
+    assert (columns["recall"](row), columns["false alarms"](row)) == ("75 %", "12 %")
+    assert row.recall_per_defect == {"nut/bent": 0.5, "bolt/bent": 1.0}
+    assert row.threshold_normals is None
+
+
 def test_several_seeds_get_a_column(tmp_path: Path) -> None:
     view = make_view(tmp_path, [VALIDATION], final=TEST, seeds=3)
     for replicate, value in ((1, 0.875), (2, 0.84375)):
@@ -252,7 +300,7 @@ def test_what_stands_against_a_comparison_is_said(tmp_path: Path) -> None:
     compared = comparison.compare([ours, unscored])
     (remark,) = compared.remarks
     assert "unscored#2: the selected trial 0 was not scored on test yet" in remark
-    assert "`study run unscored`" in remark
+    assert "`study run unscored#2`" in remark
     assert (compared.rows[1].scored, compared.rows[1].image_auroc) == (False, None)
     elsewhere = make_view(tmp_path, [VALIDATION], name="elsewhere", final=TEST, device="cuda:0")
     (remark,) = comparison.compare([ours, elsewhere]).remarks

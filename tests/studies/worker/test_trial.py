@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.backbones.weights import BUNDLED
-from detectors.base import FitContext
+from detectors.base import Detector, FitContext
 from detectors.data import samples
+from detectors.data.copies import content_groups
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.features import Features
@@ -26,12 +28,15 @@ from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore import head as patchcore_head
 from detectors.runtime.artifact import load_artifact
 from detectors.scoring.metrics import auroc
+from detectors.scoring.operating_point import Threshold
 from studies.file import yaml_file
 from studies.file.config import validate
+from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.search.plan import Plan
 from studies.search.samplers import derive_seed
-from studies.worker import products, trial
+from studies.worker import fitting, products, trial
+from studies.worker.calibration import read_calibration
 from studies.worker.epochs import halves
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import (
@@ -46,6 +51,7 @@ from studies.worker.jobs import (
     read_result,
 )
 from studies.worker.ledger import read_ledger
+from studies.worker.out_of_fold import divide
 from studies.worker.scores import GALLERY, read_scores
 from studies.worker.trial import run_job
 from tests.helpers.builders import BACKBONE, PARAMS, build_job, build_plan, make_config, paper_config, repeatable
@@ -75,7 +81,7 @@ def plan(tiny_mvtec: Path, tmp_path: Path) -> Plan:
 
 def forget() -> None:
     """What a worker process keeps between jobs."""
-    for kept in (products._cached_images, trial._backbone, trial._masks):
+    for kept in (products._cached_images, fitting._backbone, fitting.masks_of):
         kept.cache_clear()
 
 
@@ -99,7 +105,11 @@ def test_a_trial_is_scored_on_validation_alone(plan):
     assert result.metrics["val/image_auroc"] > 0.9
     assert result.per_defect == {"dent": result.metrics["val/image_auroc/dent"]}
     assert result.undefined == {}
-    assert result.threshold is None
+    threshold = Threshold.from_json(result.threshold)
+    assert (threshold.source, threshold.normals, threshold.out_of_fold) == ("validation", 6, 0)
+    assert not threshold.supports_rate
+    assert result.metrics["val/image_recall"] == result.metrics["val/image_recall/dent"] > 0.5
+    assert result.metrics["val/false_alarm_rate"] == 0.0
     assert result.backbone == weights_identity(BACKBONE).to_json()
     assert result.started < result.finished
     assert result.environment["device"] == "cpu"
@@ -303,15 +313,31 @@ def test_protocol_paper_scores_test_and_says_so_in_the_ledger(tiny_mvtec, tmp_pa
     assert (scores.threshold, {image.verdict for image in scores.images}) == (None, {None})
 
 
-def test_protocol_paper_has_nothing_to_choose_a_threshold_from(tiny_mvtec, tmp_path):
+def test_under_protocol_paper_the_threshold_rests_on_the_folds_and_judges_the_scores_of_the_trial(tiny_mvtec, tmp_path):
     plan = build_plan(paper_config(tiny_mvtec), tmp_path / "home")
+    study = plan.home.study_folder(UID)
+    run_job(build_job(plan, 2, folder=study / "00002"))
+    job = build_job(plan, 2, task="final", folder=study / "final" / "00002")
+    result = run_job(job)
+    threshold = Threshold.from_json(result.threshold)
+    assert threshold.normals == threshold.out_of_fold == len(plan.splits.train)
+    assert len(load_artifact(job.path / DETECTOR).normal_scores) == threshold.normals
+    alarms = read_scores(study / "00002" / ARTIFACTS).values >= threshold.value
+    assert result.metrics["test/image_recall"] == alarms[plan.splits.test.labels == 1].mean()
+    assert result.metrics["test/false_alarm_rate"] == alarms[plan.splits.test.labels == 0].mean()
+    assert len(read_ledger(plan.home.ledger(UID))) == 1  # of the trial: the refit did not look
+
+
+def test_under_protocol_paper_without_folds_there_is_no_threshold(tiny_mvtec, tmp_path):
+    config = paper_config(tiny_mvtec)
+    config = config.model_copy(update={"threshold": ThresholdConfig(folds=0)})
+    plan = build_plan(config, tmp_path / "home")
     job = build_job(plan, 2, task="final")
     result = run_job(job)
     assert (result.metrics, result.threshold) == ({}, None)
     artifact = load_artifact(job.path / DETECTOR)
     assert artifact.detector.threshold is None
     assert len(artifact.normal_scores) == 0
-    assert read_ledger(plan.home.ledger(UID)) == []
 
 
 # --- final
@@ -343,17 +369,83 @@ def test_the_saved_detector_is_the_one_that_was_scored(plan):
     assert result.metrics["test/miss_rate"] == (~alarms[test.labels == 1]).mean()
 
 
-def test_the_threshold_comes_from_the_normals_of_validation(plan):
+def test_the_threshold_rests_on_train_out_of_fold_and_on_the_normals_of_validation(plan):
     job = build_job(plan, 4, task="final")
     result = run_job(job)
     artifact = load_artifact(job.path / DETECTOR)
-    validation = plan.splits.validation
+    train, validation = plan.splits.train, plan.splits.validation
+    calibration = read_calibration(job.path)
+    held_out = [image.score for image in calibration.good if image.origin == "validation"]
     normals = artifact.detector(validation.images()).scores.numpy()[validation.labels == 0]
-    assert np.allclose(artifact.normal_scores, np.sort(normals), rtol=1e-5)
-    assert (result.threshold["rule"], result.threshold["source"]) == ("false_alarm_rate", "validation")
-    assert result.threshold["normals"] == (validation.labels == 0).sum()
-    assert artifact.detector.threshold.to_json() == result.threshold
-    assert result.threshold["value"] >= artifact.normal_scores.max()  # one in a hundred of six normals is none
+    assert np.allclose(held_out, normals, rtol=1e-5)
+    folds = {image.file: image.score for image in calibration.good if image.origin == "fold"}
+    assert set(folds) == {str(sample.file) for sample in train.samples}
+    # One of them by hand: the twin was fitted without its fold.
+    parts = divide(train.samples, content_groups(train.samples), None, trained=False)
+    assert len(parts) == 10
+    twin = Detector(artifact.detector.backbone, catalog.head_class("padim")(**artifact.detector.head.settings),
+                    image_size=train.image_size, smoothing_sigma=2.0)  # fmt: skip
+    twin.fit(train.images(parts[3].fitted), FitContext(seed=job.seed, structural_seed=job.structural_seed))
+    expected = twin(train.images(parts[3].held_out)).scores.tolist()
+    files = [str(train.samples[index].file) for index in parts[3].held_out]
+    assert [folds[file] for file in files] == pytest.approx(expected, rel=1e-4)
+    threshold = Threshold.from_json(result.threshold)
+    assert (threshold.rule, threshold.source) == ("false_alarm_rate", "train in 10 folds and validation")
+    assert threshold.normals == len(train) + len(normals)
+    assert threshold.out_of_fold == len(train)
+    assert artifact.detector.threshold == threshold
+    assert np.array_equal(artifact.normal_scores, np.sort([image.score for image in calibration.good]))
+    assert result.metrics["threshold_normals"] == threshold.normals
+    assert result.metrics["test/seg_f1"] > 0.2
+
+
+def test_a_head_that_trains_leaves_one_part_out_of_its_only_fit(tiny_mvtec, tmp_path):
+    config = make_config(
+        tiny_mvtec, detector="autoencoder", search={"learning_rate": {"choices": [0.001]}},
+        fixed={"backbone": "pixels", "layers": [4], "epochs": 2, "width": 8, "latent": 4, "smoothing_sigma": 2.0},
+    )  # fmt: skip
+    plan = build_plan(config, tmp_path / "home")
+    defaults = {name: one.default for name, one in catalog.parameters("autoencoder").items()}
+    params = defaults | dict(config.fixed) | {"learning_rate": 0.001}
+    job = replace(build_job(plan, 1, task="final", params={"backbone": "pixels", "layers": [4]}), params=params)
+    result = run_job(job)
+    calibration, detector = read_calibration(job.path), load_artifact(job.path / DETECTOR).detector
+    left_out = {image.file: image.score for image in calibration.good if image.origin == "left out"}
+    samples = plan.splits.train.samples
+    assert len(left_out) == 5  # a fifth of 24, rounded up
+    indices = [index for index, sample in enumerate(samples) if str(sample.file) in left_out]
+    scores = detector(plan.splits.train.images(indices)).scores.tolist()
+    assert [left_out[str(samples[index].file)] for index in indices] == pytest.approx(scores, rel=1e-4)
+    assert (
+        Threshold.from_json(result.threshold).source == "images of train that were left out of the fit and validation"
+    )
+
+
+def test_a_trial_has_folds_where_the_search_aims_at_the_operating_point(tiny_mvtec, tmp_path):
+    plan = build_plan(make_config(tiny_mvtec, constraints={"false_alarm_rate": "<= 0.2"}), tmp_path / "home")
+    threshold = Threshold.from_json(run_job(build_job(plan, 4)).threshold)
+    assert threshold.out_of_fold == len(plan.splits.train)
+
+
+def test_the_threshold_rests_on_images_of_another_day(tiny_mvtec, own_widgets, tmp_path):
+    other_day = tmp_path / "other_day"
+    other_day.mkdir()
+    for index, path in enumerate(sorted((own_widgets / "widget" / "train" / "good").iterdir())[:6]):
+        image = np.array(Image.open(path))
+        image[0, 0] += 1
+        Image.fromarray(image).save(other_day / f"{index}.png")
+    config = make_config(tiny_mvtec, threshold={"images": str(other_day), "rate": 0.2})
+    plan = build_plan(config, tmp_path / "home")
+    job = build_job(plan, 4, task="final")
+    threshold = Threshold.from_json(run_job(job).threshold)
+    assert (threshold.normals, threshold.out_of_fold, threshold.source) == (6, 0, str(other_day))
+    assert len(load_artifact(job.path / DETECTOR).normal_scores) == 6
+
+
+def test_images_of_the_study_are_no_images_of_another_day(tiny_mvtec, tmp_path):
+    known = tiny_mvtec / "widget" / "train" / "good"
+    plan = build_plan(make_config(tiny_mvtec, threshold={"images": str(known)}), tmp_path / "home")
+    assert "shows the same pixels as" in refused(build_job(plan, 4, task="final"))
 
 
 def test_the_threshold_of_the_best_f1(tiny_mvtec, tmp_path):
@@ -421,7 +513,7 @@ def test_everything_random_is_seeded_before_the_model_is_built(plan, monkeypatch
         drawn.append((float(torch.rand(1)), float(np.random.rand())))
         raise InputError("enough")
 
-    monkeypatch.setattr(trial._Worker, "_build_backbone", draw)
+    monkeypatch.setattr(fitting.Fitting, "_build_backbone", draw)
     for number in (1, 1, 2):
         with pytest.raises(InputError, match="enough"):
             run_job(build_job(plan, number))

@@ -1,0 +1,147 @@
+"""The thresholds of a trial's saved detectors, one for each product: as they are, and chosen anew without a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+from detectors.data.splits import Splits
+from detectors.errors import InputError
+from detectors.files import write_json
+from detectors.scoring.operating_point import Threshold
+from studies.file import datasets
+from studies.file.sections import ThresholdConfig
+from studies.search.view import StudyView, TrialView
+from studies.worker.calibration import Calibration
+from studies.worker.jobs import ARTIFACTS, RESULT_FILE, TrialResult, read_result
+from studies.worker.products import combine
+from studies.worker.recalibration import calibration_for, folds_changed, follows, set_threshold
+
+
+@dataclass(frozen=True)
+class Operating:
+    """What the threshold of one product's detector rests on."""
+
+    product: str
+    """Empty where the study is over a single one."""
+    folder: Path
+    """Of the final job, in which the detector lies."""
+    present: Threshold | None
+    calibration: Calibration
+
+
+def thresholds(trial: TrialView) -> dict[str, Threshold | None]:
+    """{product: the threshold of the trial's saved detector, None without one}"""
+    return {product: _present(folder.parent) for product, folder in trial.detectors.items()}
+
+
+def must_be_refitted(view: StudyView, trial: TrialView) -> bool:
+    """Whether the threshold is to rest on other folds, which only a refit can score."""
+    section = view.threshold_section(trial.number)
+    return any(folds_changed(folder.parent, section) for folder in trial.detectors.values())
+
+
+def follow_section(view: StudyView, trial: TrialView) -> bool:
+    """Whether every threshold of a trial is the one that the study's section gives."""
+    section = view.threshold_section(trial.number)
+    return all(
+        follows(folder.parent, _present(folder.parent), section, _category(view, product))
+        for product, folder in trial.detectors.items()
+    )
+
+
+def operating(
+    view: StudyView, trial: TrialView, section: ThresholdConfig, *, product: str | None = None, device: torch.device
+) -> list[Operating]:
+    """What thresholds by a section rest on, for each product of a trial or for one.
+
+    Raises:
+        InputError: images that are to be scored, or the detectors, cannot be read.
+    """
+    splits = _splits(view)
+    return [
+        Operating(
+            name,
+            folder.parent,
+            _present(folder.parent),
+            calibration_for(
+                folder.parent,
+                section,
+                _category(view, name),
+                splits=partial(_of_product, splits, name),
+                home=view.home,
+                device=device,
+            ),
+        )
+        for name, folder in trial.detectors.items()
+        if product is None or name == product
+    ]
+
+
+def choose(points: list[Operating], section: ThresholdConfig) -> dict[str, Threshold]:
+    """The thresholds that a section gives, by product; nothing is written.
+
+    Raises:
+        InputError: the scores do not define one.
+    """
+    chosen = {}
+    for point in points:
+        threshold = point.calibration.threshold(section)
+        if threshold is None:
+            needs = "labelled defects" if section.rule in ("f1_max", "cost") else "good images"
+            raise InputError(f"no threshold by rule {section.rule}: it needs {needs} in validation; take another rule")
+        chosen[point.product] = threshold
+    return chosen
+
+
+def write(trial: TrialView, points: list[Operating], chosen: Mapping[str, Threshold]) -> None:
+    """Give the detectors of a trial their new thresholds, and the trial its figures with them.
+
+    Raises:
+        InputError: a folder cannot be written, or a detector in it was changed.
+    """
+    for point in points:
+        set_threshold(point.folder, chosen[point.product], point.calibration)
+    if set(trial.detectors) == {""}:
+        return
+    before = read_result(trial.final_folder)
+    results = {product: read_result(folder.parent) for product, folder in trial.detectors.items()}
+    known: dict[str, TrialResult] = {product: one for product, one in results.items() if one is not None}
+    if before is None or len(known) < len(results):
+        return
+    combined = combine(before, known, started=before.started, pruned=False)
+    write_json(trial.final_folder / ARTIFACTS / "metrics.json", combined.model_dump(mode="json"))
+    write_json(trial.final_folder / RESULT_FILE, combined.model_dump(mode="json"))
+
+
+def _present(folder: Path) -> Threshold | None:
+    result = read_result(folder)
+    return Threshold.from_json(result.threshold) if result is not None and result.threshold is not None else None
+
+
+def _category(view: StudyView, product: str) -> str:
+    return product or str(view.config.data.category)
+
+
+def _of_product(splits: Callable[[], dict[str, Splits]], product: str) -> Splits:
+    return splits()[product]
+
+
+def _splits(view: StudyView) -> Callable[[], dict[str, Splits]]:
+    """Reads the study's image sets by product, once."""
+
+    @cache
+    def read() -> dict[str, Splits]:
+        images = datasets.load(view.config, view.home)
+        if images.digest != view.header.splits_digest:
+            raise InputError(
+                f"the images of {images.experiment} are not those that the study was run with; restore them, or start a new "
+                "study with --fresh"
+            )
+        return {part.category if images.several else "": part.splits for part in images.parts}
+
+    return read

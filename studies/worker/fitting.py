@@ -1,0 +1,275 @@
+"""Fitting the detector of one job, and scoring images with it: backbone, features, twins for the folds of the threshold."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
+from detectors.base import Detector, FitContext, Prediction
+from detectors.data.copies import content_groups
+from detectors.data.samples import ImageSet
+from detectors.data.splits import Splits
+from detectors.errors import InputError
+from detectors.features import Features
+from detectors.scoring.evaluation import METRICS, SEG_F1
+from studies.file.config import StudyConfig
+from studies.file.encoding import canonical
+from studies.file.known_pixels import known_pixels
+from studies.home import Home
+from studies.worker.calibration import Collector
+from studies.worker.epochs import CrossedEpochs, Validation, halves
+from studies.worker.feature_store import FeatureStore
+from studies.worker.jobs import CHECKPOINTS, Event, Job, Report, Stage
+from studies.worker.memo import FileMemo
+from studies.worker.out_of_fold import Part, divide, predictions, twin_predictions
+
+Emit = Callable[[Event], None]
+
+
+class Stages:
+    """Reports the stages of a job, and adds up the seconds that each took."""
+
+    def __init__(self, job: Job, emit: Emit) -> None:
+        self._job, self.emit = job, emit
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Report a stage and add its time to `seconds`."""
+        self.step(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def step(self, name: str, done: int = 0, total: int = 0) -> None:
+        """Report how far a stage is."""
+        self.emit(Stage(self._job.number, self._job.attempt, name, done, total))
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds for a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+class Fitting:
+    """Fits detectors of the setting of one job."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: StudyConfig,
+        home: Home,
+        splits: Splits,
+        stages: Stages,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Args: `should_stop` is asked between epochs; True ends the training.
+
+        Raises:
+            InputError: the weights of the backbone are missing, or not those of the study.
+        """
+        self.job, self.config, self.home, self.splits, self.stage = job, config, home, splits, stages
+        self._ask_to_stop = should_stop
+        self.validation: Validation | None = None
+        self.stopped = False
+        """Whether the training was ended before its time."""
+        self.collector, self.parts = Collector(), 0
+        """Scores of good images that their detector did not see, and in how many folds train was scored."""
+        self.stored_seconds = 0.0
+        self.device = torch.device(job.device)
+        self.backbone = self._build_backbone()
+        self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
+
+    def fit(self, *, with_folds: bool) -> Detector:
+        """The trial's detector, fitted on train, on the device.
+
+        Args:
+            with_folds: collect scores of images of train by detectors that were fitted without them, for the threshold.
+        """
+        detector = self._new_detector()
+        features = self.features(self.splits.train)
+        check_networks(self.job)
+        parts = self._divide(trained=detector.head.trained) if with_folds else []
+        left_out = parts[0] if parts and detector.head.trained else None
+        fitted = features.take(left_out.fitted) if left_out else features
+        job = self.job
+        context = replace(
+            self._context("without the part that is left out" if left_out else ""),
+            report=lambda step, value: self.stage.emit(Report(job.number, job.attempt, step, value)),
+            should_stop=self._should_stop,
+            count_stored=self._count_stored,
+            validate=self._validate_with(detector),
+            checkpoint_dir=job.path / CHECKPOINTS,
+        )
+        with self.stage("fit"):
+            detector.fit_features(fitted, context)
+        # Validation between epochs is part of the search, not of the training.
+        if self.validation is not None and self.validation.seconds:
+            self.stage.seconds["validate"] = self.validation.seconds
+            self.stage.seconds["fit"] -= self.validation.seconds
+        shutil.rmtree(job.path / CHECKPOINTS, ignore_errors=True)
+        detector = detector.to(self.device)
+        if parts and not self.stopped:
+            self._collect(detector, features, parts)
+        return detector
+
+    def _count_stored(self, seconds: float) -> None:
+        self.stored_seconds += seconds
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of the fit from features, as from scratch: work that the fit found stored counts with what it took when it was
+        done, so that trials which share it can be compared. `seconds` keeps the time that was spent here."""
+        return max(0.0, self.stage.seconds["fit"] + self.stored_seconds)
+
+    def _should_stop(self) -> bool:
+        """Whether the training is to end. A head that never calls this trains to its end, and its trial counts as finished."""
+        self.stopped = self.stopped or self._ask_to_stop()
+        return self.stopped
+
+    def features(self, image_set: ImageSet) -> Features:
+        """The features of a set at the trial's strides, from the store or computed."""
+        name = f"features ({image_set.name})"
+        with self.stage(name):
+            # All strides of the study are computed at once, so that another trial's layers need no second pass over the images.
+            full_backbone = _backbone(self.job.params["backbone"], self.job.strides, self.job.weights_dir)
+            features = self.store.features(
+                image_set,
+                full_backbone,
+                device=self.device,
+                progress=lambda done, total: self.stage.step(name, done, total),
+            )
+        return features.select(self.job.params["layers"])
+
+    def predict(self, detector: Detector, image_set: ImageSet) -> Prediction:
+        """Score a set; the prediction is on the CPU."""
+        features = self.features(image_set)
+        with self.stage(f"score ({image_set.name})"):
+            prediction = detector.score_features(features)
+            return Prediction(scores=prediction.scores.cpu(), maps=prediction.maps.cpu())
+
+    def _build_backbone(self) -> Backbone:
+        """The backbone of the trial. Raises `InputError` if its weights are not those of the study."""
+        with self.stage("backbone"):
+            backbone = _backbone(self.job.params["backbone"], tuple(self.job.params["layers"]), self.job.weights_dir)
+        if backbone.identity.sha256 != self.job.weights_sha256:
+            raise InputError(
+                f"backbone {self.job.params['backbone']}: the weights on this machine are not those the study was created "
+                f"with ({backbone.identity.sha256[:12]}, not {self.job.weights_sha256[:12]}); restore them, or --fresh"
+            )
+        return backbone
+
+    def _new_detector(self) -> Detector:
+        """The trial's detector, not fitted yet."""
+        params = self.job.params
+        head_type = self.config.head_class(params.get("detector") or self.config.detectors[0])
+        head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
+        return Detector(
+            self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
+        )
+
+    def _context(self, images: str) -> FitContext:
+        """What any fit of this job may know.
+
+        Args:
+            images: which images of train it is fitted to; empty for all.
+        """
+        identity = self.store.identity_of(self.splits.train, self.backbone, self.device)
+        return FitContext(
+            device=self.device,
+            seed=self.job.seed,
+            structural_seed=self.job.structural_seed,
+            weights_dir=Path(self.job.weights_dir) if self.job.weights_dir else None,
+            memo=FileMemo(self.home.memos, features=f"{identity} {images}" if images else identity),
+        )
+
+    def _divide(self, *, trained: bool) -> list[Part]:
+        """The folds of train that the threshold rests on; none where none is wanted or there are too few images."""
+        samples, wanted = self.splits.train.samples, self.config.threshold.folds
+        if wanted == 0:
+            return []
+        with known_pixels(self.home) as known:
+            groups = content_groups(samples, known)
+        return divide(samples, groups, wanted, trained=trained)
+
+    def _collect(self, detector: Detector, features: Features, parts: Sequence[Part]) -> None:
+        """Collect scores of the images of train by detectors that did not see them."""
+        samples, self.parts = self.splits.train.samples, len(parts)
+        with self.stage("threshold"):
+            if detector.head.trained:
+                done = 0
+                for prediction in predictions(detector, features, parts[0].held_out):
+                    block = parts[0].held_out[done : done + len(prediction)]
+                    self.collector.add([samples[index] for index in block], prediction, "left out")
+                    done += len(prediction)
+                return
+
+            def fit(fitted: Features, number: int) -> Detector:
+                self.stage.step("threshold", number, len(parts))
+                twin = self._new_detector()
+                twin.fit_features(fitted, self._context(f"without fold {number + 1} of {len(parts)}"))
+                return twin.to(self.device)
+
+            for block, prediction in twin_predictions(features, parts, fit):
+                self.collector.add([samples[index] for index in block], prediction, "fold")
+
+    def _validate_with(self, detector: Detector) -> Validation | None:
+        """What measures the first objective on validation, by which a training is pruned and chooses its epoch.
+
+        None if the objective is a cost or better the lower it is, or there are no validation images.
+        """
+        objective, validation, job = next(iter(self.config.objectives)), self.splits.validation, self.job
+        if validation is None or objective not in METRICS or job.task == "speed":
+            return None
+        crossed = None
+        if job.task == "trial":
+            identity = canonical({"study": job.study_uid, "trial": job.number, "seed": job.seed, **job.params})
+            crossed = CrossedEpochs(halves(validation), job.path / CHECKPOINTS, identity=identity)
+        self.validation = Validation(
+            objective,
+            detector,
+            self.features(validation),
+            validation,
+            masks=masks_of(validation) if objective.startswith("pixel_") or objective == SEG_F1 else None,
+            crossed=crossed,
+            rate=self.config.threshold.rate,
+        )
+        return self.validation
+
+
+def check_networks(job: Job) -> None:
+    """Check the pretrained weights of the networks that the detector starts from.
+
+    Raises:
+        InputError: they are missing, or not those of the study.
+    """
+    for name, sha256 in job.networks.items():
+        here = weights_identity(name, weights_dir=Path(job.weights_dir) if job.weights_dir else None).sha256
+        if here != sha256:
+            raise InputError(
+                f"network {name}: the weights on this machine are not those the study was created with "
+                f"({here[:12]}, not {sha256[:12]}); restore them, or --fresh"
+            )
+
+
+@lru_cache(maxsize=8)
+def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> Backbone:
+    return build_backbone(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
+
+
+@lru_cache(maxsize=4)
+def masks_of(image_set: ImageSet) -> NDArray[np.bool_] | None:
+    """Masks of a set, bool [N, H, W], which are decoded once per process; None if it has none."""
+    return image_set.masks()
