@@ -24,7 +24,7 @@ from tracking.figures import StudyFigures
 from tracking.patience import Patience
 from tracking.records import RUN_STATUS, DatasetRecord, StudyRecord, TrialRecord
 from tracking.store import is_away, open_client, origin_tags, store_calls
-from tracking.views import experiment_tags, saved_view
+from tracking.views import experiment_tags, saved_view, view_of_all_studies
 
 PAGE = 1000
 """Runs that are read in one request."""
@@ -91,7 +91,8 @@ class Projection:
     def _open(self, study: StudyRecord) -> None:
         experiment = self._find_experiment(study.experiment)
         self._experiment_id = str(experiment.experiment_id)
-        for name, value in experiment_tags(experiment).items():
+        wanted = dict([view_of_all_studies(experiment)])
+        for name, value in (experiment_tags(experiment) | wanted).items():
             self._client.set_experiment_tag(self._experiment_id, name, value)
         runs = list(self._runs(study.uid))
         parents = [run for run in runs if run.data.tags.get("study.role") == "study"]

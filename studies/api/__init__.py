@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from studies.show.study_json import outcome_json, study_json
     from studies.show.study_tables import insight_parts, outcome_parts, plan_tables, study_parts
     from studies.upkeep.inventory import KINDS, chosen_kinds, delete, take_inventory
-    from tracking.views import address_of, study_pages
+    from tracking.views import address_of, experiment_pages, study_pages
 
 _MODULES = {
     "studies.api.comparing": ("StudyComparison", "compare", "format_of"),
@@ -48,7 +48,7 @@ _MODULES = {
     "studies.api.running": ("plan_study", "remarks", "run", "run_plan"),
     "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),
     "studies.api.weights": ("fetch_weights", "list_weights", "parse_names"),
-    "tracking.views": ("address_of", "study_pages"),
+    "tracking.views": ("address_of", "experiment_pages", "study_pages"),
     "studies.show.study_json": ("outcome_json", "study_json"),
     "studies.show.study_tables": ("insight_parts", "outcome_parts", "plan_tables", "study_parts"),
     "studies.upkeep.inventory": ("KINDS", "chosen_kinds", "delete", "take_inventory"),
@@ -76,6 +76,7 @@ __all__ = [
     "default_root",
     "delete",
     "distinct_studies",
+    "experiment_pages",
     "export_model",
     "fetch_images",
     "fetch_weights",

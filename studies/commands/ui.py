@@ -77,10 +77,10 @@ def ui(
 
 
 def _pages(home: Home, name: str | None) -> list[Page]:
-    """The newest studies' pages, or one study's. Raises `InputError` where the study asked for has none."""
+    """The newest studies' pages and those of several, or one study's. Raises `InputError` where the study asked for has none."""
     pages = api.study_pages(home.tracking_uri, artifacts=home.mlflow_artifacts)
     if name is None:
-        return pages[:SHOWN]
+        return [*pages[:SHOWN], *api.experiment_pages(home.tracking_uri, artifacts=home.mlflow_artifacts)[:SHOWN]]
     matching = [page for page in pages if page.study == name]
     if not matching:
         known = ", ".join(page.study for page in pages) or "none"

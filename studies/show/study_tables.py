@@ -93,6 +93,8 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
     ]
     heads = [metric.replace("_", "\n") for metric in measured]
     short = [name.replace("_", "\n", 1) for name in varied]
+    if RECALL in measured and prefix == "val":
+        prefix += "; its good images are among those that each threshold rests on"
     if any(trial.pareto for trial in trials):
         prefix += "; P: on the Pareto front"
     title = f"trials, metrics on {prefix}" + (f"; all with {', '.join(same)}" if same else "")

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from tracking.projection import Projection
 from tracking.records import StudyRecord
-from tracking.views import KIND, NOTE, PREFIX, TAG_LENGTH, address_of, saved_view, study_pages
+from tracking.views import ALL, KIND, NOTE, PREFIX, TAG_LENGTH, address_of, experiment_pages, saved_view, study_pages
 
 STUDY = StudyRecord(
     uid="0123456789ab",
@@ -76,3 +76,23 @@ def test_an_experiment_is_described_once(store: str) -> None:
     client.set_experiment_tag(client.get_experiment_by_name("mvtec/screw").experiment_id, NOTE, "ours")
     Projection(store).open(STUDY)
     assert tags(store)[NOTE] == "ours"
+
+
+def test_an_experiment_of_several_studies_has_a_page_with_a_row_for_each(store: str) -> None:
+    Projection(store).open(STUDY)
+    view = json.loads(tags(store)[f"{PREFIX}{ALL}"])
+    assert view["name"] == "all studies"
+    assert view["searchFilter"] == "tags.`study.role` = 'study'"
+    assert view["selectedColumns"][:3] == [
+        "metrics.`test/image_recall`",
+        "metrics.`test/false_alarm_rate`",
+        "metrics.`test/image_auroc`",
+    ]
+    assert len(tags(store)[f"{PREFIX}{ALL}"]) < TAG_LENGTH
+    # A single study's own page shows its row, too.
+    assert experiment_pages(store) == []
+    Projection(store).open(replace(STUDY, uid="fedcba987654", name="later"))
+    (page,) = experiment_pages(store)
+    assert page.study == "all studies of mvtec/screw"
+    assert page.path.endswith("viewStateShareKey=studies")
+    assert [each.study for each in study_pages(store)] == ["padim_screw", "later"]

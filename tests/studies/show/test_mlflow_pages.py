@@ -106,7 +106,20 @@ def test_a_studys_page_has_the_columns_that_matter(chromium: Chrome, pages: dict
     assert until(chromium, trigger) == "tiny"
 
 
+def test_the_list_of_studies_shows_their_figures_without_opening_one(chromium: Chrome, pages: dict[str, str]) -> None:
+    address = re.sub("viewStateShareKey=.*", "viewStateShareKey=studies", pages["tiny"])
+    show(chromium, address, size=(1800, 1000))
+    sees(chromium, "tiny", "test/image_recall", "test/false_alarm_rate", "test/image_auroc", "1 matching run")
+    cells = """const row = document.querySelector('.ag-center-cols-container .ag-row');
+        return row && [...row.querySelectorAll('[col-id*="metrics."]')].map(
+            cell => [cell.getAttribute('col-id'), cell.innerText])"""
+    shown = dict(until(chromium, cells))
+    recall = next(text for column, text in shown.items() if "test/image_recall" in column)
+    assert 0 <= float(recall) <= 1
+
+
 def test_a_studys_run_says_what_came_of_it(chromium: Chrome, pages: dict[str, str]) -> None:
     show(chromium, pages["tiny"].partition("?")[0], size=(1600, 1000))
     click(chromium, "tiny", "a")
-    sees(chromium, "On test, which the search never saw", "study report tiny", "tiny 002")
+    sees(chromium, "On test, which the search never saw: finds", "study report tiny", "tiny 002")
+    sees(chromium, "test/image_recall", "test/false_alarm_rate_high", "best/val/image_auroc", "trials/complete")

@@ -153,6 +153,7 @@ def test_recall_and_false_alarms_are_columns_where_they_were_measured(
     drawn = trial_table(at_threshold(bench, monkeypatch, **measured).view)
     assert drawn.columns[2:5] == ("image\nauroc", "image\nrecall", "false\nalarm\nrate")
     assert [row[3:5] for row in drawn.rows] == [(0.5, 0.25)] * 2
+    assert "its good images are among those that each threshold rests on" in drawn.title
 
 
 def test_without_a_threshold_there_are_no_such_columns(bench: Bench) -> None:
