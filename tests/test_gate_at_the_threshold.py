@@ -230,3 +230,42 @@ def test_the_gates_scorings_are_lines_of_the_ledger(shell: Shell) -> None:
     assert [(line.purpose, line.model, line.trial) for line in added] == [("gate", None, 0), ("gate", "tiny/1", 0)]
     assert all(line.image_auroc is not None for line in added)
     assert len({line.test_digest for line in view.ledger()}) == 1
+
+
+def test_real_screws_retrained_with_one_spoilt_image_among_thirty(
+    real_data: Path, empty_stores: Path, tmp_path: Path
+) -> None:
+    """The same on photographs: one of the thirty is overexposed, as by a stuck shutter."""
+    screw, root = real_data / "MVTecAD" / "screw", tmp_path / "images"
+    photographs = sorted((screw / "train" / "good").glob("*.png"))
+    (root / "screw" / "train" / "good").mkdir(parents=True)
+    for path in photographs[:120]:
+        shutil.copy(path, root / "screw" / "train" / "good")
+    shutil.copytree(screw / "test", root / "screw" / "test")
+    shutil.copytree(screw / "ground_truth", root / "screw" / "ground_truth")
+    new = tmp_path / "new"
+    new.mkdir()
+    for path in photographs[120:150]:
+        shutil.copy(path, new)
+    samples = [Sample(key=f"new/{path.name}", file=path) for path in sorted(new.iterdir())]
+    spoilt = stable_order(samples)[4].file
+    pixels = np.asarray(Image.open(spoilt).convert("RGB"), dtype=float)
+    Image.fromarray(np.clip(4 * pixels, 0, 255).astype(np.uint8)).save(spoilt)
+
+    shell = make_shell(tmp_path / "work", empty_stores)
+    raw = raw_study(root, name="screws", search={}, gate={"floor": {}}, budget={"trials": 1})
+    raw["data"] = {"dataset": "mvtec", "category": "screw", "root": str(root), "image_size": 256}
+    raw["threshold"] = {"rate": 0.05}
+    fixed = {"backbone": "tf_efficientnet_lite0", "layers": [8, 16], "smoothing_sigma": 4.0}
+    raw["detector"], raw["fixed"] = "patchcore", fixed
+    raw["baselines"] = [{"coreset_ratio": 0.02, "neighbourhood": 0}]
+    assert shell("run", shell.write(raw), *QUICK).code == 0
+    assert shell("promote", "screws", "--device", "cpu").code == 0
+    assert shell("retrain", "screws", "--images", new, "--device", "cpu").code == 0
+    ended = shell("promote", "screws", "--version", "2", "--device", "cpu")
+    assert ended.code == REFUSED, ended
+    (told,) = [line for line in (ended.out + ended.err).splitlines() if line.startswith("refused: ")]
+    counts = re.search(r"finds (\d+) of (\d+) defects where the champion finds (\d+) \(", told)
+    assert counts is not None, told
+    assert int(counts[1]) < int(counts[3])
+    assert champions(shell, "screws") == {"champion": "1", "challenger": "2"}

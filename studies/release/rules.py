@@ -68,7 +68,7 @@ def limit_rules(config: GateConfig, measured: Measured) -> list[Rule]:
 
 
 def threshold_rule(measured: Measured, model: str) -> Rule:
-    """Whether the model has a threshold: without one it calls nothing defective.
+    """Whether the model has a threshold: without one it calls nothing defective. A warning where it misses most defects.
 
     Args:
         model: name of the registered model.
@@ -78,10 +78,14 @@ def threshold_rule(measured: Measured, model: str) -> Rule:
         return Rule("threshold", "refused", None, None, text, forcible=False)
     counts = measured.counts
     text = f"{measured.threshold.value:.4g}"
+    verdict: Verdict = "passed"
     if counts is not None:
-        text += f": misses {share_text(counts.defective - counts.caught, counts.defective)} defects"
+        missed = counts.defective - counts.caught
+        text += f": misses {share_text(missed, counts.defective)} defects"
         text += f", stops {share_text(counts.alarms, counts.good)} good images"
-    return Rule("threshold", "passed", measured.threshold.value, None, text)
+        if missed > counts.caught:
+            verdict, text = "warning", f"{text}; it misses more defects than it finds"
+    return Rule("threshold", verdict, measured.threshold.value, None, text)
 
 
 def champion_rules(

@@ -11,7 +11,7 @@ from detectors.scoring.evaluation import Evaluation
 from detectors.scoring.operating_point import Threshold, count
 from studies.file.sections import GateConfig
 from studies.release.measured import Measured, share_text
-from studies.release.rules import Rule, champion_rules
+from studies.release.rules import Rule, champion_rules, threshold_rule
 from tests.helpers.small_models import LATENCY
 
 RECALL, ALARMS = "recall at the threshold", "false alarms at the threshold"
@@ -149,3 +149,13 @@ def test_not_worse_beyond_chance_refuses_within_epsilon() -> None:
 def test_a_share_is_shown_with_its_counts_and_interval() -> None:
     assert share_text(16, 58) == "16 of 58 (28 %, 18 to 40 %)"
     assert share_text(0, 0) == "-"
+
+
+@pytest.mark.parametrize(("finds", "verdict"), [(4, "warning"), (5, "passed")])
+def test_a_threshold_that_misses_most_defects_is_a_warning(finds: int, verdict: str) -> None:
+    """Also of the first model, which has no champion to be compared with."""
+    model, _ = found(finds, 10, 1, 10)
+    rule = threshold_rule(model, "tiny")
+    assert rule.verdict == verdict
+    assert f"misses {10 - finds} of 10 (" in rule.outcome
+    assert "stops 1 of 10 (" in rule.outcome
