@@ -95,7 +95,8 @@ class Remeasurement:
             return f"trial {trial.number} could not be measured again: its result is gone"
         now, is_still_busy = result.metrics, is_disturbed(result.metrics)
         # Other programs only ever slow a detector down: of two measurements among them the faster one is nearer to the truth.
-        if not is_still_busy or now.get("fps", 0.0) > before.get("fps", 0.0):
+        is_nearer = not is_still_busy or now.get("fps", 0.0) > before.get("fps", 0.0)
+        if is_nearer:
             self._opened.store_remeasured(trial.number, now, time.time())
         left = [name for name, by in violations(config, {**before, **now}).items() if by > 0]
         figures = ", ".join(
@@ -109,6 +110,7 @@ class Remeasurement:
         load = now.get("latency_load")
         by = f" (other programs used {100 * load:.0f} % of its cores)" if load is not None else ""
         again = "; the same command measures it once more" if left else ""
+        again = again if is_nearer else f"; the faster figure, the earlier one, stays{again}"
         return (
             f"trial {trial.number} was measured again, and the machine was busy again{by}: {figures}; {verdict}{again}"
         )
