@@ -230,6 +230,11 @@ def test_the_gates_scorings_are_lines_of_the_ledger(shell: Shell) -> None:
     assert [(line.purpose, line.model, line.trial) for line in added] == [("gate", None, 0), ("gate", "tiny/1", 0)]
     assert all(line.image_auroc is not None for line in added)
     assert len({line.test_digest for line in view.ledger()}) == 1
+    # The storage counts them, so that lines which are taken out are noticed.
+    path = shell.home / "ledgers" / f"{view.header.uid}.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    (fault,) = json.loads(shell("show", "tiny", "--json").out)["ledger_faults"]
+    assert "lines were taken out" in fault
 
 
 def test_real_screws_retrained_with_one_spoilt_image_among_thirty(

@@ -78,6 +78,7 @@ class Gate:
         seed: int,
         environment: dict[str, str],
         scored: Scored,
+        study: str,
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Args:
@@ -86,8 +87,10 @@ class Gate:
         lock: keeps other work off the device while the latency is measured.
         seed: of the bootstrap.
         scored: puts a scoring of the test images on record, before its figures are shown anywhere.
+        study: name of the study, or ``STUDY/product``, for messages.
         progress: called with a line about each step.
         """
+        self.study = study
         self.config, self.test, self.data = config, test, data
         self.device, self.lock, self.seed = device, lock, seed
         self.environment, self.scored, self.progress = environment, scored, progress
@@ -109,7 +112,7 @@ class Gate:
         """
         measured = self.measure(challenger)
         measured_champion = self.measure(champion) if champion else None
-        rules = [*objections, *limit_rules(self.config, measured), threshold_rule(measured, model)]
+        rules = [*objections, *limit_rules(self.config, measured), threshold_rule(measured, self.study)]
         rules.append(self._reload(challenger, measured))
         rules.append(self._serving(challenger, measured))
         difference = None
@@ -169,7 +172,6 @@ class Gate:
             counts=None
             if threshold is None
             else count(scores, self.test.labels, self.test.defect_types, threshold.value),
-            load=timing.load,
             timed=timing.attempts,
             warnings=warnings_of(artifact.provenance),
         )

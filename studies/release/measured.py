@@ -32,8 +32,6 @@ class Measured:
     """The one that is stored with the model, at which it would be run; None where there is none."""
     counts: Counts | None = None
     """What that threshold catches and stops of the test images; None without a threshold."""
-    load: float = 0.0
-    """Share of the cores, 0 to 1, that other work took while the latency was measured."""
     timed: int = 1
     """How often the latency was measured; the quietest measurement counts."""
     warnings: tuple[str, ...] = ()
@@ -65,7 +63,7 @@ class Measured:
             "good": None if counts is None else counts.good,
             "latency_ms_p50": self.latency.latency_ms_p50,
             "latency_ms_p95": self.latency.latency_ms_p95,
-            "load": self.load,
+            "latency_load": self.latency.latency_load,
             "times_timed": self.timed,
             "size_mb": self.size_mb,
             "warnings": list(self.warnings),

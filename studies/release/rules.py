@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.runtime.latency import is_disturbed
 from detectors.scoring.evaluation import NO_THRESHOLD, OPERATING_METRICS
 from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
 from detectors.scoring.significance import sign_test_p
 from studies.file.sections import GateConfig
 from studies.release.measured import Measured, share_text
-from studies.release.timing import BUSY
 
 Verdict = Literal["passed", "warning", "refused", "not applicable"]
 """Only ``refused`` keeps a challenger from becoming the champion."""
@@ -67,14 +67,14 @@ def limit_rules(config: GateConfig, measured: Measured) -> list[Rule]:
     ]
 
 
-def threshold_rule(measured: Measured, model: str) -> Rule:
+def threshold_rule(measured: Measured, where: str) -> Rule:
     """Whether the model has a threshold: without one it calls nothing defective. A warning where it misses most defects.
 
     Args:
-        model: name of the registered model.
+        where: what `study threshold` is to be given: the study that the model comes from, with its product.
     """
     if measured.threshold is None:
-        text = f"has no threshold, so it calls no image defective; set one: study threshold {model} --rate 0.01"
+        text = f"has no threshold, so it calls no image defective; set one: study threshold {where} --rate 0.01"
         return Rule("threshold", "refused", None, None, text, forcible=False)
     counts = measured.counts
     text = f"{measured.threshold.value:.4g}"
@@ -160,8 +160,9 @@ def _latency(config: GateConfig, measured: Measured) -> Rule:
     text = f"{value:.1f} ms (p95, one image)" + ("" if limit is None else f", at most {limit:g}")
     if measured.timed > 1:
         text += f", the quietest of {measured.timed} measurements"
-    if measured.load > BUSY:
-        text += f"; other work took {100 * measured.load:.0f} % of the machine meanwhile"
+    if is_disturbed(measured.latency.to_metrics()):
+        load = measured.latency.latency_load
+        text += f"; other programs were busy meanwhile{'' if load is None else f' ({100 * load:.0f} % of the cores)'}"
     verdict: Verdict = "not applicable" if limit is None else ("passed" if value <= limit else "refused")
     return Rule("latency", verdict, value, limit, text)
 

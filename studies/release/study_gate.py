@@ -14,6 +14,7 @@ from detectors.runtime.latency import DeviceLock
 from studies.file import datasets
 from studies.home import Home
 from studies.release.gate import Contender, Gate
+from studies.search.ledger_count import count_ledger
 from studies.search.view import StudyView
 from studies.worker.ledger import LedgerLine, append_to_ledger
 from studies.worker.trial import environment
@@ -48,12 +49,20 @@ def open_gate(
         lock=DeviceLock(home.locks, device),
         seed=config.sampler.seed,
         environment=environment(device),
-        scored=lambda contender, auroc: _write_ledger(view, home, part.splits, contender, auroc),
+        scored=lambda contender, auroc: _write_ledger(view, home, part.splits, contender, auroc, tell),
+        study=f"{view.study.study_name}/{product}" if product else view.study.study_name,
         progress=tell,
     )
 
 
-def _write_ledger(view: StudyView, home: Home, splits: Splits, contender: Contender, auroc: float | None) -> None:
+def _write_ledger(
+    view: StudyView,
+    home: Home,
+    splits: Splits,
+    contender: Contender,
+    auroc: float | None,
+    tell: Callable[[str], None],
+) -> None:
     """Record a scoring in the ledger of the study whose test images they are, whichever study the model comes from."""
     line = LedgerLine(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,3 +77,5 @@ def _write_ledger(view: StudyView, home: Home, splits: Splits, contender: Conten
         model=contender.version,
     )
     append_to_ledger(home, line)
+    for fault in count_ledger(view.study, home, view.header.uid):
+        tell(f"the ledger of the test images is at fault: {fault}")

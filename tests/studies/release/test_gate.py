@@ -81,6 +81,7 @@ def make(splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
             seed=0,
             environment={"host": "line-3", "device": "cpu"},
             scored=lambda contender, auroc: None,
+            study="tiny",
         )
 
     return build
