@@ -108,7 +108,7 @@ def models(
             console.print(f"warning: record of {model.name}: {fault}", style="yellow", markup=False)
 
 
-def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool, force: bool) -> None:
+def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool, force: bool = False) -> None:
     report, model = outcome.report, outcome.model
     if report is None:
         console.print(f"model {model}: {_called(outcome)} is the champion already; nothing to do", markup=False)

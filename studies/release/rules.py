@@ -67,14 +67,14 @@ def limit_rules(config: GateConfig, measured: Measured) -> list[Rule]:
     ]
 
 
-def threshold_rule(measured: Measured, where: str) -> Rule:
+def threshold_rule(measured: Measured, name: str) -> Rule:
     """Whether the model has a threshold: without one it calls nothing defective. A warning where it misses most defects.
 
     Args:
-        where: what `study threshold` is to be given: the study that the model comes from, with its product.
+        name: what `study threshold` is to be given: the study that the model comes from, with its product.
     """
     if measured.threshold is None:
-        text = f"has no threshold, so it calls no image defective; set one: study threshold {where} --rate 0.01"
+        text = f"has no threshold, so it calls no image defective; set one: study threshold {name} --rate 0.01"
         return Rule("threshold", "refused", None, None, text, forcible=False)
     counts = measured.counts
     text = f"{measured.threshold.value:.4g}"
