@@ -83,6 +83,10 @@ PATIENCE = Parameter(
 )
 
 
+MAX_GRID = 8192
+"""Positions along one side of a head's grid: as many as the longest side that an image may have has pixels."""
+
+
 class Memo(Protocol):
     """Tensors that fits to the very same features share, such as a coreset's order. Whoever makes the context scopes it."""
 

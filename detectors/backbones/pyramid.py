@@ -225,6 +225,13 @@ def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: Weig
     return Backbone(_create(spec, strides), spec=spec, strides=strides, identity=identity)
 
 
+def tensor_shapes(spec: BackboneSpec, strides: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that `empty_backbone` has, by name; found without memory for them."""
+    with torch.device("meta"):
+        shapes = {f"model.{name}": tuple(value.shape) for name, value in _create(spec, strides).state_dict().items()}
+    return shapes | {"mean": (1, 3, 1, 1), "std": (1, 3, 1, 1)}
+
+
 def load_network(name: str, *, weights_dir: Path | None = None) -> nn.Module:
     """A whole timm network with its pretrained weights, for a head that trains it further; on the CPU.
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone
+from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone, tensor_shapes
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Detector, Head, Prediction, with_prefix
 from detectors.catalog import head_class
@@ -36,7 +36,8 @@ from detectors.runtime.description import (
     first_fault,
     parse_description,
 )
-from detectors.runtime.tensor_file import read_shapes, read_tensors, write_tensors
+from detectors.runtime.plausibility import check_grid
+from detectors.runtime.tensor_file import Shape, read_shapes, read_tensors, write_tensors
 from detectors.scoring.operating_point import Threshold
 
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
@@ -124,16 +125,18 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
             package that is not installed, or of a file that nobody named on this machine.
     """
     description = read_description(folder)
-    read_shapes(folder / TENSORS, description.tensors_sha256)
-    tensors = read_tensors(folder / TENSORS)
+    shapes = read_shapes(folder / TENSORS, description.tensors_sha256)
     spec = BackboneSpec.parse(description.backbone)
     check_strides(description.backbone, description.strides)
+    _check_backbone(shapes, tensor_shapes(spec, description.strides), folder)
+    tensors = read_tensors(folder / TENSORS)
     backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
     head = _make_head(description, folder)
     detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
     try:
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
         head.import_tensors(with_prefix(tensors, HEAD_PREFIX))
+        check_grid(head.grid, description.image_size, description.strides[0])
         detector.finish_fit()
         # One black image: parts that contradict each other show here, not at the first image that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
@@ -163,6 +166,19 @@ def model_size_mb(detector: Detector) -> float:
 def is_artifact(folder: Path) -> bool:
     """Whether a folder looks like a saved detector."""
     return (folder / DESCRIPTION).is_file()
+
+
+def _check_backbone(stored: Mapping[str, Shape], wanted: Mapping[str, Shape], folder: Path) -> None:
+    """Raise `InputError` unless the stored shapes are those of the backbone, before any of its layers takes memory."""
+    own = {
+        name.removeprefix(BACKBONE_PREFIX): shape for name, shape in stored.items() if name.startswith(BACKBONE_PREFIX)
+    }
+    for name in sorted(own.keys() | wanted.keys()):
+        if own.get(name) != wanted.get(name):
+            raise InputError(
+                f"{folder}: tensors do not fit the description (backbone tensor {name[:80]!r} is {own.get(name)}, not "
+                f"{wanted.get(name)})"
+            )
 
 
 def _make_head(description: Description, folder: Path) -> Head:

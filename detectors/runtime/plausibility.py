@@ -11,10 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.data.images import Size
 from detectors.scoring.operating_point import Threshold
 
 MAX_NORMALS = 10**7
 """Images that a threshold can rest on."""
+GRID_SLACK = 2
+"""Positions that a grid may have more or less than image size by stride."""
 FAR = 100.0
 """How many times the largest normal's distance from zero, or from the smallest one, a threshold that comes from normals may
 lie beyond them. Thresholds lie at or just above a normal; the room is for rules that add a margin."""
@@ -27,6 +30,16 @@ def check_normal_scores(scores: Sequence[float]) -> None:
         raise ValueError(f"normal_scores: entry {int(np.argmin(np.isfinite(values)))} is not a finite number")
     if (np.diff(values) < 0).any():
         raise ValueError(f"normal_scores: not ascending at entry {int(np.argmax(np.diff(values) < 0)) + 1}")
+
+
+def check_grid(grid: Size, image_size: Size, stride: int) -> None:
+    """A head's grid is that of the finest stride on images of this size, up to a row or column that a backbone pads or drops."""
+    for positions, side in zip(grid, image_size, strict=True):
+        if abs(positions - side / stride) > GRID_SLACK:
+            raise ValueError(
+                f"a grid of {grid[0]} x {grid[1]} positions on images of {image_size[0]} x {image_size[1]} pixels at stride "
+                f"{stride}"
+            )
 
 
 def check_threshold(threshold: Threshold, normal_scores: NDArray[np.float64]) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.base import PATIENCE, FitContext, Parameter, seeded
+from detectors.base import MAX_GRID, PATIENCE, FitContext, Parameter, seeded
 from detectors.data.images import Size
 from detectors.features import Features
 from detectors.flows.head import FlowHead
@@ -202,6 +202,6 @@ class Cflow(FlowHead["Flow"]):
 
 def _size(values: Tensor) -> Size:
     height, width = (int(side) for side in values)
-    if height < 1 or width < 1:
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_GRID:
         raise ValueError(f"a grid of {height} x {width} positions")
     return height, width

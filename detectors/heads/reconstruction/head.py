@@ -10,6 +10,7 @@ is linear, so that output and input have the same range whatever the backbone.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from detectors.base import PATIENCE, FitContext, Head, Parameter, ParameterValue, seeded
+from detectors.base import MAX_GRID, PATIENCE, FitContext, Head, Parameter, ParameterValue, seeded
 from detectors.data.images import Size
 from detectors.features import Features
 from detectors.heads.reconstruction.convolutional import Plan
@@ -129,6 +130,11 @@ class Reconstruction(Head):
         if tensors["shape"].shape != (3,) or int(tensors["shape"].min()) < 1:
             raise ValueError(f"{self.name} tensors of shape {tensors['shape'].tolist()}")
         channels, height, width = (int(value) for value in tensors["shape"])
+        # Before the network is made: a grid or channels that nobody fitted could ask for any memory.
+        plan, held = self._plan(channels, (height, width)), sum(value.numel() for value in tensors.values())
+        code_weights = plan.code * plan.widths[-1] * math.prod(plan.bottom) if plan.whole else 0
+        if max(height, width) > MAX_GRID or channels + code_weights > held:
+            raise ValueError(f"{self.name} tensors of shape {tensors['shape'].tolist()} with {held} values")
         network = self._new_network(channels, (height, width), seed=0)
         weights = {name.removeprefix("network."): value for name, value in tensors.items() if name != "shape"}
         try:
@@ -149,7 +155,11 @@ class Reconstruction(Head):
     def _new_network(self, channels: int, grid: Size, *, seed: int) -> Network:
         """A fresh network, with weights drawn from the seed."""
         self.register_buffer("shape", torch.tensor([channels, *grid]))
-        plan = Plan(
+        self.network = self.make_network(self._plan(channels, grid), seeded(self.name, seed, "weights")).eval()
+        return self.network
+
+    def _plan(self, channels: int, grid: Size) -> Plan:
+        return Plan(
             channels=channels,
             grid=grid,
             width=self.width,
@@ -157,8 +167,6 @@ class Reconstruction(Head):
             code=self.latent,
             whole=self.bottleneck == "picture",
         )
-        self.network = self.make_network(plan, seeded(self.name, seed, "weights")).eval()
-        return self.network
 
     def _portions(self, features: Features) -> Iterator[Tensor]:
         """All images in portions, [B, C, h, w] each, where the network lies."""

@@ -19,9 +19,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
 
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector
+from detectors.catalog import head_class
 from detectors.data.images import resize_image
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
@@ -419,6 +421,71 @@ def test_signed_tensors_that_contradict_the_description_are_refused(saved, chang
     save_file(tensors, saved / TENSORS)
     sign(saved)
     assert "do not fit" in refusal(saved)
+
+
+def peak_mb(folder: Path, hint: str) -> float:
+    """Refused with this hint; returns the most memory, in MB, that tensors took on the way, after a first load of another one."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        assert hint in refusal(folder)
+    return sum(event.self_cpu_memory_usage for event in recorded.events() if event.self_cpu_memory_usage > 0) / 1e6
+
+
+def test_a_huge_image_is_refused_before_a_tensor_is_read(saved):
+    describe(saved, lambda data: data.update(image_size=[8192, 8192]))
+    (saved / TENSORS).unlink()
+    assert "pixels" in refusal(saved)
+
+
+def test_a_grid_that_is_not_that_of_the_images_is_refused_before_one_is_scored(saved):
+    load_artifact(saved)
+    describe(saved, lambda data: data.update(image_size=[4096, 4096]))
+    # A single map of the first layers would be 16 MB and more for each of its channels.
+    assert peak_mb(saved, "a grid of 8 x 6 positions") < 50
+
+
+def test_a_backbone_that_the_tensors_are_not_of_is_refused_before_it_is_made(saved):
+    load_artifact(saved)
+    describe(saved, lambda data: data.update(backbone="wide_resnet50_2"))
+    # Its layers take 270 MB.
+    assert peak_mb(saved, "do not fit") < 50
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("vae", [3, 10**6, 10**6]), ("vae", [10**9, 8, 8]), ("autoencoder", [3, 10**9, 4])]
+)
+def test_a_reconstruction_s_shape_that_its_weights_are_not_of_is_refused_before_it_is_made(name, shape):
+    head = head_class(name)(bottleneck="picture")
+    with pytest.raises(ValueError, match="tensors of shape"):
+        head.import_tensors({"shape": torch.tensor(shape), "network.scale.mean": torch.zeros(3, 1, 1)})
+
+
+def overlapping(header):
+    header[max(header)]["data_offsets"] = header[min(header)]["data_offsets"]
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda header: header["head.mean"].update(shape=[2**20, 2**20]), "cannot lie in"),
+        (lambda header: header["head.mean"].update(shape=[-1, -48]), "has the shape"),
+        (lambda header: header["head.mean"].update(shape=[1] * 50), "header"),
+        (lambda header: header["head.mean"].update(dtype="F1024"), "unknown type"),
+        (lambda header: header["head.mean"].update(data_offsets=[0, 2**60]), "cannot lie in"),
+        (overlapping, "cannot lie in"),
+        (lambda header: header.pop("head.mean"), "begins at byte"),
+    ],
+)
+def test_a_header_that_claims_what_the_file_does_not_hold_is_refused(saved, change, hint):
+    content = (saved / TENSORS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    (saved / TENSORS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    sign(saved)
+    said = refusal(saved)
+    assert "not readable" in said
+    assert hint in said
 
 
 # --- another threshold
