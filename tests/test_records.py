@@ -3,15 +3,20 @@ of them by hand is noticed wherever it is shown or used."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from detectors.runtime.artifact import read_description
 from studies.home import Home
+from studies.release.locate import open_view
+from studies.search.ledger_count import ATTRIBUTE
 from studies.worker.ledger import LedgerLine, append_to_ledger, ledger_texts
 from tests.helpers.shell import Shell, assert_told, make_shell, raw_study
 from tests.helpers.widgets import write_widgets
@@ -42,6 +47,12 @@ def ledger(shell: Shell) -> Path:
     return path
 
 
+def counted(shell: Shell) -> list[int]:
+    with contextlib.chdir(shell.folder), mock.patch.dict(os.environ, shell.environment):
+        attributes = open_view("tiny").study.user_attrs
+    return [value["lines"] for name, value in attributes.items() if name.startswith(ATTRIBUTE)]
+
+
 def doctor(shell: Shell, name: str) -> list[tuple[str, str]]:
     checks = json.loads(shell("doctor", "--json").out)["checks"]
     return [(check["status"], check["found"]) for check in checks if check["name"] == name]
@@ -56,6 +67,9 @@ def selected_detector(shell: Shell) -> Path:
 
 
 def test_nothing_is_at_fault_where_nobody_edited_anything(shell: Shell) -> None:
+    listed = json.loads(shell("show", "tiny", "--json").out)["ledger"]
+    assert [line["purpose"] for line in listed] == ["selected", "gate", "gate"]  # reloaded, and as it was saved
+    assert counted(shell) == [3]
     assert "at fault" not in shell("show", "tiny").out
     assert json.loads(shell("show", "tiny", "--json").out)["ledger_faults"] == []
     assert json.loads(shell("models", "--json").out)["tiny"]["faults"] == []
@@ -117,8 +131,8 @@ def rewritten(path: Path) -> None:
 
 
 def edited(path: Path) -> None:
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | {"image_auroc": 0.999}) + "\n")
+    *before, last = path.read_text().splitlines()
+    path.write_text("\n".join([*before, json.dumps(json.loads(last) | {"image_auroc": 0.999})]) + "\n")
 
 
 @pytest.mark.parametrize("without_id", [False, True])
