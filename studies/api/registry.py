@@ -163,7 +163,7 @@ def retrain(
 ) -> Retraining:
     """Fit the champion's configuration on new good images, and register the outcome as challenger.
 
-    One of five new images is held out for the threshold, which rests on these alone.
+    The threshold rests on the new images alone, each scored by a detector that was fitted without it.
 
     Args:
         model: a registered model that has a champion.

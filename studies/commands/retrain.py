@@ -51,7 +51,7 @@ def retrain(
         return
     console.print(
         f"model {model}: version {version.version} ({', '.join(version.aliases)}), fitted like version {champion.version} "
-        f"with {fitted.new} new images, {fitted.held_out} of them kept for the threshold",
+        f"with {fitted.new} new images" + (f"; its threshold rests on {fitted.held_out} of them" if fitted.new else ""),
         markup=False,
     )
     for warning in fitted.warnings:

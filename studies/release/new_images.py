@@ -1,4 +1,4 @@
-"""New good images for a retraining: none that the study has, and some of them held out for the threshold."""
+"""New good images for a retraining: none that the study has."""
 
 from __future__ import annotations
 
@@ -11,42 +11,34 @@ from detectors.data.folder import read_folder
 from detectors.data.images import read_image
 from detectors.data.near_copies import near_copies, thumbnail
 from detectors.data.samples import GOOD, Sample
-from detectors.data.splits import grouped, stable_order
 from detectors.errors import InputError
-from detectors.scoring.operating_point import normals_needed
 from studies.file.datasets import Part
 from studies.file.known_pixels import known_pixels
 from studies.home import Home
-
-HELD_OUT = 5
-"""One of so many new images is not fitted to, but used for the threshold."""
-MIN_HELD_OUT = 3
-"""Fewest images that a threshold may rest on: of fewer nobody can say whether a single one decides it."""
 
 
 @dataclass(frozen=True)
 class NewImages:
     """New images of good parts."""
 
-    fitted: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    """For the threshold alone; no copy of one is in `fitted`."""
+    samples: tuple[Sample, ...] = ()
+    contents: tuple[int, ...] = ()
+    """A number for the pixels of each image: equal ones are copies."""
     warnings: tuple[str, ...] = ()
     """Images that are nearly the same as one that the study is judged by, a line each."""
 
     def __len__(self) -> int:
-        return len(self.fitted) + len(self.held_out)
+        return len(self.samples)
 
 
-def read_new_images(folder: Path, part: Part, home: Home, *, rate: float) -> NewImages:
-    """Read and divide the new images of one product; which pixels a file holds is kept in the home.
+def read_new_images(folder: Path, part: Part, home: Home) -> NewImages:
+    """Read the new images of one product; which pixels a file holds is kept in the home.
 
     Args:
         part: the study's own images of the product.
-        rate: false-alarm rate that the threshold is to allow.
 
     Raises:
-        InputError: there are images of defects in the folder, one with the pixels of an image of the study, or too few.
+        InputError: there are images of defects in the folder, or one with the pixels of an image of the study.
     """
     with known_pixels(home) as known:
         dataset = read_folder(folder, cache=known)
@@ -55,26 +47,8 @@ def read_new_images(folder: Path, part: Part, home: Home, *, rate: float) -> New
             raise InputError(f"{folder}: contains images of defects ({kinds}); name the folder of the good ones")
         new = [replace(sample, key=f"new/{sample.key}", defect_type=GOOD) for sample in (*dataset.train, *dataset.test)]
         _refuse_known(new, part, known)
-        ranked = stable_order(new)
-        order = grouped(ranked, dict(zip(ranked, content_groups(ranked, known), strict=True)))
-    held_out = order[HELD_OUT - 1 :: HELD_OUT]
-    if len(held_out) < MIN_HELD_OUT:
-        wanted = f"; a false-alarm rate of {rate:.3g} (threshold.rate) needs {images_needed(rate)}" if rate else ""
-        raise InputError(
-            f"{folder}: {len(order)} new images that differ are too few, give at least {MIN_HELD_OUT * HELD_OUT}: one of "
-            f"{HELD_OUT} is held out for the threshold, which needs {MIN_HELD_OUT} of them{wanted}"
-        )
-    kept = {sample for group in held_out for sample in group}
-    return NewImages(
-        fitted=tuple(sample for sample in new if sample not in kept),
-        held_out=tuple(sample for sample in new if sample in kept),
-        warnings=tuple(_nearly_judged_by(new, part)),
-    )
-
-
-def images_needed(rate: float) -> int:
-    """Fewest new images with which the threshold supports a false-alarm rate above 0."""
-    return HELD_OUT * normals_needed(rate)
+        contents = content_groups(new, known)
+    return NewImages(tuple(new), tuple(contents), tuple(_nearly_judged_by(new, part)))
 
 
 def _refuse_known(new: Sequence[Sample], part: Part, known: PixelDigests) -> None:

@@ -13,10 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.backbones.pyramid import build_backbone
+from detectors.backbones.pyramid import Backbone, build_backbone
 from detectors.base import PATIENCE, Detector, FitContext
-from detectors.data.samples import Sample
-from detectors.data.splits import stable_order
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.heads.padim.head import Padim
@@ -25,6 +23,7 @@ from detectors.scoring.operating_point import Threshold
 from studies.file import datasets
 from studies.file.config import StudyConfig
 from studies.home import Home
+from studies.release import fit_again
 from studies.release import retrain as module
 from studies.release.retrain import Retrained, retrain
 from tests.helpers.builders import make_config, paper_config
@@ -52,7 +51,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def new_folder(tmp_path: Path) -> Path:
-    """Twenty new images, of which four are held out."""
+    """Twenty new images."""
     folder = tmp_path / "new"
     folder.mkdir()
     for number in range(20):
@@ -62,9 +61,13 @@ def new_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def champion(tiny_mvtec: Path, home: Home) -> Artifact:
+    return make_champion(tiny_mvtec, home, build_backbone("pixels", (1,)), n_features=3)
+
+
+def make_champion(root: Path, home: Home, backbone: Backbone, *, n_features: int) -> Artifact:
     """Fitted on train, with a threshold from validation."""
-    splits = datasets.load(make_config(tiny_mvtec), home).parts[0].splits
-    detector = Detector(build_backbone("pixels", (1,)), Recording(n_features=3), image_size=SIZE)
+    splits = datasets.load(make_config(root), home).parts[0].splits
+    detector = Detector(backbone, Recording(n_features=n_features), image_size=SIZE)
     detector.fit(splits.train.images(), FitContext())
     assert splits.validation is not None
     scores = detector(splits.validation.images()).scores.numpy()
@@ -76,11 +79,6 @@ def champion(tiny_mvtec: Path, home: Home) -> Artifact:
 def fitted(champion: Artifact, config: StudyConfig, home: Home, images: Path | None, **options: Any) -> Retrained:
     view: Any = SimpleNamespace(config=config, header=SimpleNamespace(identity={}))
     return retrain(champion, view, "", home, images=images, device=CPU, **{"only_new": False, **options})
-
-
-def held_out(folder: Path) -> list[Path]:
-    samples = [Sample(key=f"new/{path.name}", file=path) for path in sorted(folder.iterdir())]
-    return sorted(sample.file for sample in stable_order(samples)[4::5])
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
@@ -138,60 +136,80 @@ def test_a_test_image_saved_as_jpeg_is_a_warning(
     assert any("nearly the same" in warning and f"again.jpg ({judged.key})" in warning for warning in outcome.warnings)
 
 
-@pytest.mark.parametrize("count", [1, 4, 14])
+@pytest.mark.parametrize(("folds", "few", "least", "needed"), [(None, 1, 4, 99), (None, 3, 4, 99), (0, 19, 20, 495)])
 def test_too_few_new_images_are_told_with_how_many_it_takes(
-    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path, count: int
+    champion: Artifact,
+    tiny_mvtec: Path,
+    home: Home,
+    new_folder: Path,
+    folds: int | None,
+    few: int,
+    least: int,
+    needed: int,
 ) -> None:
-    for path in sorted(new_folder.iterdir())[max(count, 2) :]:
+    config = make_config(tiny_mvtec, threshold={"folds": folds})
+    for path in sorted(new_folder.iterdir())[few:]:
         path.unlink()
-    if count == 1:  # the second one is a copy
-        first, second = sorted(new_folder.iterdir())
-        as_bmp(first, second)
-        second.unlink()
-    message = refusal(champion, make_config(tiny_mvtec), home, new_folder)
-    assert f"{count} new images that differ are too few, give at least 15" in message
-    assert "a false-alarm rate of 0.01 (threshold.rate) needs 495" in message
+    as_bmp(new_folder / "000.png", new_folder / "copy.bmp")  # which counts once
+    message = refusal(champion, config, home, new_folder)
+    assert f"{few} new images that differ are too few for a threshold, give at least {least}" in message
+    assert f"a false-alarm rate of 0.01 (threshold.rate) needs {needed}" in message
 
 
-def test_fifteen_are_enough(champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path) -> None:
-    for path in sorted(new_folder.iterdir())[15:]:
+@pytest.mark.parametrize(("folds", "count", "rests_on"), [(None, 4, 4), (2, 5, 5), (0, 20, 4), (4, 20, 20)])
+def test_the_fewest_are_enough(
+    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path, folds: int | None, count: int, rests_on: int
+) -> None:
+    for path in sorted(new_folder.iterdir())[count:]:
         path.unlink()
-    outcome = fitted(champion, make_config(tiny_mvtec), home, new_folder)
-    assert (outcome.new, outcome.held_out) == (15, 3)
+    outcome = fitted(champion, make_config(tiny_mvtec, threshold={"folds": folds}), home, new_folder)
+    assert (outcome.new, outcome.held_out) == (count, rests_on)
 
 
-def test_no_copy_of_a_held_out_image_is_fitted(
-    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path
+@pytest.mark.parametrize("folds", [None, 0])
+def test_no_copy_of_an_image_that_is_scored_was_fitted(
+    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path, folds: int | None
 ) -> None:
     for index, path in enumerate(sorted(new_folder.iterdir())):
         as_bmp(path, new_folder / f"copy {index}.bmp")
-    part = datasets.load(make_config(tiny_mvtec), home).parts[0]
-    new = module.read_new_images(new_folder, part, home, rate=0.01)
-    pixels = [{Image.open(sample.file).tobytes() for sample in side} for side in (new.fitted, new.held_out)]
-    assert (len(new), len(new.held_out)) == (40, 8)
-    assert not pixels[0] & pixels[1]
+    config = make_config(tiny_mvtec, threshold={"folds": folds})
+    part = datasets.load(config, home).parts[0]
+    new = module.read_new_images(new_folder, part, home)
+    train = replace(part.splits.train, samples=(*part.splits.train.samples, *new.samples))
+    known = len(part.splits.train)
+    parts = module._parts(champion.detector, train, new, config.threshold, new_folder)
+    assert sum(len(one.held_out) for one in parts) == (8 if folds == 0 else 40)
+    for one in parts:
+        pixels = [
+            {Image.open(train.samples[index].file).tobytes() for index in side} for side in (one.fitted, one.held_out)
+        ]
+        assert not pixels[0] & pixels[1]
+        assert set(range(known)) <= set(one.fitted)
+        assert min(one.held_out) >= known
 
 
 # --- the threshold
 
 
-def test_the_threshold_rests_on_held_out_new_images_alone(
+def test_the_threshold_rests_on_the_new_images_alone_each_scored_by_a_fit_without_it(
     champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path
 ) -> None:
     outcome = fitted(champion, make_config(tiny_mvtec), home, new_folder)
     artifact = load_artifact(outcome.folder)
-    images = [artifact.resize(np.asarray(Image.open(path).convert("RGB"))) for path in held_out(new_folder)]
-    scores = np.sort(artifact.predict(torch.cat(images)).scores.numpy())
-    assert outcome.held_out == len(scores) == 4
-    np.testing.assert_allclose(artifact.normal_scores, scores, rtol=1e-5)
+    images = [artifact.resize(np.asarray(Image.open(path).convert("RGB"))) for path in sorted(new_folder.iterdir())]
+    of_the_fit = artifact.predict(torch.cat(images)).scores.numpy()
+    assert outcome.held_out == len(artifact.normal_scores) == 20
+    assert artifact.normal_scores.mean() > of_the_fit.mean()  # which knows them
     threshold = artifact.threshold
     assert threshold is not None
-    assert (threshold.normals, threshold.source) == (4, "new images")
-    assert threshold.value == pytest.approx(scores[-1], rel=1e-5)
+    assert (threshold.normals, threshold.source) == (20, "new images in 10 folds")
+    assert threshold.value == pytest.approx(artifact.normal_scores[-1], rel=1e-5)
     assert threshold.pixel is not None
     (support,) = [warning for warning in outcome.warnings if "rests on" in warning]
-    assert "4 held-out new images, from which a false-alarm rate of 20.0% is to be expected" in support
-    assert "needs 495 new images" in support
+    assert (
+        "20 new images, from which a false-alarm rate of 4.8% is to be expected; 0.01 (threshold.rate) needs 99"
+        in support
+    )
     assert artifact.provenance["warnings"] == list(outcome.warnings)
     assert "of an earlier fit" not in outcome.warnings
     # Nothing is fitted twice, and what was warned of is told again.
@@ -200,15 +218,48 @@ def test_the_threshold_rests_on_held_out_new_images_alone(
     assert len(Recording.contexts) == before
 
 
-def test_f1_max_takes_its_defects_from_validation_and_good_images_from_the_new_ones(
+def test_without_folds_a_part_is_left_out_of_the_only_fit(
     champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path
 ) -> None:
-    config = make_config(tiny_mvtec, threshold={"rule": "f1_max"})
+    before = len(Recording.contexts)
+    outcome = fitted(champion, make_config(tiny_mvtec, threshold={"folds": 0}), home, new_folder)
+    assert len(Recording.contexts) == before + 1
+    artifact = load_artifact(outcome.folder)
+    assert artifact.threshold is not None
+    assert (artifact.threshold.normals, artifact.threshold.source) == (4, "new images left out of the fit")
+    images = [artifact.resize(np.asarray(Image.open(path).convert("RGB"))) for path in sorted(new_folder.iterdir())]
+    scores = artifact.predict(torch.cat(images)).scores.numpy()
+    assert np.isclose(artifact.normal_scores[:, None], scores, rtol=1e-4).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"rule": "f1_max"}, {"rule": "cost", "cost_miss": 100, "cost_alarm": 1, "share_defective": 0.01}],
+    ids=lambda section: section["rule"],
+)
+def test_a_rule_takes_its_defects_from_validation_and_good_images_from_the_new_ones(
+    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path, section: dict[str, Any]
+) -> None:
+    config = make_config(tiny_mvtec, threshold=section)
     validation = datasets.load(config, home).parts[0].splits.validation
     assert validation is not None
     threshold = load_artifact(fitted(champion, config, home, new_folder).folder).threshold
     assert threshold is not None
-    assert (threshold.normals, threshold.defective) == (4, int(validation.labels.sum()))
+    assert (threshold.rule, threshold.normals, threshold.defective) == (
+        section["rule"],
+        20,
+        int(validation.labels.sum()),
+    )
+
+
+def test_a_given_value_belongs_to_the_champion_and_is_not_taken_over(
+    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path
+) -> None:
+    outcome = fitted(champion, make_config(tiny_mvtec, threshold={"rule": "value", "value": 1.5}), home, new_folder)
+    threshold = load_artifact(outcome.folder).threshold
+    assert threshold is not None
+    assert threshold.rule == "false_alarm_rate"
+    assert any(warning.startswith("threshold.rule value is not used") for warning in outcome.warnings)
 
 
 def test_without_new_images_the_threshold_rests_on_validation(champion: Artifact, tiny_mvtec: Path, home: Home) -> None:
@@ -220,16 +271,17 @@ def test_without_new_images_the_threshold_rests_on_validation(champion: Artifact
 
 
 def test_one_spoilt_image_is_named_where_it_makes_the_threshold_jump(
-    champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path
+    tiny_mvtec: Path, home: Home, new_folder: Path
 ) -> None:
-    plain = fitted(champion, make_config(tiny_mvtec), home, new_folder)
-    assert not any("jumped" in warning for warning in plain.warnings)
-    victim = held_out(new_folder)[0]
+    champion = make_champion(tiny_mvtec, home, build_backbone("resnet18@random", (8, 16)), n_features=12)
+    victim = new_folder / "007.png"
     pixels = np.asarray(Image.open(victim).convert("RGB"))
     Image.fromarray(255 - pixels).save(victim)
     outcome = fitted(champion, make_config(tiny_mvtec), home, new_folder)
-    (jump,) = [warning for warning in outcome.warnings if "jumped" in warning]
-    assert f"one image alone decides it, {victim}: without it" in jump
+    assert any("the threshold jumped from" in warning for warning in outcome.warnings)
+    assert any(
+        f"one image alone decides the threshold, {victim}: without it" in warning for warning in outcome.warnings
+    )
 
 
 def threshold(value: float, **fields: Any) -> Threshold:
@@ -237,17 +289,21 @@ def threshold(value: float, **fields: Any) -> Threshold:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("old", "value", "words"),
     [
-        (10.0, None),
-        (12.9, None),
-        (15.0, None),  # as far above the threshold as that is above the median of 10
-        (18.1, "further above the champion's than that is above 10"),
-        (9.9, "below 10, the median of the champion's good images"),
+        (14.0, 10.0, None),
+        (14.0, 12.9, None),
+        (14.0, 18.0, None),  # twice as far above the median of 10 as the threshold
+        (14.0, 18.1, "more than twice as far above 10, the median"),
+        (14.0, 9.9, "below 10, the median of the champion's good images"),
+        (11.0, 16.0, None),  # where the highest good image, 13, is above the threshold, that counts
+        (11.0, 16.1, "more than twice as far above 10, the median"),
+        (9.0, 9.5, None),  # the champion stopped every second part itself
+        (9.0, 8.9, "below 10, the median of the champion's good images"),
     ],
 )
-def test_what_counts_as_a_jump(champion: Artifact, value: float, words: str | None) -> None:
-    champion.detector.threshold = threshold(14.0)
+def test_what_counts_as_a_jump(champion: Artifact, old: float, value: float, words: str | None) -> None:
+    champion.detector.threshold = threshold(old)
     jump = module._jump(threshold(value), replace(champion, normal_scores=np.array([8.0, 9.0, 10.0, 11.0, 13.0])))
     assert jump is None if words is None else jump is not None and words in jump
 
@@ -255,7 +311,6 @@ def test_what_counts_as_a_jump(champion: Artifact, value: float, words: str | No
 def test_a_champion_without_scores_or_threshold_gives_no_scale(champion: Artifact) -> None:
     champion.detector.threshold = threshold(14.0)
     assert module._jump(threshold(1e6), replace(champion, normal_scores=np.empty(0))) is None
-    assert module._jump(threshold(1e6), replace(champion, normal_scores=np.array([15.0, 16.0]))) is None
     champion.detector.threshold = None
     assert module._jump(threshold(1e6), champion) is None
 
@@ -267,10 +322,11 @@ def test_the_fit_is_validated_and_knows_where_weights_are(
     champion: Artifact, tiny_mvtec: Path, home: Home, new_folder: Path, tmp_path: Path
 ) -> None:
     fitted(champion, make_config(tiny_mvtec), home, new_folder, weights_dir=tmp_path)
-    context = Recording.contexts[-1]
-    assert context.weights_dir == tmp_path
+    context, *twins = Recording.contexts[-11:]
+    assert [one.weights_dir for one in (context, *twins)] == [tmp_path] * 11
     assert context.validate is not None
     assert 0 <= context.validate() <= 1
+    assert not any(twin.validate for twin in twins)
 
 
 def test_without_labelled_images_there_is_no_validation_and_a_training_is_told_so(
@@ -295,7 +351,7 @@ def test_without_labelled_images_there_is_no_validation_and_a_training_is_told_s
 def test_other_weights_of_a_network_than_the_studys_are_refused(
     champion: Artifact, tiny_mvtec: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.catalog, "networks", lambda head, settings: ["resnet18@random"])
+    monkeypatch.setattr(fit_again.catalog, "networks", lambda head, settings: ["resnet18@random"])
     view: Any = SimpleNamespace(
         config=make_config(tiny_mvtec), header=SimpleNamespace(identity={"networks": {"resnet18@random": "0" * 64}})
     )
