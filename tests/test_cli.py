@@ -418,7 +418,10 @@ def test_predict_scores_judges_and_paints(done: Shell, tiny_mvtec: Path, tmp_pat
     assert len({row["heat map"] for row in rows}) == len(rows)
     table = done("predict", model, test / "good" / "000.png", "--out", tmp_path / "maps")
     assert table.code == 0
-    assert "threshold" in table.out
+    told = next(line for line in table.out.splitlines() if line.startswith("threshold "))
+    assert re.search(r": rests on \d+ .*good images.*; expect .* % false alarms, .* to .* % \(.+\)$", told)
+    # A rate is told as kept only where the good images can promise it.
+    assert ("at most 1 %" in told) != ("1 % cannot be promised by" in table.out)
 
 
 def test_predict_gives_the_scores_that_the_study_saw(done: Shell, tiny_mvtec: Path, tmp_path: Path) -> None:

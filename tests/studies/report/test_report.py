@@ -22,6 +22,7 @@ from detectors.base import Prediction
 from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import ImageSet
 from detectors.files import write_json
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from detectors.scoring.metrics import auroc
 from detectors.scoring.operating_point import Threshold
 from studies.commands import report as report_command
@@ -153,6 +154,10 @@ def test_the_summary_says_what_counts(finished: Path) -> None:
         assert word in page.text
     assert view.header.identity["data"]["test"][:16] in page.text
     assert view.selected().outcome.environment["torch"] in page.text
+
+
+def test_every_metric_that_a_search_may_aim_at_has_a_name_for_readers() -> None:
+    assert {*METRICS, *LOWER_METRICS} <= set(phrases.METRICS)
 
 
 def test_a_rate_that_few_good_images_cannot_promise_is_not_told_as_kept(finished: Path) -> None:
