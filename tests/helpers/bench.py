@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial
 
 from detectors.files import write_json
+from detectors.scoring.operating_point import Threshold
 from studies.home import Home
 from studies.search import storage as studies_storage
 from studies.search.attributes import DISCARDED
@@ -131,7 +132,7 @@ class ScriptedExecutor:
             metrics=dict(metrics),
             seconds={"fit": 0.1},
             backbone={"name": "resnet18"},
-            threshold=dict(job.config["threshold"]) if job.task == "final" else None,
+            threshold=_threshold(job.config["threshold"]) if job.task == "final" else None,
             started=1e9 + job.number,
             finished=1e9 + job.number + 0.5,
             environment={"host": "here", "device": "cpu"},
@@ -140,6 +141,12 @@ class ScriptedExecutor:
         if all(map(math.isfinite, metrics.values())):
             write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
         return result
+
+
+def _threshold(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A threshold by the section of a study file, as a worker writes it."""
+    rate = section["rate"] if section["rule"] == "false_alarm_rate" else None
+    return Threshold(0.5, section["rule"], "validation", normals=12, rate=rate, expected_rate=1 / 13).to_json()
 
 
 class Killed(BaseException):
