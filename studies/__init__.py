@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from studies.api.registry import Promotion, promote, retrain, rollback
     from studies.api.running import run
     from studies.api.study import Study, Trial, list_studies, open_study
+    from studies.api.thresholds import Thresholds, threshold
     from studies.api.version import __version__
     from studies.search.outcome import StudyFailedError
 
@@ -38,6 +39,7 @@ _MODULES = {
     "studies.api.registry": ("Promotion", "promote", "retrain", "rollback"),
     "studies.api.running": ("run",),
     "studies.api.study": ("Study", "Trial", "list_studies", "open_study"),
+    "studies.api.thresholds": ("Thresholds", "threshold"),
     "studies.api.version": ("__version__",),
     "studies.search.outcome": ("StudyFailedError",),
 }
@@ -45,9 +47,9 @@ _MODULES = {
 
 __all__ = [
     "CheckReport", "Export", "InputError", "ModelVersions", "NumericalError", "Predictor", "Promotion", "Result",
-    "Results", "Study", "StudyComparison", "StudyFailedError", "Trial", "__version__", "check_images", "compare",
+    "Results", "Study", "StudyComparison", "StudyFailedError", "Thresholds", "Trial", "__version__", "check_images", "compare",
     "export_model", "list_models", "list_studies", "load_detector", "open_study", "promote", "retrain", "rollback",
-    "run",
+    "run", "threshold",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

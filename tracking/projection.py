@@ -240,7 +240,11 @@ class Projection:
             self._write(run_id, params=trial.params, tags=tags)
             return
         end = trial.finished_ms or trial.started_ms
-        metrics = [Metric(_metric_name(name), value, end, 0) for name, value in trial.metrics.items()]
+        metrics = [
+            # Of points with one time and step MLflow shows the highest, so what is set anew needs a later time.
+            Metric(_metric_name(name), value, (trial.revised_ms or end) if _is_revised(name) else end, 0)
+            for name, value in trial.metrics.items()
+        ]
         metrics += [Metric(_metric_name(name), value, trial.later_ms or end, 0) for name, value in trial.later.items()]
         metrics += [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
         self._write(run_id, params=trial.params, metrics=metrics, tags=tags)
@@ -338,6 +342,11 @@ class Projection:
 def _metric_name(name: str) -> str:
     """A metric's name without characters that MLflow refuses; the type of a defect in it may be any folder's name."""
     return re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH]
+
+
+def _is_revised(name: str) -> bool:
+    """Whether a figure changes with the threshold of a trial's detector."""
+    return name.startswith(("test/", "threshold"))
 
 
 def log_tail(path: Path) -> str:

@@ -84,6 +84,8 @@ class TrialRecord:
     later: dict[str, float] = field(default_factory=dict)
     """Figures that were measured again after the trial; MLflow shows them in place of its own, which stay in their history."""
     later_ms: int | None = None
+    revised_ms: int | None = None
+    """When the figures on test, and the threshold, were set anew after the trial; None where they were not."""
     steps: tuple[tuple[int, float, int], ...] = ()
     """Intermediate values: (step, value, time)."""
     failure: str = ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detectors.base import Prediction
 from detectors.runtime.overlays import contour, overlay, side_by_side
-from detectors.scoring.operating_point import Threshold
+from detectors.scoring.operating_point import GoodScores, Threshold, choose_threshold
 
 
 class Model(Protocol):
@@ -48,6 +48,38 @@ class Verdict:
     """Share of the held-out good images that score less, 0 to 1; None where none are known."""
     anomaly_map: NDArray[np.float32]
     """[h, w] at the detector's image size; larger is worse."""
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """A model that is run at another threshold than its own; nothing that is stored changes."""
+
+    model: Model
+    threshold: Threshold
+
+    @property
+    def normal_scores(self) -> NDArray[np.float64]:
+        """The model's."""
+        return self.model.normal_scores
+
+    def resize(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """As the model does."""
+        return self.model.resize(rgb)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """As the model does."""
+        return self.model.predict(images)
+
+
+def given_threshold(model: Model, value: float) -> Threshold:
+    """A threshold that a person gives, with the false-alarm rate that the model's good images let expect.
+
+    Raises:
+        InputError: `value` is not finite.
+    """
+    good = GoodScores(model.normal_scores, "good images")
+    own = model.threshold
+    return choose_threshold(rule="value", value=value, good=good, pixel=own.pixel if own else None)
 
 
 def judge(model: Model, images: Sequence[NDArray[np.uint8]]) -> list[Verdict]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from studies.api.reports import write_report
     from studies.api.running import plan_study, remarks, run, run_plan
     from studies.api.study import Study, Trial, distinct_studies, list_studies, open_study
+    from studies.api.thresholds import Thresholds, threshold
     from studies.api.weights import fetch_weights, list_weights, parse_names
     from studies.show.study_json import outcome_json, study_json
     from studies.show.study_tables import insight_parts, outcome_parts, plan_tables, study_parts
@@ -47,6 +48,7 @@ _MODULES = {
     "studies.api.reports": ("write_report",),
     "studies.api.running": ("plan_study", "remarks", "run", "run_plan"),
     "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),
+    "studies.api.thresholds": ("Thresholds", "threshold"),
     "studies.api.weights": ("fetch_weights", "list_weights", "parse_names"),
     "tracking.views": ("address_of", "experiment_pages", "study_pages"),
     "studies.show.study_json": ("outcome_json", "study_json"),
@@ -67,6 +69,7 @@ __all__ = [
     "Results",
     "Study",
     "StudyComparison",
+    "Thresholds",
     "Trial",
     "address_of",
     "check_images",
@@ -105,6 +108,7 @@ __all__ = [
     "study_pages",
     "study_parts",
     "take_inventory",
+    "threshold",
     "write_predictions",
     "write_report",
 ]

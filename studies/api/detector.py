@@ -18,7 +18,7 @@ from detectors.runtime.devices import choose_device
 from detectors.runtime.exported import is_exported, load_exported
 from detectors.runtime.inputs import Source, as_rgb
 from detectors.runtime.overlays import side_by_side
-from detectors.runtime.verdicts import Model, Verdict, heat_map, judge
+from detectors.runtime.verdicts import AtThreshold, Model, Verdict, given_threshold, heat_map, judge
 from detectors.scoring.operating_point import Threshold
 from studies.api import html
 from studies.home import home_at
@@ -176,7 +176,7 @@ class Predictor:
 
     @property
     def model(self) -> Model:
-        """The detector itself, an `Artifact` or an `Exported`."""
+        """The detector itself, an `Artifact` or an `Exported`; in an `AtThreshold` where another threshold was given."""
         return self._model
 
     @property
@@ -250,12 +250,15 @@ class Predictor:
         return html.facts(rows)
 
 
-def load_detector(model: str | Path, *, device: str = "auto", home: str | Path | None = None) -> Predictor:
+def load_detector(
+    model: str | Path, *, threshold: float | None = None, device: str = "auto", home: str | Path | None = None
+) -> Predictor:
     """Load a fitted detector.
 
     Args:
         model: a study or ``STUDY/product`` (its selected detector), ``models:/NAME@champion`` or ``models:/NAME/3``, the folder
             of a saved detector, an ``.onnx`` file, or the folder of an OpenVINO model.
+        threshold: score from which on an image is defective, in the place of the detector's own.
         device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``; an exported file runs on the CPU.
         home: where studies and models are kept; default ``STUDY_HOME`` or ``./outputs``.
 
@@ -270,10 +273,14 @@ def load_detector(model: str | Path, *, device: str = "auto", home: str | Path |
     path = Path(model)
     if not is_exported(path) or is_artifact(path):
         folder = detector_folder(str(model), home_at(home))
-        return Predictor(load_artifact(folder, device=choose_device(device)), str(model))
+        return Predictor(_at(load_artifact(folder, device=choose_device(device)), threshold), str(model))
     if device not in ("auto", "cpu"):
         raise InputError(f"device {device}: an exported file runs on the CPU; leave the device out")
-    return Predictor(load_exported(path), str(model))
+    return Predictor(_at(load_exported(path), threshold), str(model))
+
+
+def _at(model: Model, threshold: float | None) -> Model:
+    return model if threshold is None else AtThreshold(model, given_threshold(model, threshold))
 
 
 def image_files(places: Sequence[Path]) -> list[Path]:

@@ -58,6 +58,11 @@ COMMANDS = {
         "retrain",
         "Fit the champion's configuration on new good images; the outcome is the model's challenger.",
     ),
+    "threshold": Entry(
+        "threshold",
+        "threshold",
+        "Show what thresholds would catch and stop, and set one: seconds, without a search or a look at test.",
+    ),
     "serve": Entry(
         "serve", "serve", "Judge images over HTTP with a model that may change under way; a page for people is at /."
     ),

@@ -34,6 +34,9 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Where heat maps, sheets/ and scores.csv go.")] = Path("predictions"),
+    threshold: Annotated[
+        float | None, typer.Option(help="Score from which on an image is defective, for this run alone.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
@@ -42,7 +45,7 @@ def predict(
     An image that cannot be read keeps no other from its score: it is named at the end, and the exit code is 2.
     """
     files = api.image_files(images)
-    predictor = api.load_detector(model, device=device)
+    predictor = api.load_detector(model, threshold=threshold, device=device)
     console = tables.console(stderr=json_output)
     watched = partial(track, description="scoring", console=console, transient=True, disable=not console.is_terminal)
     predictions = api.write_predictions(predictor, files, out, track=watched)

@@ -55,7 +55,7 @@ def promote(
     if json_output:
         typer.echo(json.dumps(_outcome_json(outcome), indent=1))
     else:
-        _print_outcome(outcome, console, dry_run=dry_run, force=force is not None)
+        print_outcome(outcome, console, dry_run=dry_run, force=force is not None)
     if outcome.refused:
         raise typer.Exit(REFUSED)
 
@@ -108,7 +108,8 @@ def models(
             console.print(f"warning: record of {model.name}: {fault}", style="yellow", markup=False)
 
 
-def _print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool, force: bool = False) -> None:
+def print_outcome(outcome: api.Promotion, console: Console, *, dry_run: bool, force: bool = False) -> None:
+    """Print what the gate decided, and who is champion now."""
     report, model = outcome.report, outcome.model
     if report is None:
         console.print(f"model {model}: {_called(outcome)} is the champion already; nothing to do", markup=False)

@@ -23,6 +23,10 @@ def serve(
         str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 lets everybody in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Score from which on an image is defective, for this run and for the model at its start."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     poll: Annotated[float, typer.Option(help="Seconds between looks at which model to serve.", min=0.1)] = 10.0,
     max_body: Annotated[float, typer.Option(help="MB of one request.", min=0.001)] = 32.0,
@@ -62,6 +66,7 @@ def serve(
         host=host,
         port=port,
         device=device,
+        threshold=threshold,
         threads=threads,
         open_warning=f"warning: everybody who can reach {host} may use this service; set {TOKEN}, or listen on 127.0.0.1",
         say=lambda text: console.print(text, markup=False, highlight=False),

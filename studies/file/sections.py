@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from detectors.data.images import Size
+from detectors.errors import InputError
 from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.messages import check_name
 
@@ -253,6 +263,16 @@ class ThresholdConfig(Section):
                 if self.rule != rule and getattr(self, name) is not None:
                     raise ValueError(f"{name} belongs to rule {rule}, not to {self.rule}")
         return self
+
+    @classmethod
+    def checked(cls, raw: Mapping[str, Any]) -> ThresholdConfig:
+        """A section from its plain form. Raises `InputError` that names the key, the value and what would be valid."""
+        try:
+            return cls.model_validate({name: value for name, value in raw.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(("threshold", *map(str, first["loc"])))
+            raise InputError(f"{name}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from error
 
     def folder_of(self, category: str) -> Path | None:
         """The absolute folder of `images` for a product; None where none is given."""

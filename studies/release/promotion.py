@@ -20,6 +20,7 @@ from detectors.files import write_json, write_text
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact
 from detectors.runtime.devices import choose_device
+from detectors.scoring.operating_point import Threshold
 from studies.home import Home
 from studies.release.gate import Contender
 from studies.release.gate_report import GateReport
@@ -32,6 +33,7 @@ from studies.search.lease import Lease
 from studies.search.patient_storage import PatientStorage
 from studies.search.summary import headline
 from studies.search.view import StudyView, TrialView
+from studies.worker.jobs import DETECTOR
 from tracking.patience import Patience
 from tracking.registered_models import Source, Version
 from tracking.registry import CHAMPION, Registry
@@ -254,6 +256,32 @@ class Promoter:
         )
         with self.held(champion.name):
             return self.registry.register(champion.name, source)
+
+    def origins(self, version: Version) -> list[Path]:
+        """Folders of the jobs that may have made a version's detector: where it was saved first, and its trial's refit."""
+        folders = [Path(version.tags[ORIGINAL]).parent] if version.tags.get(ORIGINAL) else []
+        view, product = self.study_of(version)
+        for trial in view.trials():
+            if str(trial.number) == version.tags.get(TRIAL) and product in trial.detectors:
+                folders.append(trial.detectors[product].parent)
+        return [folder for folder in folders if (folder / DETECTOR / DESCRIPTION).is_file()]
+
+    def register_rethresholded(self, version: Version, folder: Path, threshold: Threshold) -> Version:
+        """Register a version's detector that was given another threshold as a challenger.
+
+        Args:
+            folder: of the detector with that threshold.
+        """
+        kept = {name: version.tags[name] for name in (*KEPT_TAGS, PRODUCT) if name in version.tags}
+        source = Source(
+            key=f"threshold/{file_sha256(folder / DESCRIPTION)}",
+            folder=folder,
+            run_id=version.run_id,
+            description=f"Version {version.version} with the threshold {threshold.value:.6g}.",
+            tags={**kept, ORIGINAL: str(folder), "threshold.from": version.version},
+        )
+        with self.held(version.name):
+            return self.registry.register(version.name, source)
 
     # --- steps
 

@@ -110,6 +110,7 @@ def trial_record(view: StudyView, trial: TrialView) -> TrialRecord:
         metrics=metrics,
         later=dict(trial.remeasured),
         later_ms=int(trial.remeasured_at * 1000) if trial.remeasured_at else None,
+        revised_ms=int(final.threshold_set * 1000) if final is not None and final.threshold_set else None,
         steps=tuple(
             (step, value, int((finished or started) * 1000))
             for step, value in sorted(trial.frozen.intermediate_values.items())

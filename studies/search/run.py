@@ -5,20 +5,15 @@ The driver is the single writer of both stores; a lease in the database and a lo
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from detectors.errors import InputError
-from detectors.files import file_lock
 from studies.executors.base import Executor
-from studies.home import Home
 from studies.search.driver import Driver
+from studies.search.holding import held_study
 from studies.search.job_factory import JobFactory
 from studies.search.lease import Lease
 from studies.search.notices import Listener, Opened, Remark
@@ -134,12 +129,6 @@ def refit_trial(
         return chosen
 
 
-def driver_lock(home: Home, name: str) -> Path:
-    """The lock file that a driver holds as long as it runs the study of this name (the one in the study file)."""
-    digest = hashlib.sha256(f"{home.storage_url}\0{name}".encode()).hexdigest()
-    return home.locks / f"driver-{digest[:16]}.lock"
-
-
 @dataclass(frozen=True)
 class _Session:
     """A study that is held and open."""
@@ -155,7 +144,8 @@ class _Session:
 def _open(
     plan: Plan, executor: Executor, stores: Stores, listener: Listener, *, fresh: bool = False
 ) -> Iterator[_Session]:
-    with quiet_optuna(), closing(executor), _held(plan, stores, listener) as lease:
+    hold = held_study(plan.config.name, plan.home, stores.storage, tell=lambda text: listener(Remark(text)))
+    with quiet_optuna(), closing(executor), hold as lease:
 
         def check_lease() -> None:
             _check(lease, plan.config.name)
@@ -173,25 +163,6 @@ def _open(
                 if not isinstance(error, LeaseLostError) and not lease.is_lost():
                     wind_up(session, stores.patience, error)
                 raise
-
-
-@contextmanager
-def _held(plan: Plan, stores: Stores, listener: Listener) -> Iterator[Lease]:
-    """Refuse to run beside another driver of the same study."""
-    name = plan.config.name
-    lease = Lease(stores.storage.engine, name)
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(driver_lock(plan.home, name), wait=False))
-        except BlockingIOError as error:
-            holder = None
-            with suppress(SQLAlchemyError):
-                holder = lease.holder()
-            raise InputError(
-                f"study {name!r} is being run by {holder or 'another process'}; wait for it or stop it"
-            ) from error
-        held.enter_context(lease.hold(lambda text: listener(Remark(text))))
-        yield lease
 
 
 def _check(lease: Lease, name: str) -> None:

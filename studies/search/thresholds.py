@@ -62,6 +62,18 @@ def operating(
     Raises:
         InputError: images that are to be scored, or the detectors, cannot be read.
     """
+    chosen = {name: folder for name, folder in trial.detectors.items() if product is None or name == product}
+    return calibrated(view, chosen, section, device=device)
+
+
+def calibrated(
+    view: StudyView, detectors: Mapping[str, Path], section: ThresholdConfig, *, device: torch.device
+) -> list[Operating]:
+    """What thresholds by a section rest on, for saved detectors, each in the folder of its job. Raises as `operating`.
+
+    Args:
+        detectors: {product: folder of the detector}
+    """
     splits = _splits(view)
     return [
         Operating(
@@ -77,8 +89,7 @@ def operating(
                 device=device,
             ),
         )
-        for name, folder in trial.detectors.items()
-        if product is None or name == product
+        for name, folder in detectors.items()
     ]
 
 

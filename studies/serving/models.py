@@ -16,7 +16,7 @@ import torch
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact
-from detectors.runtime.verdicts import judge
+from detectors.runtime.verdicts import given_threshold, judge
 from studies.home import Home
 from studies.release.locate import REGISTERED, detector_folder, registered
 from tracking.registry import Registry
@@ -158,17 +158,19 @@ class Keeper:
         source: ModelSource,
         *,
         device: torch.device,
+        threshold: float | None = None,
         say: Callable[[str], None] = lambda text: None,
         swapped: Callable[[str], None] = lambda outcome: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         source: determines the model.
+        threshold: in the place of the first model's own; another model has other scores, and runs at its own.
         say: called with a line about each swap, each model that fails, and a source that is away or back.
         swapped: called with ``swapped`` or ``failed`` for each new model.
         clock: seconds, for the time between two tries.
         """
-        self._clock = clock
+        self._clock, self._threshold = clock, threshold
         self._source, self._device, self._say = source, device, say
         self._listeners = [swapped]
         self._current: LoadedModel | None = None
@@ -194,6 +196,9 @@ class Keeper:
         """
         with self._loading:
             self._current = self._load(self._source.latest())
+            if self._threshold is not None:
+                artifact = self._current.artifact
+                artifact.detector.threshold = given_threshold(artifact, self._threshold)
             return self._current
 
     def check(self) -> bool:
@@ -231,6 +236,11 @@ class Keeper:
                 return False
             self._failed = None
             self._say(f"now serving {latest.name} version {latest.number}")
+            if self._threshold is not None:
+                self._say(
+                    f"the threshold that was given, {self._threshold:g}, was for the model before; this one has its own"
+                )
+                self._threshold = None
             self._notify("swapped")
             return True
 

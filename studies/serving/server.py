@@ -36,6 +36,7 @@ def run_service(
     host: str,
     port: int,
     device: str = "auto",
+    threshold: float | None = None,
     threads: int | None = None,
     open_warning: str = "",
     say: Callable[[str], None] = lambda text: None,
@@ -47,6 +48,7 @@ def run_service(
         host: address of this machine to listen on.
         port: 0 takes a free one.
         device: ``auto``, ``cpu`` or ``cuda:N``.
+        threshold: score from which on an image is defective, in the place of that of the model which is served first.
         threads: CPU threads of torch; default one for each core.
         open_warning: line that is printed if `host` is not this machine alone and the service requires no token.
         say: prints a line.
@@ -58,7 +60,7 @@ def run_service(
         torch.set_num_threads(threads)
     source = find_source(model, home, open_registry=_open_registry)
     with _listen(host, port) as listening:
-        keeper = Keeper(source, device=choose_device(device), say=say)
+        keeper = Keeper(source, device=choose_device(device), threshold=threshold, say=say)
         loaded = keeper.start()
         actual = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host

@@ -17,7 +17,7 @@ from detectors.files import file_lock, os_errors_as_input_errors
 from studies.file.known_pixels import PIXELS_FILE
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
-from studies.search.run import driver_lock
+from studies.search.holding import driver_lock
 from studies.search.selection import select
 from studies.search.view import StudyView
 from studies.worker.feature_store import FeatureStore

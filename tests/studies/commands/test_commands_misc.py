@@ -30,7 +30,7 @@ from studies.commands import questions as ask
 from studies.commands import ui
 from studies.home import Home
 from studies.release.locate import open_view
-from studies.search.run import driver_lock
+from studies.search.holding import driver_lock
 from studies.upkeep import checks, inventory
 from tests.helpers.builders import raw_config
 from tests.helpers.command_line import Ended, study
