@@ -11,6 +11,8 @@ Kind = Literal["file", "images", "demo"]
 TRIALS = "budget.trials"
 OF_ONE_RUN = ("budget.timeout",)
 """Keys that a command line sets for the run that it starts alone."""
+OF_ONE_RULE = tuple(f"threshold.{name}" for name in ("value", "cost_miss", "cost_alarm", "share_defective"))
+"""Keys that belong to one rule of the threshold."""
 SETTLED = frozenset({"threshold", "gate", "execution", "seeds", "select"})
 """Sections that say what becomes of a search's outcome or how jobs are run: a change of them is no reason to search on."""
 
@@ -60,8 +62,13 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of earlier command lines, then those of this one; a whole section that is given anew replaces its keys."""
+    """Settings of earlier command lines, then those of this one; a whole section that is given anew replaces its keys.
+
+    A threshold's rule that is given anew takes no values of another rule along.
+    """
     stays = {key: value for key, value in kept.items() if not any(f"{key}.".startswith(f"{one}.") for one in given)}
+    if "threshold.rule" in given:
+        stays = {key: value for key, value in stays.items() if key not in OF_ONE_RULE}
     return stays | dict(given)
 
 
