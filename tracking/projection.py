@@ -239,15 +239,7 @@ class Projection:
             # Metrics are written at the end, because they have its time: with another time MLflow would store them twice.
             self._write(run_id, params=trial.params, tags=tags)
             return
-        end = trial.finished_ms or trial.started_ms
-        metrics = [
-            # Of points with one time and step MLflow shows the highest, so what is set anew needs a later time.
-            Metric(_metric_name(name), value, (trial.revised_ms or end) if _is_revised(name) else end, 0)
-            for name, value in trial.metrics.items()
-        ]
-        metrics += [Metric(_metric_name(name), value, trial.later_ms or end, 0) for name, value in trial.later.items()]
-        metrics += [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
-        self._write(run_id, params=trial.params, metrics=metrics, tags=tags)
+        self._write(run_id, params=trial.params, metrics=_metrics_of(trial), tags=tags)
         study = self._require_study()
         if trial.state == "COMPLETE" and study.datasets:
             seen = [dataset for dataset in study.datasets if f"{dataset.context}/" in _sets_seen(trial)]
@@ -342,6 +334,18 @@ class Projection:
 def _metric_name(name: str) -> str:
     """A metric's name without characters that MLflow refuses; the type of a defect in it may be any folder's name."""
     return re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH]
+
+
+def _metrics_of(trial: TrialRecord) -> list[Metric]:
+    """The points of a trial that has ended."""
+    end = trial.finished_ms or trial.started_ms
+    metrics = [
+        # Of points with one time and step MLflow shows the highest, so what is set anew needs a later time.
+        Metric(_metric_name(name), value, (trial.revised_ms or end) if _is_revised(name) else end, 0)
+        for name, value in trial.metrics.items()
+    ]
+    metrics += [Metric(_metric_name(name), value, trial.later_ms or end, 0) for name, value in trial.later.items()]
+    return metrics + [Metric("intermediate", value, time, step) for step, value, time in trial.steps]
 
 
 def _is_revised(name: str) -> bool:

@@ -77,7 +77,9 @@ def make_champion(root: Path, home: Home, backbone: Backbone, *, n_features: int
 
 
 def fitted(champion: Artifact, config: StudyConfig, home: Home, images: Path | None, **options: Any) -> Retrained:
-    view: Any = SimpleNamespace(config=config, header=SimpleNamespace(identity={}))
+    view: Any = SimpleNamespace(
+        config=config, header=SimpleNamespace(identity={}), threshold_section=lambda number: config.threshold
+    )
     return retrain(champion, view, "", home, images=images, device=CPU, **{"only_new": False, **options})
 
 
@@ -352,8 +354,11 @@ def test_other_weights_of_a_network_than_the_studys_are_refused(
     champion: Artifact, tiny_mvtec: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit_again.catalog, "networks", lambda head, settings: ["resnet18@random"])
+    config = make_config(tiny_mvtec)
     view: Any = SimpleNamespace(
-        config=make_config(tiny_mvtec), header=SimpleNamespace(identity={"networks": {"resnet18@random": "0" * 64}})
+        config=config,
+        header=SimpleNamespace(identity={"networks": {"resnet18@random": "0" * 64}}),
+        threshold_section=lambda number: config.threshold,
     )
     with pytest.raises(InputError, match=r"network resnet18@random: the weights on this machine are not those"):
         retrain(champion, view, "", home, images=None, only_new=False, device=CPU)
