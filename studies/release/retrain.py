@@ -21,6 +21,7 @@ from studies.home import Home
 from studies.release.fit_again import FitAgain, least, parts_of, share
 from studies.release.new_images import NewImages, read_new_images
 from studies.search.view import StudyView
+from studies.worker.calibration import write_calibration
 from studies.worker.good_images import good_images
 from studies.worker.out_of_fold import Part
 from studies.worker.seeding import seeded
@@ -71,7 +72,7 @@ def retrain(
     """
     if only_new and images is None:
         raise InputError("--only-new needs --images: a folder of new good images")
-    section = view.config.threshold
+    section = view.threshold_section(int(champion.provenance.get("trial", -1)))
     study_images = datasets.load(view.config, home)
     part = next(part for part in study_images.parts if product in ("", part.category))
     splits = part.splits
@@ -117,6 +118,7 @@ def retrain(
         "metrics": {},
         **({"warnings": warnings} if warnings else {}),
     }
+    write_calibration(calibration, folder.parent)
     save_artifact(Artifact(detector, normal_scores.astype(np.float64), provenance), folder)
     return Retrained(folder, len(new), provenance["held_out"], tuple(warnings))
 
