@@ -10,10 +10,10 @@ import typer
 
 from detectors.errors import InputError
 from studies import api
+from studies.commands.gate_lines import REFUSED as REFUSED
+from studies.commands.gate_lines import print_outcome
 from studies.commands.progress import remarks_to, steps_on
 from studies.show import tables
-from studies.show.gate_lines import REFUSED as REFUSED
-from studies.show.gate_lines import print_outcome
 
 if TYPE_CHECKING:
     from tracking.registry import Version

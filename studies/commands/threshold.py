@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from studies import api
+from studies.commands.gate_lines import REFUSED, print_outcome
 from studies.commands.progress import steps_on
 from studies.search import threshold_words as words
 from studies.show import tables
-from studies.show.gate_lines import REFUSED, print_outcome
 
 if TYPE_CHECKING:
     from detectors.scoring.operating_point import Counts, RateRow, Threshold

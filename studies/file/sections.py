@@ -285,8 +285,9 @@ class GateConfig(Section):
 
     epsilon: float = Field(0.005, ge=0, le=1)
     """How far the image AUROC may lie below the champion's."""
-    floor: dict[str, float] = {"test/image_auroc": 0.7}
-    """Metrics on the test images, and the least value that each must reach, such as ``image_recall`` at the model's threshold."""
+    floor: dict[str, float] = {"test/image_auroc": 0.7, "test/image_recall": 0.1}
+    """Metrics on the test images, and the least value that each must reach. A model that finds less than one defect in ten at its
+    threshold is not run on a line; `study threshold` shows which threshold finds more."""
     ceiling: dict[str, float] = {}
     """Rates on the test images that a model may not exceed: ``{false_alarm_rate: 0.05}`` at its own threshold."""
     recall_drop: float | None = Field(0.05, ge=0, le=1)
