@@ -240,7 +240,8 @@ class ThresholdConfig(Section):
     folds: int | None = Field(None, ge=0, le=50)
     """Parts that the good images of train are divided into, so that the threshold rests on them too: the selected setting is
     fitted again without each part in turn, and scores that part. A detector that trains over epochs leaves one part out of its
-    only fit instead. The default is 10 parts of fewer than 100 images, else 5; 0 rests on the held-out images alone."""
+    only fit instead. The default is 10 parts of fewer than 1000 images, else 5; 5 for a
+    detector that trains. 0 rests on the held-out images alone."""
     images: Path | dict[str, Path] | None = None
     """Folder of good images, such as those of another day, that the threshold rests on instead. Several products may have a
     folder each."""

@@ -21,9 +21,9 @@ def parts(count: int, wanted: int | None, *, trained: bool = False, groups: list
 @pytest.mark.parametrize(
     ("count", "wanted", "folds"),
     [
-        (320, None, 5),
-        (99, None, 10),
-        (100, None, 5),
+        (320, None, 10),
+        (999, None, 10),
+        (1000, None, 5),
         (6, None, 6),
         (4, None, 4),
         (3, None, 0),
