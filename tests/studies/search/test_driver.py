@@ -15,14 +15,19 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from detectors.errors import InputError
+from detectors.scoring.operating_point import Threshold
 from studies.executors.inline import InlineExecutor
+from studies.file.sections import ThresholdConfig
 from studies.search import storage as studies_storage
+from studies.search import thresholds
 from studies.search.attributes import JOB, OUTCOME, Submission
 from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
 from studies.search.queue import Queue
 from studies.search.storage import open_storage
+from studies.search.thresholds import Operating
+from studies.search.view import StudyView, TrialView
 from studies.show import study_json, study_tables, tables
 from studies.worker.jobs import DETECTOR, RESULT_FILE, Done, Event, Job, Lost, LostKind, Report, Stage
 from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor, Training, by_layers, quality, three
@@ -32,13 +37,28 @@ from tracking.projection import Projection
 # Budget and order
 
 
-def test_another_threshold_rate_refits_the_selected_trial(bench: Bench) -> None:
+def test_another_threshold_rate_is_chosen_anew_without_a_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     first, same, changed = ScriptedExecutor(), ScriptedExecutor(), ScriptedExecutor()
     bench.run(first, budget={"trials": 2})
     bench.run(same, budget={"trials": 2})
-    bench.run(changed, budget={"trials": 2}, threshold={"rate": 0.2})
-    assert [len(executor.finals) for executor in (first, same, changed)] == [1, 0, 1]
-    assert changed.trials == []
+    chosen = Threshold(3.0, "false_alarm_rate", "validation", 20, rate=0.2)
+    sections, written = [], []
+
+    def operating(view: StudyView, trial: TrialView, section: ThresholdConfig, **options: Any) -> list[Operating]:
+        sections.append(section)
+        return []
+
+    monkeypatch.setattr(thresholds, "operating", operating)
+    monkeypatch.setattr(thresholds, "choose", lambda points, section: {"": chosen})
+    monkeypatch.setattr(thresholds, "write", lambda trial, points, chosen: written.append((trial.number, chosen)))
+    outcome = bench.run(changed, budget={"trials": 2}, threshold={"rate": 0.2})
+    assert [len(executor.jobs) for executor in (same, changed)] == [0, 0]
+    assert outcome.selected is not None
+    assert [section.rate for section in sections] == [0.2]
+    assert written == [(outcome.selected.number, {"": chosen})]
+    assert any(
+        isinstance(notice, Remark) and notice.text == "threshold: 3 by the study file" for notice in bench.notices
+    )
 
 
 def test_budget_is_the_total_over_resumptions(bench: Bench) -> None:
@@ -852,7 +872,6 @@ def test_what_is_not_part_of_the_identity_may_change(bench: Bench) -> None:
         execution={"attempts": 1},
         constraints={"fps": ">= 1"},
         baselines=[{"n_features": 39}],
-        threshold={"rate": 0.1},
     )
     assert outcome.reason == "3 of 3 trials are done"
     assert bench.frozen()[2].params["n_features"] == 39

@@ -94,6 +94,23 @@ def test_another_model_takes_the_place_of_the_present_one_once(script: Script) -
     assert script.fetched == ["a", "b"]
 
 
+def test_a_threshold_that_is_given_is_for_the_first_model_alone(folders: list[Path]) -> None:
+    script = Script(folders)
+    script.keeper = Keeper(script, device=torch.device("cpu"), threshold=7.5, say=script.said.append)
+    loaded = script.keeper.start()
+    threshold = loaded.artifact.threshold
+    assert threshold is not None
+    assert (threshold.value, threshold.rule, loaded.describe()["threshold"]["value"]) == (7.5, "value", 7.5)
+    script.identity = "b"
+    assert script.keeper.check() is True
+    assert script.said[1] == "the threshold that was given, 7.5, was for the model before; this one has its own"
+    assert script.keeper.current is not None
+    assert script.keeper.current.artifact.threshold.value != 7.5
+    script.identity = "a"
+    assert script.keeper.check() is True
+    assert len(script.said) == 3
+
+
 @pytest.mark.parametrize("wrong", [InputError("the store is away"), OSError("no route"), KeyError("x")])
 def test_a_source_that_cannot_say_changes_nothing_and_is_told_of_once(script: Script, wrong: Exception) -> None:
     script.wrong = wrong
