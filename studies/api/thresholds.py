@@ -103,7 +103,7 @@ def _of_study(name: str, place: Home, asked: _Asked, *, device: str, progress: P
     study, _, product = name.partition("/")
     view = open_view(study, place)
     trial = _with_detector(view, study, product)
-    section = section_of(**vars(asked), present=view.threshold_section(trial.number))
+    section = section_of(**vars(asked), present=view.threshold_section(trial.number, product))
     if section is not None and isinstance(section.images, Path) and set(trial.detectors) != {""} and not product:
         raise InputError("--images: the good images of one product; name it as STUDY/product")
     where, one = choose_device(device), product or None

@@ -72,7 +72,7 @@ def retrain(
     """
     if only_new and images is None:
         raise InputError("--only-new needs --images: a folder of new good images")
-    section = view.threshold_section(int(champion.provenance.get("trial", -1)))
+    section = view.threshold_section(int(champion.provenance.get("trial", -1)), product)
     study_images = datasets.load(view.config, home)
     part = next(part for part in study_images.parts if product in ("", part.category))
     splits = part.splits

@@ -63,10 +63,10 @@ def look(view: StudyView, trial: TrialView, product: str | None, *, device: torc
     Raises:
         InputError: detectors, or the images of validation where the refit kept no scores, cannot be read.
     """
-    section = view.threshold_section(trial.number)
+    wanted = {name: one for name, one in thresholds.sections(view, trial).items() if product in (None, name)}
     return [
         _looked_at(point.product, point.present, point.calibration)
-        for point in thresholds.operating(view, trial, section, product=product, device=device)
+        for point in thresholds.operating(view, trial, wanted, device=device)
     ]
 
 
@@ -89,9 +89,10 @@ def set_for_study(
     """
     stores = Stores.open(view.home, lambda notice: None)
     with held_study(view.header.name, view.home, stores.storage, tell=tell):
-        points = thresholds.operating(view, trial, section, product=product, device=device)
-        chosen = thresholds.choose(points, section)
-        view.keep_threshold_section(section, trial.number)
+        wanted = {name: section for name in trial.detectors if product in (None, name)}
+        points = thresholds.operating(view, trial, wanted, device=device)
+        chosen = thresholds.choose(points, wanted)
+        view.keep_threshold_section(section, trial.number, product)
         thresholds.write(trial, points, chosen)
         changed = StudyView(view.study, view.header, view.home)
         projection = stores.projection
@@ -112,7 +113,7 @@ def set_for_version(
     """
     view, product = promoter.study_of(version)
     point = _point_of(promoter, version, view, product, section)
-    (threshold,) = thresholds.choose([point], section).values()
+    (threshold,) = thresholds.choose([point], {product: section}).values()
     folder = _copy(promoter, version, threshold, point.calibration)
     new = promoter.register_rethresholded(version, folder, threshold)
     return _change(point, threshold), promoter.promote_version(new)
@@ -154,7 +155,7 @@ def _point_of(
         if not (folder / DETECTOR).is_dir():
             with new_folder(folder) as temporary:
                 shutil.copytree(fetched, temporary / DETECTOR)
-    points = thresholds.calibrated(view, {product: folder / DETECTOR}, section, device=promoter.device)
+    points = thresholds.calibrated(view, {product: folder / DETECTOR}, {product: section}, device=promoter.device)
     threshold = Threshold.from_json(present.threshold) if present.threshold else None
     return Operating(product, points[0].folder, threshold, points[0].calibration)
 

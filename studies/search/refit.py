@@ -39,7 +39,7 @@ class Refit:
             raise StudyFailedError(self._why_none_is_selected())
         if not selected.detectors or thresholds.must_be_refitted(self._opened.view, selected):
             self.run(selected, "final")
-        elif not thresholds.follow_section(self._opened.view, selected):
+        if not thresholds.follow_section(self._opened.view, selected):
             self._choose_threshold_anew(selected)
         for replicate in range(1, self._opened.config.seeds):
             if read_result(selected.replicate_folder(replicate)) is None:
@@ -100,9 +100,9 @@ class Refit:
     def _choose_threshold_anew(self, selected: TrialView) -> None:
         """The study file gives another threshold: it follows from the scores that the refit kept, without a look at test."""
         view, device = self._opened.view, torch.device(self._opened.plan.device)
-        section = view.threshold_section(selected.number)
-        points = thresholds.operating(view, selected, section, device=device)
-        chosen = thresholds.choose(points, section)
+        wanted = thresholds.sections(view, selected)
+        points = thresholds.operating(view, selected, wanted, device=device)
+        chosen = thresholds.choose(points, wanted)
         thresholds.write(selected, points, chosen)
         for product, threshold in chosen.items():
             self._opened.notify(

@@ -41,35 +41,47 @@ def thresholds(trial: TrialView) -> dict[str, Threshold | None]:
 
 def must_be_refitted(view: StudyView, trial: TrialView) -> bool:
     """Whether the threshold is to rest on other folds, which only a refit can score."""
-    section = view.threshold_section(trial.number)
-    return any(folds_changed(folder.parent, section) for folder in trial.detectors.values())
+    detectors = trial.detectors
+    return any(folds_changed(detectors[name].parent, one) for name, one in sections(view, trial).items())
 
 
 def follow_section(view: StudyView, trial: TrialView) -> bool:
     """Whether every threshold of a trial is the one that the study's section gives."""
-    section = view.threshold_section(trial.number)
+    wanted = sections(view, trial)
     return all(
-        follows(folder.parent, _present(folder.parent), section, _category(view, product))
+        follows(folder.parent, _present(folder.parent), wanted[product], _category(view, product))
         for product, folder in trial.detectors.items()
     )
 
 
+def sections(view: StudyView, trial: TrialView) -> dict[str, ThresholdConfig]:
+    """{product: how the threshold of its detector is chosen}"""
+    return {product: view.threshold_section(trial.number, product) for product in trial.detectors}
+
+
 def operating(
-    view: StudyView, trial: TrialView, section: ThresholdConfig, *, product: str | None = None, device: torch.device
+    view: StudyView, trial: TrialView, wanted: Mapping[str, ThresholdConfig], *, device: torch.device
 ) -> list[Operating]:
-    """What thresholds by a section rest on, for each product of a trial or for one.
+    """What thresholds rest on.
+
+    Args:
+        wanted: {product of the trial: how its threshold is chosen}
 
     Raises:
         InputError: images that are to be scored, or the detectors, cannot be read.
     """
-    chosen = {name: folder for name, folder in trial.detectors.items() if product is None or name == product}
-    return calibrated(view, chosen, section, device=device)
+    chosen = {name: folder for name, folder in trial.detectors.items() if name in wanted}
+    return calibrated(view, chosen, wanted, device=device)
 
 
 def calibrated(
-    view: StudyView, detectors: Mapping[str, Path], section: ThresholdConfig, *, device: torch.device
+    view: StudyView,
+    detectors: Mapping[str, Path],
+    wanted: Mapping[str, ThresholdConfig],
+    *,
+    device: torch.device,
 ) -> list[Operating]:
-    """What thresholds by a section rest on, for saved detectors, each in the folder of its job. Raises as `operating`.
+    """What the thresholds of saved detectors rest on, each in the folder of its job. Raises as `operating`.
 
     Args:
         detectors: {product: folder of the detector}
@@ -82,7 +94,7 @@ def calibrated(
             _present(folder.parent),
             calibration_for(
                 folder.parent,
-                section,
+                wanted[name],
                 _category(view, name),
                 splits=partial(_of_product, splits, name),
                 home=view.home,
@@ -93,14 +105,15 @@ def calibrated(
     ]
 
 
-def choose(points: list[Operating], section: ThresholdConfig) -> dict[str, Threshold]:
-    """The thresholds that a section gives, by product; nothing is written.
+def choose(points: list[Operating], wanted: Mapping[str, ThresholdConfig]) -> dict[str, Threshold]:
+    """The thresholds that these sections give, by product; nothing is written.
 
     Raises:
         InputError: the scores do not define one.
     """
     chosen = {}
     for point in points:
+        section = wanted[point.product]
         threshold = point.calibration.threshold(section)
         if threshold is None:
             needs = "labelled defects" if section.rule in ("f1_max", "cost") else "good images"

@@ -36,7 +36,7 @@ STATES: dict[TrialState, RecordState] = {
 
 
 THRESHOLD = "threshold"
-"""Name of the study's attribute that holds a `ChosenThreshold`."""
+"""Name of the study's attribute that holds a `ChosenThreshold` for each product, under an empty name for all."""
 
 
 class ChosenThreshold(BaseModel):
@@ -246,23 +246,29 @@ class StudyView:
         stored = self.study.user_attrs.get(REMEASURED, {})
         return {int(number): Remeasured.model_validate(again) for number, again in stored.items()}
 
-    def threshold_section(self, number: int) -> ThresholdConfig:
+    def threshold_section(self, number: int, product: str = "") -> ThresholdConfig:
         """How the threshold of a trial's detector is chosen: as ``study threshold`` set it, else by the study file.
 
         What was set gives way where the study file's section was edited since; a given value counts for its own trial alone.
+
+        Args:
+            product: one of several; what was set for it goes before what was set for all.
         """
-        stored = self.study.user_attrs.get(THRESHOLD)
-        if stored is not None:
-            chosen = ChosenThreshold.model_validate(stored)
-            other_trial = chosen.section.rule == "value" and chosen.trial != number
-            if chosen.instead_of == self.config.threshold and not other_trial:
-                return chosen.section
+        stored = self.study.user_attrs.get(THRESHOLD, {})
+        for key in dict.fromkeys((product, "")):
+            if key in stored:
+                chosen = ChosenThreshold.model_validate(stored[key])
+                other_trial = chosen.section.rule == "value" and chosen.trial != number
+                if chosen.instead_of == self.config.threshold and not other_trial:
+                    return chosen.section
         return self.config.threshold
 
-    def keep_threshold_section(self, section: ThresholdConfig, number: int) -> None:
-        """Store a section that was set for a trial's detector. Whoever calls this holds the study's lease."""
+    def keep_threshold_section(self, section: ThresholdConfig, number: int, product: str | None) -> None:
+        """Store a section that was set for a trial's detectors, or for one product's. The caller holds the study's lease."""
         chosen = ChosenThreshold(section=section, instead_of=self.config.threshold, trial=number)
-        self.study.set_user_attr(THRESHOLD, chosen.model_dump(mode="json", exclude_none=True))
+        stored = self.study.user_attrs.get(THRESHOLD, {}) if product else {}
+        kept = {**stored, product or "": chosen.model_dump(mode="json", exclude_none=True)}
+        self.study.set_user_attr(THRESHOLD, kept)
 
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""

@@ -24,6 +24,7 @@ from detectors.scoring.operating_point import (
     choose_threshold,
 )
 from studies.file.sections import ThresholdConfig
+from studies.worker.good_images import DIGEST
 
 CALIBRATION = "calibration.json"
 """File within the folder of a final job."""
@@ -128,7 +129,7 @@ class Calibration(_Part):
     def _source(self, chosen: Sequence[GoodImage]) -> str:
         origins = {image.origin for image in chosen}
         if "images" in origins:
-            return (self.images or "images").partition(" (sha256 ")[0]
+            return (self.images or "images").partition(DIGEST)[0]
         names = []
         if "fold" in origins:
             names.append(f"train in {self.parts} folds")

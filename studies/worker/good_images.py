@@ -11,6 +11,9 @@ from detectors.data.samples import GOOD, ImageSet
 from detectors.data.splits import Splits
 from detectors.errors import InputError
 
+DIGEST = " (sha256 "
+"""Between folder and digest in `named`."""
+
 
 def good_images(folder: Path, splits: Splits, *, known: PixelDigests | None = None) -> ImageSet:
     """The images of a folder, as a set named ``images``.
@@ -44,4 +47,4 @@ def good_images(folder: Path, splits: Splits, *, known: PixelDigests | None = No
 
 def named(folder: Path, images: ImageSet) -> str:
     """How a threshold names the images that it rests on: the folder and their digest."""
-    return f"{folder} (sha256 {images.digest[:16]})"
+    return f"{folder}{DIGEST}{images.digest[:16]})"

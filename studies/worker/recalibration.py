@@ -28,7 +28,7 @@ from studies.worker.calibration import (
     write_calibration,
 )
 from studies.worker.feature_store import FeatureStore
-from studies.worker.good_images import good_images, named
+from studies.worker.good_images import DIGEST, good_images, named
 from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, TrialResult, read_result
 from studies.worker.scores import SCORES_FILE, read_scores
 
@@ -59,6 +59,9 @@ def calibration_for(
         calibration = _of_validation(folder / DETECTOR, splits(), home, device)
     wanted = section.folder_of(category)
     if wanted is None:
+        # Those of a retraining are no folder's that the section names: the threshold rests on them whatever the section.
+        if calibration.images is None or DIGEST not in calibration.images:
+            return calibration
         others = [image for image in calibration.good if image.origin != "images"]
         return calibration.model_copy(update={"images": None, "good": others})
     return _with_images(calibration, folder / DETECTOR, wanted, splits(), home, device)
@@ -76,7 +79,7 @@ def follows(folder: Path, present: Threshold | None, section: ThresholdConfig, c
             return True
         rate = section.rate if section.rule == "false_alarm_rate" else None
         return present.rule == section.rule and present.rate == rate and wanted is None
-    if (calibration.images or "").partition(" (sha256 ")[0] != (str(wanted) if wanted else ""):
+    if (calibration.images or "").partition(DIGEST)[0] != (str(wanted) if wanted else ""):
         return False
     return calibration.threshold(section) == present
 

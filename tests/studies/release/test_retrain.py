@@ -78,7 +78,7 @@ def make_champion(root: Path, home: Home, backbone: Backbone, *, n_features: int
 
 def fitted(champion: Artifact, config: StudyConfig, home: Home, images: Path | None, **options: Any) -> Retrained:
     view: Any = SimpleNamespace(
-        config=config, header=SimpleNamespace(identity={}), threshold_section=lambda number: config.threshold
+        config=config, header=SimpleNamespace(identity={}), threshold_section=lambda number, product: config.threshold
     )
     return retrain(champion, view, "", home, images=images, device=CPU, **{"only_new": False, **options})
 
@@ -358,7 +358,7 @@ def test_other_weights_of_a_network_than_the_studys_are_refused(
     view: Any = SimpleNamespace(
         config=config,
         header=SimpleNamespace(identity={"networks": {"resnet18@random": "0" * 64}}),
-        threshold_section=lambda number: config.threshold,
+        threshold_section=lambda number, product: config.threshold,
     )
     with pytest.raises(InputError, match=r"network resnet18@random: the weights on this machine are not those"):
         retrain(champion, view, "", home, images=None, only_new=False, device=CPU)

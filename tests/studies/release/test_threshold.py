@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from detectors.runtime.artifact import load_artifact
@@ -20,7 +21,9 @@ from studies.search.view import StudyView, TrialView
 from studies.worker.calibration import CALIBRATION, read_calibration
 from studies.worker.jobs import ARTIFACTS, read_result
 from studies.worker.scores import read_scores
+from tests.helpers.builders import raw_config
 from tests.helpers.command_line import set_home, study
+from tests.helpers.widgets import copy_stores
 
 
 @pytest.fixture
@@ -196,3 +199,33 @@ def test_predict_takes_another_threshold_for_one_run(home: Home, tiny_mvtec: Pat
         assert (row["verdict"], row["threshold"]) == (verdict, value)
     assert trial.detectors[""].joinpath("detector.json").read_bytes() == before
     assert study("predict", "tiny", image, "--threshold", "nan", "--out", tmp_path / "out").code == 2
+
+
+def test_each_of_several_products_may_have_its_own(
+    tiny_mvtec: Path, empty_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = tmp_path / "products", tmp_path / "work"
+    for product in ("lid", "cup"):
+        shutil.copytree(tiny_mvtec / "widget", root / product)
+    folder.mkdir()
+    copy_stores(empty_stores, folder / "home")
+    set_home(monkeypatch, folder)
+    raw = raw_config(root, name="both", budget={"trials": 1})
+    raw["data"]["category"] = ["lid", "cup"]
+    (folder / "both.yaml").write_text(yaml.safe_dump(raw))
+    words = ("run", "both.yaml", "--inline", "--device", "cpu", "--offline")
+    assert study(*words).code == 0
+    assert len(asked("both", "--rate", 0.2)["changes"]) == 2
+    (change,) = asked("both/cup", "--rate", 0.3)["changes"]
+    assert change["product"] == "cup"
+    assert study("threshold", "both", "--images", root / "lid" / "train" / "good").code == 2
+    rates = {"lid": 0.2, "cup": 0.3}
+    for _ in range(2):
+        trial = open_view("both").selected()
+        assert {name: load_artifact(path).threshold.rate for name, path in trial.detectors.items()} == rates
+        stored = trial.final.threshold["products"]
+        assert {name: one["rate"] for name, one in stored.items()} == rates
+        assert "test/image_recall" in trial.final.metrics
+        again = study(*words)
+        assert again.code == 0, again.err
+    assert len(open_view("both").ledger()) == 2  # one scoring of each product, by the refit
