@@ -105,7 +105,9 @@ class FitAgain:
             self.tell("no labelled images to validate on: the training goes on to its last epoch, which is used")
         left_out = parts[0] if len(parts) == 1 else None
         fitted = features.take(left_out.fitted) if left_out else features
-        detector.fit_features(fitted, self._context(train, "without a part" if left_out else "", validate))
+        detector.fit_features(
+            fitted, self._context(train, f"without the {len(left_out.held_out)} left out" if left_out else "", validate)
+        )
         detector.to(self.device)
         self.parts = len(parts)
         if left_out:

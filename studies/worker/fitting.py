@@ -106,7 +106,7 @@ class Fitting:
         fitted = features.take(left_out.fitted) if left_out else features
         job = self.job
         context = replace(
-            self._context("without the part that is left out" if left_out else ""),
+            self._context(f"without the {len(left_out.held_out)} left out" if left_out else ""),
             report=lambda step, value: self.stage.emit(Report(job.number, job.attempt, step, value)),
             should_stop=self._should_stop,
             count_stored=self._count_stored,
