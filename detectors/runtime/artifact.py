@@ -38,6 +38,7 @@ from detectors.runtime.description import (
 )
 from detectors.runtime.plausibility import check_grid
 from detectors.runtime.tensor_file import Shape, read_shapes, read_tensors, write_tensors
+from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.operating_point import Threshold
 
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
@@ -203,6 +204,23 @@ def read_description(folder: Path) -> Description:
     return parse_description(path.read_bytes(), place=path, kind=Description)
 
 
+THRESHOLD_SET = "threshold_set"
+"""Key of the provenance of a detector whose threshold was set after its fit."""
+
+
+def _without_threshold(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a detector, without the warnings of its threshold and the figures that depend on it."""
+    kept = {**provenance, THRESHOLD_SET: True}
+    if isinstance(warnings := kept.get("warnings"), list):
+        kept["warnings"] = [one for one in warnings if "threshold" not in str(one)]
+    if isinstance(figures := kept.get("metrics"), Mapping):
+        ends = (RECALL, FALSE_ALARMS, "miss_rate", "threshold")
+        kept["metrics"] = {
+            name: one for name, one in figures.items() if not name.removeprefix("test/").startswith(ends)
+        }
+    return kept
+
+
 def with_threshold(folder: Path, threshold: Threshold, *, normal_scores: ArrayLike | None = None) -> None:
     """Give a saved detector another threshold: ``detector.json`` is replaced in one step, with a new digest.
 
@@ -218,7 +236,10 @@ def with_threshold(folder: Path, threshold: Threshold, *, normal_scores: ArrayLi
     """
     path = folder / DESCRIPTION
     present = read_description(folder)
-    changes: dict[str, Any] = {"threshold": threshold.to_json()}
+    changes: dict[str, Any] = {
+        "threshold": threshold.to_json(),
+        "provenance": _without_threshold(present.provenance),
+    }
     if normal_scores is not None:
         changes["normal_scores"] = [float(score) for score in np.sort(np.asarray(normal_scores, dtype=np.float64))]
     try:

@@ -102,8 +102,17 @@ class Threshold:
 
     @property
     def rate_interval(self) -> Interval | None:
-        """95 % interval of the false-alarm rate to expect on new normals; None where no rate is known."""
-        return None if (k := self.alarms) is None else rate_interval(self.normals, k)
+        """95 % interval of the false-alarm rate to expect on new normals; None where no rate is known.
+
+        Of a threshold that was not set by the rank of a score, Clopper and Pearson's (1934).
+        """
+        if (k := self.alarms) is None:
+            return None
+        interval = rate_interval(self.normals, k)
+        if self.rule == "false_alarm_rate":
+            return interval
+        low = float(special.betaincinv(k, self.normals - k + 1, 0.025)) if k else 0.0
+        return Interval(low, interval.high)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able copy; `from_json` reads it back."""
@@ -334,7 +343,8 @@ class Counts:
 
 def count(scores: ArrayLike | Tensor, labels: ArrayLike | Tensor, defect_types: Sequence[str], value: float) -> Counts:
     """Count alarms of scores [N] with labels [N] and types [N] at a threshold of `value`."""
-    raised = as_array(scores) >= value
+    # As `judge` compares them; of float32 scores numpy would round the threshold instead.
+    raised = as_array(scores).astype(np.float64) >= value
     defective = as_array(labels).astype(bool)
     types = np.asarray(defect_types, dtype=object)
     return Counts(
@@ -453,7 +463,8 @@ def _at_least_cost(good: GoodScores, defective: NDArray[np.floating[Any]], costs
     check_finite(defective, "scores of defects")
     ascending = np.sort(values)
     # Between two good scores only misses are added: the lowest of each gap is the best of it.
-    candidates = np.array([float(ascending[0]), *(just_above(score, ascending) for score in np.unique(ascending))])
+    lowest = min(float(ascending[0]), float(defective.min()))
+    candidates = np.array([lowest, *(just_above(score, ascending) for score in np.unique(ascending))])
     alarms = len(ascending) - np.searchsorted(ascending, candidates, side="left")
     missed = np.searchsorted(np.sort(defective), candidates, side="left")
     alarm_rate, miss_rate = (alarms + 1) / (len(ascending) + 1), (missed + 1) / (len(defective) + 1)

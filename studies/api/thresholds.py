@@ -10,7 +10,7 @@ from detectors.errors import InputError
 from detectors.runtime.devices import choose_device
 from studies.home import Home, home_at
 from studies.release.locate import REGISTERED, open_home, open_view, registered
-from studies.release.promotion import Promoter, Promotion, open_registry
+from studies.release.promotion import TRIAL, Promoter, Promotion, open_registry
 from studies.release.threshold import (
     ProductThreshold,
     ThresholdChange,
@@ -107,7 +107,10 @@ def _of_study(name: str, place: Home, asked: _Asked, *, device: str, progress: P
     if section is not None and isinstance(section.images, Path) and set(trial.detectors) != {""} and not product:
         raise InputError("--images: the good images of one product; name it as STUDY/product")
     where, one = choose_device(device), product or None
-    changes = set_for_study(view, trial, section, one, device=where, tell=progress) if section is not None else []
+    changes: list[ThresholdChange] = []
+    if section is not None:
+        reread = asked.images is not None
+        changes = set_for_study(view, trial, section, one, device=where, reread=reread, tell=progress)
     view = open_view(study, place)
     trial = _with_detector(view, study, product)
     return Thresholds(name, look(view, trial, one, device=where), changes)
@@ -116,8 +119,11 @@ def _of_study(name: str, place: Home, asked: _Asked, *, device: str, progress: P
 def _of_version(name: str, promoter: Promoter, asked: _Asked) -> Thresholds:
     model, alias = registered(name)
     version = promoter.registry.version(model, alias)
-    view, _ = promoter.study_of(version)
-    section = section_of(**vars(asked), present=view.config.threshold)
+    view, product = promoter.study_of(version)
+    number = int(version.tags.get(TRIAL, -1))
+    # The images that its own threshold rests on are those that were kept with it.
+    present = view.threshold_section(number, product).model_copy(update={"images": None})
+    section = section_of(**vars(asked), present=present)
     if section is None:
         return Thresholds(name, [look_at_version(promoter, version)], [])
     change, promotion = set_for_version(promoter, version, section)

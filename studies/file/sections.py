@@ -245,11 +245,11 @@ class ThresholdConfig(Section):
     images: Path | dict[str, Path] | None = None
     """Folder of good images, such as those of another day, that the threshold rests on instead. Several products may have a
     folder each."""
-    value: float | None = None
+    value: float | None = Field(None, allow_inf_nan=False)
     """Of rule ``value``: the threshold."""
-    cost_miss: float | None = Field(None, gt=0)
+    cost_miss: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Of rule ``cost``: what a missed defect costs, in any unit."""
-    cost_alarm: float | None = Field(None, gt=0)
+    cost_alarm: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Of rule ``cost``: what a false alarm costs, in the same unit."""
     share_defective: float | None = Field(None, gt=0, lt=1)
     """Of rule ``cost``: the share of defective parts on the line."""

@@ -6,23 +6,26 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from detectors.base import Detector
+from detectors.data.copies import pixel_digests
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
-from detectors.runtime.artifact import Artifact, is_artifact, read_description, save_artifact
+from detectors.runtime.artifact import THRESHOLD_SET, Artifact, is_artifact, read_description, save_artifact
 from detectors.scoring.operating_point import Threshold, normals_needed
 from studies.file import datasets
+from studies.file.known_pixels import known_pixels
 from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.release.fit_again import FitAgain, least, parts_of, share
 from studies.release.new_images import NewImages, read_new_images
 from studies.search.view import StudyView
 from studies.worker.calibration import write_calibration
-from studies.worker.good_images import good_images
+from studies.worker.good_images import DIGITS, FITTED, good_images
 from studies.worker.out_of_fold import Part
 from studies.worker.seeding import seeded
 from studies.worker.trial import environment
@@ -72,7 +75,7 @@ def retrain(
     """
     if only_new and images is None:
         raise InputError("--only-new needs --images: a folder of new good images")
-    section = view.threshold_section(int(champion.provenance.get("trial", -1)), product)
+    section = _section_of(champion, view.threshold_section(int(champion.provenance.get("trial", -1)), product))
     study_images = datasets.load(view.config, home)
     part = next(part for part in study_images.parts if product in ("", part.category))
     splits = part.splits
@@ -113,6 +116,7 @@ def retrain(
         "retrained_from": champion.provenance.get("trial"),
         "new_pictures": len(new),
         "held_out": len(normal_scores) if images else 0,
+        FITTED: [*inherited.get(FITTED, []), *_pixels_of(new, home)],
         "digests": {"train": train.digest, "test": splits.test.digest},
         "environment": environment(device),
         "metrics": {},
@@ -121,6 +125,26 @@ def retrain(
     write_calibration(calibration, folder.parent)
     save_artifact(Artifact(detector, normal_scores.astype(np.float64), provenance), folder)
     return Retrained(folder, len(new), provenance["held_out"], tuple(warnings))
+
+
+def _pixels_of(new: NewImages, home: Home) -> list[str]:
+    """Digests of the pixels of the new images: a later threshold may not rest on them."""
+    with known_pixels(home) as known:
+        return [one[:DIGITS] for one in pixel_digests([sample.file for sample in new.samples], known) if one]
+
+
+def _section_of(champion: Artifact, section: ThresholdConfig) -> ThresholdConfig:
+    """How the threshold is chosen: as the champion's was set after its fit, else by the study's section."""
+    own = champion.threshold
+    if own is None or not champion.provenance.get(THRESHOLD_SET):
+        return section
+    kept: dict[str, Any] = {"folds": section.folds, "images": section.images, "rule": own.rule}
+    rules: dict[str, dict[str, Any]] = {
+        "false_alarm_rate": {"rate": own.rate},
+        "cost": {"cost_miss": own.cost_miss, "cost_alarm": own.cost_alarm, "share_defective": own.share_defective},
+        "value": {"value": own.value},
+    }
+    return ThresholdConfig.checked(kept | rules.get(own.rule, {}))
 
 
 def _parts(

@@ -25,7 +25,7 @@ from studies.search.records import study_record, trial_record
 from studies.search.stores import Stores
 from studies.search.thresholds import Operating
 from studies.search.view import StudyView, TrialView
-from studies.worker.calibration import Calibration, read_calibration
+from studies.worker.calibration import Calibration, read_calibration, write_calibration
 from studies.worker.jobs import DETECTOR
 from tracking.registry import Version
 
@@ -77,12 +77,14 @@ def set_for_study(
     product: str | None,
     *,
     device: torch.device,
+    reread: bool = False,
     tell: Tell = lambda text: None,
 ) -> list[ThresholdChange]:
     """Set the thresholds of the detectors that a study selected, and bring its runs in MLflow up to date.
 
     Args:
         product: one of several; None sets all, by the same rule.
+        reread: score the images that the section names again, for there may be others by now.
 
     Raises:
         InputError: the study is being run, or the scores do not define such a threshold.
@@ -90,7 +92,7 @@ def set_for_study(
     stores = Stores.open(view.home, lambda notice: None)
     with held_study(view.header.name, view.home, stores.storage, tell=tell):
         wanted = {name: section for name in trial.detectors if product in (None, name)}
-        points = thresholds.operating(view, trial, wanted, device=device)
+        points = thresholds.operating(view, trial, wanted, device=device, reread=reread)
         chosen = thresholds.choose(points, wanted)
         view.keep_threshold_section(section, trial.number, product)
         thresholds.write(trial, points, chosen)
@@ -112,7 +114,7 @@ def set_for_version(
         InputError: the study that the version comes from is not in the storage, or the scores do not define such a threshold.
     """
     view, product = promoter.study_of(version)
-    point = _point_of(promoter, version, view, product, section)
+    point = _point_of(promoter, version, view, product, section, reread=section.images is not None)
     (threshold,) = thresholds.choose([point], {product: section}).values()
     folder = _copy(promoter, version, threshold, point.calibration)
     new = promoter.register_rethresholded(version, folder, threshold)
@@ -122,7 +124,7 @@ def set_for_version(
 def look_at_version(promoter: Promoter, version: Version) -> ProductThreshold:
     """The threshold of a registered version, and what others would do. Raises as `set_for_version`."""
     view, product = promoter.study_of(version)
-    point = _point_of(promoter, version, view, product, ThresholdConfig())
+    point = _point_of(promoter, version, view, product, ThresholdConfig(), reread=False)
     return _looked_at(product, point.present, point.calibration)
 
 
@@ -141,22 +143,29 @@ def _change(point: Operating, after: Threshold) -> ThresholdChange:
 
 
 def _point_of(
-    promoter: Promoter, version: Version, view: StudyView, product: str, section: ThresholdConfig
+    promoter: Promoter, version: Version, view: StudyView, product: str, section: ThresholdConfig, *, reread: bool
 ) -> Operating:
-    """What the threshold of a version rests on: the scores that were kept with the very detector, else those of validation."""
+    """What the threshold of a version rests on: the scores that were kept with the very detector, else those of validation.
+
+    Args:
+        reread: score the images that `section` names; else what is kept stands, whatever images it rests on.
+    """
     fetched = promoter.registry.fetch(version)
     present = read_description(fetched)
+    threshold = Threshold.from_json(present.threshold) if present.threshold else None
     for folder in promoter.origins(version):
         calibration = read_calibration(folder)
         if calibration is not None and read_description(folder / DETECTOR).tensors_sha256 == present.tensors_sha256:
+            if not reread:
+                return Operating(product, folder, threshold, calibration)
             break
     else:
         folder = promoter.home.root / "thresholds" / present.tensors_sha256[:32]
         if not (folder / DETECTOR).is_dir():
             with new_folder(folder) as temporary:
                 shutil.copytree(fetched, temporary / DETECTOR)
-    points = thresholds.calibrated(view, {product: folder / DETECTOR}, {product: section}, device=promoter.device)
-    threshold = Threshold.from_json(present.threshold) if present.threshold else None
+    detectors = {product: folder / DETECTOR}
+    points = thresholds.calibrated(view, detectors, {product: section}, device=promoter.device, reread=reread)
     return Operating(product, points[0].folder, threshold, points[0].calibration)
 
 
@@ -165,6 +174,7 @@ def _copy(promoter: Promoter, version: Version, threshold: Threshold, calibratio
     fetched = promoter.registry.fetch(version)
     digest = hashlib.sha256(f"{file_sha256(fetched / DESCRIPTION)} {threshold.to_json()}".encode()).hexdigest()[:16]
     folder = promoter.home.root / "thresholds" / version.name / digest / DETECTOR
+    write_calibration(calibration, folder.parent)
     if not folder.is_dir():
         with new_folder(folder) as temporary:
             shutil.copytree(fetched, temporary, dirs_exist_ok=True)

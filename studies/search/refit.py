@@ -37,7 +37,9 @@ class Refit:
         selected = self._opened.view.selected()
         if selected is None:
             raise StudyFailedError(self._why_none_is_selected())
-        if not selected.detectors or thresholds.must_be_refitted(self._opened.view, selected):
+        # A refit that was cut off has no result, whatever else it left.
+        unfinished = not selected.detectors or selected.final is None
+        if unfinished or thresholds.must_be_refitted(self._opened.view, selected):
             self.run(selected, "final")
         if not thresholds.follow_section(self._opened.view, selected):
             self._choose_threshold_anew(selected)

@@ -120,7 +120,7 @@ def refit_trial(
         if chosen is None or chosen.state != "COMPLETE":
             state = "does not exist" if chosen is None else f"is {chosen.state}"
             raise InputError(f"trial {number} of study {opened.study.study_name!r} {state}; choose a finished one")
-        if not chosen.detectors:
+        if not chosen.detectors or chosen.final is None:
             opened.open_parent()
             Refit(opened, executor, JobFactory(opened, executor), check_lease=session.check_lease).run(chosen, "final")
             chosen = opened.trial(number)

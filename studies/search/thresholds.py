@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -11,7 +12,7 @@ import torch
 
 from detectors.data.splits import Splits
 from detectors.errors import InputError
-from detectors.files import write_json
+from detectors.files import os_errors_as_input_errors, write_json
 from detectors.scoring.operating_point import Threshold
 from studies.file import datasets
 from studies.file.sections import ThresholdConfig
@@ -48,6 +49,8 @@ def must_be_refitted(view: StudyView, trial: TrialView) -> bool:
 def follow_section(view: StudyView, trial: TrialView) -> bool:
     """Whether every threshold of a trial is the one that the study's section gives."""
     wanted = sections(view, trial)
+    if not _is_combined(trial):
+        return False
     return all(
         follows(folder.parent, _present(folder.parent), wanted[product], _category(view, product))
         for product, folder in trial.detectors.items()
@@ -60,18 +63,24 @@ def sections(view: StudyView, trial: TrialView) -> dict[str, ThresholdConfig]:
 
 
 def operating(
-    view: StudyView, trial: TrialView, wanted: Mapping[str, ThresholdConfig], *, device: torch.device
+    view: StudyView,
+    trial: TrialView,
+    wanted: Mapping[str, ThresholdConfig],
+    *,
+    device: torch.device,
+    reread: bool = False,
 ) -> list[Operating]:
     """What thresholds rest on.
 
     Args:
         wanted: {product of the trial: how its threshold is chosen}
+        reread: score ``threshold.images`` again although their scores are kept.
 
     Raises:
         InputError: images that are to be scored, or the detectors, cannot be read.
     """
     chosen = {name: folder for name, folder in trial.detectors.items() if name in wanted}
-    return calibrated(view, chosen, wanted, device=device)
+    return calibrated(view, chosen, wanted, device=device, reread=reread)
 
 
 def calibrated(
@@ -80,6 +89,7 @@ def calibrated(
     wanted: Mapping[str, ThresholdConfig],
     *,
     device: torch.device,
+    reread: bool = False,
 ) -> list[Operating]:
     """What the thresholds of saved detectors rest on, each in the folder of its job. Raises as `operating`.
 
@@ -99,6 +109,7 @@ def calibrated(
                 splits=partial(_of_product, splits, name),
                 home=view.home,
                 device=device,
+                reread=reread,
             ),
         )
         for name, folder in detectors.items()
@@ -137,9 +148,22 @@ def write(trial: TrialView, points: list[Operating], chosen: Mapping[str, Thresh
     known: dict[str, TrialResult] = {product: one for product, one in results.items() if one is not None}
     if before is None or len(known) < len(results):
         return
+    for product, folder in trial.detectors.items():
+        with os_errors_as_input_errors(trial.final_folder):
+            shutil.copytree(folder.parent / ARTIFACTS, trial.final_folder / ARTIFACTS / product, dirs_exist_ok=True)
     combined = combine(before, known, started=before.started, pruned=False)
     write_json(trial.final_folder / ARTIFACTS / "metrics.json", combined.model_dump(mode="json"))
     write_json(trial.final_folder / RESULT_FILE, combined.model_dump(mode="json"))
+
+
+def _is_combined(trial: TrialView) -> bool:
+    """Whether the result over several products has the thresholds of each."""
+    if set(trial.detectors) == {""}:
+        return True
+    combined = read_result(trial.final_folder)
+    each = {name: read_result(folder.parent) for name, folder in trial.detectors.items()}
+    stored = {name: one.threshold for name, one in each.items() if one is not None and one.threshold is not None}
+    return combined is not None and (combined.threshold or {}).get("products", {}) == stored
 
 
 def _present(folder: Path) -> Threshold | None:

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
-from detectors.scoring.evaluation import LOWER_METRICS, METRICS
+from detectors.scoring.evaluation import LOWER_METRICS, METRICS, OPERATING_METRICS
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
@@ -140,6 +140,8 @@ class TrialView:
         if len(self.replicates) > 1:
             figures["seeds"] = len(self.replicates)
             for name in (*METRICS, *LOWER_METRICS):
+                if name in OPERATING_METRICS and self.final.threshold_set is not None:
+                    continue  # the others still have the threshold of their refit
                 values = [
                     result.metrics[key] for result in self.replicates if (key := f"test/{name}") in result.metrics
                 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,19 @@ DIGEST = " (sha256 "
 """Between folder and digest in `named`."""
 
 
-def good_images(folder: Path, splits: Splits, *, known: PixelDigests | None = None) -> ImageSet:
+FITTED, DIGITS = "new_images", 32
+"""Key of a retrained detector's provenance that holds what it was fitted to beside the study's images, and how many digits of the
+digest of each image's pixels are kept there."""
+
+
+def good_images(
+    folder: Path, splits: Splits, *, known: PixelDigests | None = None, fitted: Collection[str] = ()
+) -> ImageSet:
     """The images of a folder, as a set named ``images``.
 
     Args:
         splits: the study's image sets; their image size is taken.
+        fitted: what else the detector was fitted to, as under `FITTED`.
         known: pixels of files that were decoded before; what is found out is added.
 
     Raises:
@@ -36,6 +45,8 @@ def good_images(folder: Path, splits: Splits, *, known: PixelDigests | None = No
     contents = pixel_digests([sample.file for _, sample in held], cache)
     owners = {content: owner for content, owner in zip(contents, held, strict=True) if content is not None}
     for sample, content in zip(samples, pixel_digests([one.file for one in samples], cache), strict=True):
+        if content is not None and content[:DIGITS] in fitted:
+            raise InputError(f"{sample.file}: the detector was fitted to this image; leave it out")
         if content in owners:
             name, twin = owners[content]
             raise InputError(

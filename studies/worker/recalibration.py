@@ -13,7 +13,7 @@ from detectors.base import Detector, Prediction
 from detectors.data.samples import ImageSet
 from detectors.data.splits import Splits
 from detectors.files import write_json
-from detectors.runtime.artifact import load_artifact, with_threshold
+from detectors.runtime.artifact import load_artifact, read_description, with_threshold
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.operating_point import Threshold
 from studies.file.known_pixels import known_pixels
@@ -28,7 +28,7 @@ from studies.worker.calibration import (
     write_calibration,
 )
 from studies.worker.feature_store import FeatureStore
-from studies.worker.good_images import DIGEST, good_images, named
+from studies.worker.good_images import DIGEST, FITTED, good_images, named
 from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, TrialResult, read_result
 from studies.worker.scores import SCORES_FILE, read_scores
 
@@ -41,6 +41,7 @@ def calibration_for(
     splits: Callable[[], Splits],
     home: Home,
     device: torch.device,
+    reread: bool = False,
 ) -> Calibration:
     """What a threshold by `section` rests on, for the detector that a final job saved in `folder`.
 
@@ -50,6 +51,7 @@ def calibration_for(
     Args:
         category: the product.
         splits: reads the study's image sets; called only where images are to be scored.
+        reread: score ``threshold.images`` again although their scores are kept.
 
     Raises:
         InputError: the detector, or images that are to be scored, cannot be read.
@@ -64,6 +66,8 @@ def calibration_for(
             return calibration
         others = [image for image in calibration.good if image.origin != "images"]
         return calibration.model_copy(update={"images": None, "good": others})
+    if not reread and (calibration.images or "").partition(DIGEST)[0] == str(wanted):
+        return calibration
     return _with_images(calibration, folder / DETECTOR, wanted, splits(), home, device)
 
 
@@ -111,13 +115,19 @@ def set_threshold(folder: Path, threshold: Threshold, calibration: Calibration) 
     metrics |= threshold_metrics(threshold)
     recalls: dict[str, float] = {}
     scores = read_scores(folder / ARTIFACTS)
+    kept_here = scores is not None
+    if scores is None and f"test/{RECALL}" in result.metrics:
+        # Under protocol paper the test images were scored by the trial.
+        scores = read_scores(trial_of(folder) / ARTIFACTS)
     if scores is not None:
         found, recalls = scores.at(threshold.value)
         metrics |= {f"test/{name}": value for name, value in found.items()}
         metrics |= {f"test/{RECALL}/{kind}": value for kind, value in recalls.items()}
         if RECALL in found:
             metrics["test/miss_rate"] = 1.0 - found[RECALL]
-        write_json(folder / ARTIFACTS / SCORES_FILE, scores.judged_at(threshold.value).model_dump(mode="json"))
+        if kept_here:
+            judged = scores.judged_at(threshold.value)
+            write_json(folder / ARTIFACTS / SCORES_FILE, judged.model_dump(mode="json"))
     result = result.model_copy(
         update={
             "metrics": metrics,
@@ -129,6 +139,13 @@ def set_threshold(folder: Path, threshold: Threshold, calibration: Calibration) 
     write_json(folder / ARTIFACTS / "metrics.json", result.model_dump(mode="json"))
     write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
     return result
+
+
+def trial_of(final: Path) -> Path:
+    """The folder of the trial that a final job fitted again: ``trials/UID/final/00003`` -> ``trials/UID/00003``."""
+    parts = list(final.parts)
+    del parts[len(parts) - 1 - parts[::-1].index("final")]
+    return Path(*parts)
 
 
 def _belongs_to_threshold(name: str) -> bool:
@@ -152,7 +169,8 @@ def _with_images(
     calibration: Calibration, detector_folder: Path, folder: Path, splits: Splits, home: Home, device: torch.device
 ) -> Calibration:
     with known_pixels(home) as known:
-        images = good_images(folder, splits, known=known)
+        fitted = read_description(detector_folder).provenance.get(FITTED, [])
+        images = good_images(folder, splits, known=known, fitted=frozenset(map(str, fitted)))
     name = named(folder, images)
     if calibration.images == name:
         return calibration

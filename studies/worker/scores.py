@@ -115,7 +115,7 @@ def write_scores(prediction: Prediction, image_set: ImageSet, artifacts: Path, *
     Raises:
         InputError: the folder cannot be written.
     """
-    values, labels = prediction.scores.numpy(), image_set.labels
+    values, labels = prediction.scores.numpy().astype(np.float64), image_set.labels
     alarms = values >= threshold if threshold is not None else None
     scores = Scores(
         threshold=threshold,
@@ -136,7 +136,7 @@ def write_scores(prediction: Prediction, image_set: ImageSet, artifacts: Path, *
 
 
 def choose(
-    scores: NDArray[np.float32], labels: NDArray[np.int8], *, threshold: float | None
+    scores: NDArray[np.floating[Any]], labels: NDArray[np.int8], *, threshold: float | None
 ) -> list[tuple[int, Group]]:
     """Indices of the images of the gallery, each with its group; at most `MOST` of each group, and no image twice.
 

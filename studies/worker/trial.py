@@ -161,9 +161,13 @@ class _Worker:
         return _prefixed(evaluation, "test"), evaluation
 
     def _on_scores_of_trial(self, detector: Detector) -> tuple[dict[str, float], Evaluation]:
-        """Under protocol ``paper``: what the threshold does to the scores of the trial, which are those of this detector."""
+        """Under protocol ``paper``: what the threshold does to the scores of the trial, which are those of this detector.
+
+        Not of a head that trains: its trial was fitted to all of train, this detector without the part for its threshold.
+        """
         study = self.home.study_folder(self.job.study_uid)
-        if detector.threshold is None or not self.job.path.is_relative_to(study / "final"):
+        is_other = detector.head.trained and self.fitting.parts > 0
+        if detector.threshold is None or is_other or not self.job.path.is_relative_to(study / "final"):
             return {}, Evaluation(metrics={})
         scores = read_scores(study / self.job.path.relative_to(study / "final") / ARTIFACTS)
         if scores is None:

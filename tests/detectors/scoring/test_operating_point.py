@@ -177,7 +177,27 @@ def test_a_given_value_tells_the_rate_to_expect():
     assert (threshold.expected_rate, threshold.alarms, threshold.supports_rate) == (18 / 20, 17, True)
     blind = choose_threshold(rule="value", value=1.5)
     assert (blind.normals, blind.expected_rate, blind.rate_interval, blind.largest_rate) == (0, None, None, None)
-    assert choose_threshold(rule="value", value=-9.0, good=good(np.arange(3.0))).rate_interval == (0.0, 1.0)
+    assert choose_threshold(rule="value", value=-9.0, good=good(np.arange(3.0))).rate_interval.high == 1.0
+
+
+def test_the_interval_of_a_given_value_is_clopper_and_pearsons():
+    for alarms in (0, 3):
+        threshold = choose_threshold(rule="value", value=39.5 - alarms, good=good(np.arange(40.0)))
+        assert threshold.alarms == alarms
+        expected = binomtest(alarms, 40).proportion_ci(method="exact")
+        assert threshold.rate_interval == pytest.approx((expected.low, expected.high))
+
+
+def test_the_least_cost_may_lie_below_every_good_score():
+    threshold = choose_threshold(
+        rule="cost", good=good([5.0, 6, 7, 8, 9]), scores=[1.0, 2, 10], labels=[1, 1, 1], costs=Costs(1000, 1, 0.5)
+    )
+    assert threshold.value == 1.0
+
+
+def test_counts_compare_as_verdicts_do():
+    score = np.float32(0.7)  # a little below 0.7
+    assert count(np.array([score]), [1], ["dent"], 0.7).caught == int(float(score) >= 0.7) == 0
 
 
 # Counts

@@ -19,7 +19,7 @@ from studies.home import Home
 from studies.release.locate import open_view
 from studies.search.view import StudyView, TrialView
 from studies.worker.calibration import CALIBRATION, read_calibration
-from studies.worker.jobs import ARTIFACTS, read_result
+from studies.worker.jobs import ARTIFACTS, RESULT_FILE, read_result
 from studies.worker.scores import read_scores
 from tests.helpers.builders import raw_config
 from tests.helpers.command_line import set_home, study
@@ -163,6 +163,47 @@ def test_a_registered_model_gets_a_new_version_through_the_gate(home: Home) -> N
     assert {version["version"]: version["aliases"] for version in listed}["2"] == ["champion"]
 
 
+def test_a_version_keeps_what_its_threshold_rests_on(home: Home, tmp_path: Path, tiny_mvtec: Path) -> None:
+    assert study("promote", "tiny", "--device", "cpu").code == 0
+    other = tmp_path / "other_day"
+    other.mkdir()
+    for index, path in enumerate(sorted((tiny_mvtec / "widget" / "train" / "good").iterdir())[:12]):
+        pixels = np.array(Image.open(path)).astype(int)
+        Image.fromarray(np.clip(pixels + 2, 0, 255).astype(np.uint8)).save(other / f"{index}.png")
+    ended = study("threshold", "models:/tiny@champion", "--images", other, "--rate", 0.08, "--device", "cpu", "--json")
+    version = json.loads(ended.out)["version"]
+    name = f"models:/tiny/{version}"
+    assert asked(name, "--device", "cpu")["products"][0]["rates"][0]["source"] == str(other)
+    shutil.rmtree(other)  # the scores are kept
+    ended = study("threshold", name, "--rate", 0.5, "--device", "cpu", "--json")
+    assert json.loads(ended.out)["changes"][0]["after"]["normals"] == 12
+
+
+def test_a_refit_that_was_cut_off_is_made_again(home: Home) -> None:
+    view, trial = selected(home)
+    (trial.final_folder / RESULT_FILE).unlink()
+    words = ("run", "tiny.yaml", "--inline", "--device", "cpu", "--offline", "--set", "threshold.rate=0.2")
+    ended = study(*words)
+    assert ended.code == 0, ended.err
+    result = read_result(trial.final_folder)
+    assert result is not None
+    assert result.threshold_set is None  # a new refit
+    assert Threshold.from_json(result.threshold).rate == 0.2
+    assert len(view.ledger()) == 2
+
+
+def test_under_protocol_paper_the_scores_of_the_trial_are_counted_again(home: Home) -> None:
+    trial = open_view("defaults", home).selected()
+    assert trial is not None
+    before = trial.final.metrics["test/image_recall"]
+    (change,) = asked("defaults", "--value", -1.0)["changes"]
+    assert change["after"]["value"] == -1.0
+    metrics = read_result(trial.final_folder).metrics
+    assert (metrics["test/image_recall"], metrics["test/false_alarm_rate"]) == (1.0, 1.0)
+    asked("defaults", "--value", 1e6)
+    assert read_result(trial.final_folder).metrics["test/image_recall"] == 0.0 < before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -225,6 +266,8 @@ def test_each_of_several_products_may_have_its_own(
         assert {name: load_artifact(path).threshold.rate for name, path in trial.detectors.items()} == rates
         stored = trial.final.threshold["products"]
         assert {name: one["rate"] for name, one in stored.items()} == rates
+        for name, one in stored.items():
+            assert read_scores(trial.final_folder / ARTIFACTS / name).threshold == one["value"]
         assert "test/image_recall" in trial.final.metrics
         again = study(*words)
         assert again.code == 0, again.err
