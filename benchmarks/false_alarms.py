@@ -15,9 +15,9 @@ bound with 95 %. A promise holds in a draw if the alarms among the m images are 
 beta-binomial quantile for m, k + 1, n - k, in which the chance of drawing these m is accounted for. Recall is on the
 defective images that took no part (all of screw's; 25 of macaroni's).
 
-EfficientNet-Lite0, strides 8 and 16, the detectors' defaults. So that 50 draws with eleven fits each do not take a day, images have
-128 px, PatchCore's bank is a fifth of its default, and FastFlow trains for three epochs: recall is no benchmark of the detectors, it
-compares the two rules.
+EfficientNet-Lite0, strides 8 and 16, the detectors' defaults. So that 50 draws with eleven fits each do not take a day, images
+have 128 px, PatchCore's bank is a fifth of its default, and FastFlow trains for three epochs: recall is no benchmark of the
+detectors, it compares the two rules.
 """
 
 from __future__ import annotations

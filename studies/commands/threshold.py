@@ -63,7 +63,7 @@ def threshold(
             print_outcome(found.promotion, console, dry_run=False)
         elif found.changes:
             console.print(
-                f"a model that is registered keeps its own: study promote {name} makes a version with this one",
+                f"a registered model keeps its own; for a version with this one: study promote {name}",
                 style="dim",
                 markup=False,
             )

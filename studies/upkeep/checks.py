@@ -217,12 +217,15 @@ def _has_table(url: str, name: str, variable: str) -> bool:
 
 
 def _ledgers(home: Home) -> Iterator[Check]:
-    if not _is_made(home.storage_url, "studies", "STUDY_STORAGE"):
-        return
     from studies.search import storage as studies_storage
     from studies.search.view import StudyView
 
-    views = [StudyView(*pair, home) for pair in studies_storage.all_studies(studies_storage.open_storage(home))]
+    try:
+        if not _is_made(home.storage_url, "studies", "STUDY_STORAGE"):
+            return
+        views = [StudyView(*pair, home) for pair in studies_storage.all_studies(studies_storage.open_storage(home))]
+    except InputError:
+        return  # the look at the storage tells why
     faults = [f"{view.study.study_name}: {fault}" for view in views for fault in view.ledger_faults()]
     for fault in faults:
         yield Check("ledger", "warn", fault, "figures on test may be the best of more scorings than are listed")
@@ -232,14 +235,17 @@ def _ledgers(home: Home) -> Iterator[Check]:
 
 
 def _record_of_models(home: Home) -> Iterator[Check]:
-    if not (home.root / "registry.jsonl").is_file() and not _is_made(
-        home.tracking_uri, "registered_models", "MLFLOW_TRACKING_URI"
-    ):
-        return
     from studies.release.promotion import open_registry
 
-    registry = open_registry(home)
-    models = {name: registry.faults(name) for name in registry.names()} | registry.faults_of_missing()
+    try:
+        if not (home.root / "registry.jsonl").is_file() and not _is_made(
+            home.tracking_uri, "registered_models", "MLFLOW_TRACKING_URI"
+        ):
+            return
+        registry = open_registry(home)
+        models = {name: registry.faults(name) for name in registry.names()} | registry.faults_of_missing()
+    except InputError:
+        return  # the look at the store tells why
     faults = [f"{name}: {fault}" for name, found in models.items() for fault in found]
     for fault in faults:
         yield Check(

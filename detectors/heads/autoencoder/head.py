@@ -65,5 +65,8 @@ class Autoencoder(Reconstruction):
         super().__init__()
         self.residual = cast(Residual, loss)
 
+    def least_weights(self, plan: Plan) -> int:
+        return plan.code_weights
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> AutoencoderNetwork:
         return AutoencoderNetwork(plan, residual=self.residual, generator=generator)

@@ -66,6 +66,9 @@ class Ganomaly(Reconstruction):
         super().__init__()
         self.by_latent = score == "latent"
 
+    def least_weights(self, plan: Plan) -> int:
+        return plan.code_weights
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> GanomalyNetwork:
         return GanomalyNetwork(plan, gives_scores=self.by_latent, generator=generator)
 

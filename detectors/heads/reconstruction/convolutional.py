@@ -75,6 +75,11 @@ class Plan:
         """Shape of an image's code."""
         return (self.code, 1, 1) if self.whole else (self.code, *self.bottom)
 
+    @property
+    def code_weights(self) -> int:
+        """Weights from the bottom to one code for the whole image; 0 where each position has its own."""
+        return self.code * self.widths[-1] * math.prod(self.bottom) if self.whole else 0
+
 
 class Encoder(nn.Module):
     """[B, C, h, w] -> code [B, outputs, 1, 1], or [B, outputs, a, b] where each position has its own."""

@@ -10,7 +10,6 @@ is linear, so that output and input have the same range whatever the backbone.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -126,14 +125,17 @@ class Reconstruction(Head):
             return maps, None
         return maps, torch.cat([maps.new_zeros(0), *(scores for _, scores in results if scores is not None)])
 
+    def least_weights(self, plan: Plan) -> int:
+        """Weights that a network of this plan has at least, so that stored ones are counted before it is made; 0 if not known."""
+        return 0
+
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors["shape"].shape != (3,) or int(tensors["shape"].min()) < 1:
             raise ValueError(f"{self.name} tensors of shape {tensors['shape'].tolist()}")
         channels, height, width = (int(value) for value in tensors["shape"])
         # Before the network is made: a grid or channels that nobody fitted could ask for any memory.
         plan, held = self._plan(channels, (height, width)), sum(value.numel() for value in tensors.values())
-        code_weights = plan.code * plan.widths[-1] * math.prod(plan.bottom) if plan.whole else 0
-        if max(height, width) > MAX_GRID or channels + code_weights > held:
+        if max(height, width) > MAX_GRID or channels + self.least_weights(plan) > held:
             raise ValueError(f"{self.name} tensors of shape {tensors['shape'].tolist()} with {held} values")
         network = self._new_network(channels, (height, width), seed=0)
         weights = {name.removeprefix("network."): value for name, value in tensors.items() if name != "shape"}

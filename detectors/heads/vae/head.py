@@ -61,6 +61,9 @@ class Vae(Reconstruction):
         super().__init__()
         self.beta, self.residual = float(beta), cast(Residual, map)
 
+    def least_weights(self, plan: Plan) -> int:
+        return plan.code_weights
+
     def make_network(self, plan: Plan, generator: torch.Generator) -> VaeNetwork:
         return VaeNetwork(plan, residual=self.residual, generator=generator)
 
