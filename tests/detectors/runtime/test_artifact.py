@@ -29,6 +29,7 @@ from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.runtime import tensor_file
 from detectors.runtime.artifact import (
+    THRESHOLD_SET,
     DESCRIPTION,
     TENSORS,
     Artifact,
@@ -500,7 +501,8 @@ def test_a_threshold_is_replaced_in_place_and_nothing_else(detector, saved, firs
         as_first_format(saved)
     with_threshold(saved, MOVED)
     after = json.loads((saved / DESCRIPTION).read_text())
-    assert {key for key in after if after[key] != before[key]} == {"threshold", "sha256"}
+    assert {key for key in after if after[key] != before[key]} == {"threshold", "sha256", "provenance"}
+    assert after["provenance"] == {**before["provenance"], THRESHOLD_SET: True}
     assert (saved / TENSORS).read_bytes() == tensors
     assert read_description(saved).is_sealed
     loaded = load_artifact(saved)

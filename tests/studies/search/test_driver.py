@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ def test_another_threshold_rate_is_chosen_anew_without_a_job(bench: Bench, monke
     chosen = Threshold(3.0, "false_alarm_rate", "validation", 20, rate=0.2)
     sections, written = [], []
 
-    def operating(view: StudyView, trial: TrialView, section: ThresholdConfig, **options: Any) -> list[Operating]:
-        sections.append(section)
+    def operating(
+        view: StudyView, trial: TrialView, wanted: Mapping[str, ThresholdConfig], **options: Any
+    ) -> list[Operating]:
+        sections.extend(wanted.values())
         return []
 
     monkeypatch.setattr(thresholds, "operating", operating)
