@@ -67,16 +67,16 @@ class _Window(NamedTuple):
     """[h, w, 3], the new content; unchanged outside of the defect's shape."""
 
 
-class _Jitter(NamedTuple):
+class Jitter(NamedTuple):
     """How far colours move: levels added (either sign) and relative strength of contrast, saturation and hue."""
 
     shift: tuple[float, float]
     strength: float
 
 
-_PATCH_JITTER = _Jitter((8.0, 28.0), 0.1)
-_SCAR_JITTER = _Jitter((12.0, 48.0), 0.1)
-_STAIN_JITTER = _Jitter((24.0, 72.0), 0.4)
+PATCH_JITTER = Jitter((8.0, 28.0), 0.1)
+SCAR_JITTER = Jitter((12.0, 48.0), 0.1)
+STAIN_JITTER = Jitter((24.0, 72.0), 0.4)
 
 
 def apply_defect(rgb: RGB, recipe: DefectRecipe) -> tuple[RGB, Mask]:
@@ -98,11 +98,11 @@ def apply_defect(rgb: RGB, recipe: DefectRecipe) -> tuple[RGB, Mask]:
     paint = _PAINTERS[recipe.kind]
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64([recipe.seed, attempt, *recipe.kind.encode()]))
-        changed, mask = _paste(rgb, paint(rgb, _place(ground, (height, width), rng), rng))
-        if mask.sum() >= smallest and (ground is None or _overlaps(mask, ground)):
+        changed, mask = _paste(rgb, paint(rgb, place(ground, (height, width), rng), rng))
+        if mask.sum() >= smallest and (ground is None or overlaps(mask, ground)):
             return changed, mask
     rng = np.random.Generator(np.random.PCG64([recipe.seed, MAX_ATTEMPTS]))
-    return _paste(rgb, _blot(rgb, _place(ground, (height, width), rng)))
+    return _paste(rgb, _blot(rgb, place(ground, (height, width), rng)))
 
 
 def foreground(rgb: RGB) -> Mask | None:
@@ -172,7 +172,7 @@ def _cutpaste(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _W
     top, left = _inside(centre[0] - h // 2, height - h), _inside(centre[1] - w // 2, width - w)
     source_top, source_left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
     patch = rgb[source_top : source_top + h, source_left : source_left + w]
-    return _Window(top, left, _recolour(patch, _PATCH_JITTER, rng))
+    return _Window(top, left, recolour(patch, PATCH_JITTER, rng))
 
 
 def _scar(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Window:
@@ -194,7 +194,7 @@ def _scar(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Windo
     rows = np.clip((v[inside] + source[0]).astype(np.intp), 0, height - 1)
     columns = np.clip((u[inside] + source[1]).astype(np.intp), 0, width - 1)
     pixels = rgb[top:bottom, left:right].copy()
-    pixels[inside] = _recolour(rgb[rows, columns][None], _SCAR_JITTER, rng)[0]
+    pixels[inside] = recolour(rgb[rows, columns][None], SCAR_JITTER, rng)[0]
     return _Window(top, left, pixels)
 
 
@@ -217,7 +217,7 @@ def _perlin(rgb: RGB, centre: tuple[int, int], rng: np.random.Generator) -> _Win
     inside = strength > max(float(ranked[strength.size - 1 - int(share * strength.size)]), 0.0)
     opacity = np.float32(rng.uniform(0.35, 1.0))
     old = rgb[top : top + h, left : left + w]
-    texture = _recolour(_shuffled(rgb, (top, left, h, w), rng), _STAIN_JITTER, rng)
+    texture = recolour(shuffled(rgb, (top, left, h, w), rng), STAIN_JITTER, rng)
     pixels = old.copy()
     before = old[inside].astype(np.float32)
     pixels[inside] = np.rint(before + (texture[inside] - before) * opacity).astype(np.uint8)
@@ -240,7 +240,7 @@ _PAINTERS: dict[str, Callable[[RGB, tuple[int, int], np.random.Generator], _Wind
 }
 
 
-def _shuffled(rgb: RGB, box: tuple[int, int, int, int], rng: np.random.Generator) -> RGB:
+def shuffled(rgb: RGB, box: tuple[int, int, int, int], rng: np.random.Generator) -> RGB:
     """Texture [h, w, 3] for the `box` (top, left, h, w): tiles from all over the image, flipped at random."""
     height, width = rgb.shape[:2]
     _, _, h, w = box
@@ -256,7 +256,7 @@ def _shuffled(rgb: RGB, box: tuple[int, int, int, int], rng: np.random.Generator
     return texture
 
 
-def _recolour(pixels: RGB, jitter: _Jitter, rng: np.random.Generator) -> RGB:
+def recolour(pixels: RGB, jitter: Jitter, rng: np.random.Generator) -> RGB:
     """Brightness, contrast, saturation and hue of [h, w, 3] moved at random; a gray image stays gray.
 
     The brightness shift is never below the visible and turns round where it would leave the range, so that even a
@@ -291,7 +291,7 @@ def _paste(rgb: RGB, window: _Window) -> tuple[RGB, Mask]:
     return changed, mask
 
 
-def _place(ground: Mask | None, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+def place(ground: Mask | None, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
     """Row and column of the defect's centre: on the object where there is one, anywhere otherwise."""
     if ground is None:
         return int(rng.integers(size[0])), int(rng.integers(size[1]))
@@ -302,7 +302,7 @@ def _place(ground: Mask | None, size: tuple[int, int], rng: np.random.Generator)
     return min(int(y), size[0] - 1), min(int(x), size[1] - 1)
 
 
-def _overlaps(mask: Mask, ground: Mask) -> bool:
+def overlaps(mask: Mask, ground: Mask) -> bool:
     """Whether a pixel of the mask [H, W] lies on the coarse object mask."""
     rows, columns = np.nonzero(mask)
     return bool(ground[rows * ground.shape[0] // mask.shape[0], columns * ground.shape[1] // mask.shape[1]].any())
