@@ -1,4 +1,4 @@
-"""What painted defects show in their window: another place's pixels, the own ones moved, turned, recoloured or blurred, or ground."""
+"""What painted defects show in their window: pixels of another place, or the own ones moved, turned, recoloured or blurred."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[Draw, Content]] = {
 LARGEST_AREA = 0.1
 """Of a defect, as a share of the image."""
 FINEST_STRIDE = 8
-"""Pixels of the resized image that a position of the finest map covers which most detectors look at: the smallest defect has its area."""
+"""Stride of the finest map that most detectors look at: the smallest defect has the area of one of its positions."""
 SIZE_GRADES, OPACITY_GRADES = 4, 2
 FAINTEST, FULL_FROM = 0.2, 0.6
 """A faint defect has an opacity from `FAINTEST` to `FULL_FROM`, a full one from there to 1."""

@@ -29,9 +29,9 @@ from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.runtime import tensor_file
 from detectors.runtime.artifact import (
-    THRESHOLD_SET,
     DESCRIPTION,
     TENSORS,
+    THRESHOLD_SET,
     Artifact,
     is_artifact,
     load_artifact,
