@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.data.images import Size, read_image, read_mask, resize_image, resize_mask
+from detectors.data.painting.paint import paint
+from detectors.data.painting.painted_set import PaintedSet
+from detectors.data.painting.recipe import Painting
 from detectors.data.synthetic_defects import DefectRecipe, apply_defect
 from detectors.errors import InputError
 
 GOOD = "good"
 """The type of images without a defect."""
+PIXEL_SAMPLE = 64
+"""Painted images whose pixels are scored, and at most as many good ones."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,10 @@ class Sample:
     file: Path
     defect_type: str = GOOD
     mask_file: Path | None = None
-    recipe: DefectRecipe | None = None
-    """A synthetic defect that is painted into the good image when it is loaded."""
+    recipe: DefectRecipe | Painting | None = None
+    """A defect that is painted into the good image when it is loaded: of the first version of recipes, or of the second."""
+    fold: int = 0
+    """Where images are held out in turns, the turn of this one, from 1 on."""
 
     @property
     def label(self) -> int:
@@ -103,6 +110,30 @@ class ImageSet:
         defective = [sample for sample in self.samples if sample.label]
         return bool(defective) and all(sample.mask_file or sample.recipe for sample in defective)
 
+    @cached_property
+    def painted(self) -> PaintedSet | None:
+        """What the ranking score has to know of a set with defects of the second version of recipes; None for any other."""
+        if not any(isinstance(sample.recipe, Painting) for sample in self.samples):
+            return None
+        sources = {file: number for number, file in enumerate(dict.fromkeys(sample.file for sample in self.samples))}
+        return PaintedSet(
+            cells=tuple(sample.recipe.cell if isinstance(sample.recipe, Painting) else "" for sample in self.samples),
+            sources=np.array([sources[sample.file] for sample in self.samples], dtype=np.int64),
+            folds=np.array([sample.fold for sample in self.samples], dtype=np.int64),
+        )
+
+    @cached_property
+    def with_pixels(self) -> tuple[int, ...]:
+        """Indices of the images whose pixels are scored: all, but of a painted set `PIXEL_SAMPLE` painted ones and as many good.
+
+        Painting a mask again costs more than scoring the image, and a few dozen settle a mean.
+        """
+        if self.painted is None or len(self.painted.painted) <= PIXEL_SAMPLE:
+            return tuple(range(len(self)))
+        places = np.linspace(0, len(self.painted.painted) - 1, PIXEL_SAMPLE).round().astype(int)
+        chosen = {*self.painted.painted[places].tolist(), *self.painted.good[:PIXEL_SAMPLE].tolist()}
+        return tuple(sorted(chosen))
+
     def load(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Image [h, w, 3] and mask [h, w] (None where unknown) of one sample, resized.
 
@@ -112,7 +143,9 @@ class ImageSet:
         sample = self.samples[index]
         rgb = read_image(sample.file)
         mask: NDArray[np.bool_] | None = None
-        if sample.recipe is not None:
+        if isinstance(sample.recipe, Painting):
+            rgb, mask = paint(rgb, sample.recipe)
+        elif sample.recipe is not None:
             rgb, mask = apply_defect(rgb, sample.recipe)
         elif sample.mask_file is not None:
             mask = read_mask(sample.mask_file, rgb.shape[:2])
@@ -127,10 +160,10 @@ class ImageSet:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
     def masks(self) -> NDArray[np.bool_] | None:
-        """bool [N, h, w], or None where a defective sample has no mask."""
+        """bool [n, h, w] of the n images of `with_pixels`, or None where a defective sample has no mask."""
         if not self.has_masks:
             return None
-        return np.stack([mask for _, mask in map(self.load, range(len(self))) if mask is not None])
+        return np.stack([mask for _, mask in map(self.load, self.with_pixels) if mask is not None])
 
 
 def file_sha256(path: Path) -> str:

@@ -13,17 +13,27 @@ from typing import Literal, get_args
 from detectors.data.copies import PixelDigests, Progress, content_groups, named
 from detectors.data.images import Size
 from detectors.data.mvtec import by_key
+from detectors.data.painting.recipe import CELLS, painting
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
 from detectors.data.synthetic_defects import DEFECT_KINDS, DefectRecipe
 from detectors.errors import InputError
 
 Protocol = Literal["holdout", "paper", "synthetic"]
 """How a data set is divided; see `make_splits`."""
-MIN_SYNTHETIC_NORMALS = 10
-"""Normals that protocol ``synthetic`` needs: four are held out, so that each half has a good and a defective one.
-
-Copies count once.
-"""
+RECIPES = 2
+"""Version of the painted defects, and of the division, of a new study with protocol ``synthetic``."""
+MIN_NORMALS_V1 = 10
+"""Normals that the first version needs, copies counted once: four are held out, a good and a defective one in each half."""
+MIN_NORMALS = 4
+"""Normals that the second version needs: one is for test, and the others are held out in turns."""
+ENOUGH_TO_HOLD_OUT, LEAST_HELD_OUT = 100, 30
+"""From so many normals on some are held out for good, at least so many; fewer are all held out in turns."""
+MOST_FOLDS = 5
+"""Turns in which normals are held out; each is a fit of every trial."""
+PAINTED = "painted_"
+"""Begins the type of a painted defect."""
+LEAST_PAINTED, LEAST_PAINTED_TEST = 3 * len(CELLS), len(CELLS)
+"""Painted images of validation and of test, at least: three and one of each cell."""
 
 Groups = list[list[Sample]]
 """Samples by content: those in one list have the same pixels and stay on one side."""
@@ -48,20 +58,30 @@ class Splits:
     """What a person must know about images that are both labelled and for training, one line each; not in `digest`."""
     copies: int = 0
     """Images of the data set whose pixels another one before them has; not in `digest`."""
+    folds: int = 0
+    """Turns in which the normals of train are held out: validation is then these normals, and what is painted into each, and is
+    scored by detectors that were fitted without them. 0 where validation is held out for good."""
 
     def __post_init__(self) -> None:
         owners: dict[object, str] = {}
-        for image_set in self.sets:
+        for image_set in (self.train, self.test) if self.folds else self.sets:
             for sample in image_set.samples:
-                for mark in (sample.key, sample.file):
-                    if mark in owners:
-                        raise ValueError(f"{mark} is in {owners[mark]} and in {image_set.name}")
-                    owners[mark] = image_set.name
+                if sample.key in owners:
+                    raise ValueError(f"{sample.key} is in {owners[sample.key]} and in {image_set.name}")
+                owners[sample.key] = image_set.name
+                # A file may be painted into several times, within one set.
+                if owners.setdefault(sample.file, image_set.name) != image_set.name:
+                    raise ValueError(f"{sample.file} is in {owners[sample.file]} and in {image_set.name}")
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
         """Train, validation where there is one, and test."""
         return tuple(image_set for image_set in (self.train, self.validation, self.test) if image_set is not None)
+
+    @property
+    def unseen(self) -> ImageSet | None:
+        """The validation images if a detector that was fitted to all of train has not seen them; None where they are its own."""
+        return None if self.folds else self.validation
 
     @property
     def search_sets(self) -> tuple[ImageSet, ImageSet]:
@@ -88,6 +108,7 @@ def make_splits(
     protocol: Protocol,
     image_size: Size,
     seed: int = 0,
+    recipes: int = RECIPES,
     cache: PixelDigests | None = None,
     progress: Progress | None = None,
 ) -> Splits:
@@ -96,8 +117,11 @@ def make_splits(
     - ``holdout``: within each type of the labelled images, ordered by `stable_order`, even ranks are validation and
       odd ranks test.
     - ``paper``: no validation, every labelled image is test.
-    - ``synthetic``: 20 % of the normals (at least four) are held out and halved into validation and test; every second
-      image of each half gets a synthetic defect. Labelled images, if any, are not used.
+    - ``synthetic``: a tenth of the normals is test. Of 100 or more, a fifth (at least 30) is validation and the others are
+      train; fewer are all train, and validation holds them out in turns (`Splits.folds`). Every image of validation and test
+      counts as good and is painted several times; all kinds of defects, sizes and opacities come equally often
+      (`detectors.data.painting`). Labelled images, if any, are not used. In the first version of recipes a fifth of the
+      normals (at least four) was halved into validation and test, and every second image of each half was painted once.
 
     Copies, which are images with the same decoded pixels, have the rank of the first of them and go where it goes. With
     ``holdout`` a training image that is labelled too is left out of train: there are many normals, few labelled images.
@@ -106,6 +130,7 @@ def make_splits(
     `seed` chooses the synthetic defects, never which images are held out.
 
     Args:
+        recipes: version of the painted defects and of the division that goes with them, 1 or 2.
         cache: pixels of files that are known already; see `content_groups`.
         progress: called while other files are decoded.
 
@@ -123,12 +148,15 @@ def make_splits(
     validation: Iterable[Sample] = ()
     test: Iterable[Sample] = dataset.test
     notes: tuple[str, ...] = ()
+    folds = 0
     if protocol == "holdout":
         train, notes = _without_labelled(dataset, contents)
         validation, test = _halves_within_types(dataset.test, contents)
         _require_both_labels(dataset, "validation", validation)
-    elif protocol == "synthetic":
+    elif protocol == "synthetic" and recipes == 1:
         train, validation, test = _held_out_with_defects(dataset, contents, seed)
+    elif protocol == "synthetic":
+        train, validation, test, folds = _painted(dataset, contents, seed, side=min(image_size))
     else:
         notes = _both_trained_and_tested(dataset, contents)
     _require_both_labels(dataset, "test", test)
@@ -139,6 +167,7 @@ def make_splits(
         test=ImageSet("test", by_key(test), image_size),
         notes=notes,
         copies=len(samples) - len(set(contents.values())),
+        folds=folds,
     )
 
 
@@ -219,13 +248,7 @@ def _halves_within_types(
 def _held_out_with_defects(
     dataset: Dataset, contents: Mapping[Sample, int], seed: int
 ) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    order = grouped(stable_order(dataset.train), contents)
-    if len(order) < MIN_SYNTHETIC_NORMALS:
-        copies = f" without copies ({len(dataset.train)} with them)" if len(order) < len(dataset.train) else ""
-        raise InputError(
-            f"{dataset.category}: protocol synthetic needs at least {MIN_SYNTHETIC_NORMALS} good training images, "
-            f"there are {len(order)}{copies}; add some"
-        )
+    order = _enough(dataset, contents, MIN_NORMALS_V1)
     n_held_out = max(4, len(order) // 5)
     held_out, train = order[:n_held_out], order[n_held_out:]
     return (
@@ -233,6 +256,57 @@ def _held_out_with_defects(
         _with_defects(held_out[0::2], seed),
         _with_defects(held_out[1::2], seed),
     )
+
+
+def _enough(dataset: Dataset, contents: Mapping[Sample, int], least: int) -> Groups:
+    """The normals by content, in the stable order. Raises `InputError` for fewer contents than `least`."""
+    order = grouped(stable_order(dataset.train), contents)
+    if len(order) < least:
+        copies = f" without copies ({len(dataset.train)} with them)" if len(order) < len(dataset.train) else ""
+        raise InputError(
+            f"{dataset.category}: protocol synthetic needs at least {least} good training images, "
+            f"there are {len(order)}{copies}; add some"
+        )
+    return order
+
+
+def _painted(
+    dataset: Dataset, contents: Mapping[Sample, int], seed: int, *, side: int
+) -> tuple[list[Sample], list[Sample], list[Sample], int]:
+    """Train, validation and test of the second version of recipes, and the number of folds."""
+    order = _enough(dataset, contents, MIN_NORMALS)
+    n_test = max(1, len(order) // 10)
+    test, rest = order[:n_test], order[n_test:]
+    painted_test = _painted_several_times(test, seed, least=LEAST_PAINTED_TEST, side=side, part="test")
+    if len(order) >= ENOUGH_TO_HOLD_OUT:
+        n_held_out = max(LEAST_HELD_OUT, len(order) // 5)
+        held_out, kept = rest[:n_held_out], rest[n_held_out:]
+        validation = _painted_several_times(held_out, seed, least=LEAST_PAINTED, side=side, part="validation")
+        return [sample for group in kept for sample in group], validation, painted_test, 0
+    folds = min(MOST_FOLDS, len(rest))
+    turns = [[replace(sample, fold=place % folds + 1) for sample in group] for place, group in enumerate(rest)]
+    validation = _painted_several_times(turns, seed, least=LEAST_PAINTED, side=side, part="validation")
+    return [sample for group in turns for sample in group], validation, painted_test, folds
+
+
+def _painted_several_times(normals: Groups, seed: int, *, least: int, side: int, part: str) -> list[Sample]:
+    """The normals, and each first of its copies painted as often as any other, `least` times in all or more."""
+    times = -(-least // len(normals))
+    samples = [sample for group in normals for sample in group]
+    for place, group in enumerate(normals):
+        sample = group[0]
+        for turn in range(times):
+            # Turn by turn through all images, so that a cell is not bound to an image.
+            number = turn * len(normals) + place
+            recipe = painting(number, image=f"{part}/{sample.key}", side=side, seed=seed)
+            painted = replace(
+                sample,
+                key=f"{sample.key}#{turn + 1}-{recipe.kind}",
+                defect_type=f"{PAINTED}{recipe.kind}",
+                recipe=recipe,
+            )
+            samples.append(painted)
+    return samples
 
 
 def _with_defects(normals: Groups, seed: int) -> list[Sample]:

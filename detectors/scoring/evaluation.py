@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from detectors.data.painting.painted_set import PaintedSet
 from detectors.data.samples import GOOD
 from detectors.errors import InputError
 from detectors.scoring import metrics
 from detectors.scoring.arrays import as_array
 from detectors.scoring.metrics import UndefinedMetricError
 from detectors.scoring.operating_point import Counts, Threshold, count, share_interval
+from detectors.scoring.ranking import RANKING_SCORE, ranking_interval, ranking_score, ranking_scores_by_kind
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL_METRICS = ("image_auroc_low", "image_auroc_high")
@@ -26,13 +28,15 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro", "pixe
 RECALL, FALSE_ALARMS, SEG_F1 = "image_recall", "false_alarm_rate", "seg_f1"
 """At the threshold: the share of defective images that raise an alarm, that of good ones, and the F1 of the pixels."""
 OPERATING_METRICS = (RECALL, FALSE_ALARMS, SEG_F1)
-METRICS = (*IMAGE_METRICS, *PIXEL_METRICS, RECALL, SEG_F1)
+METRICS = (*IMAGE_METRICS, *PIXEL_METRICS, RECALL, SEG_F1, RANKING_SCORE)
 """What a search may aim at: each says more about a detector the higher it is."""
 LOWER_METRICS = (FALSE_ALARMS,)
 """What it may aim at as well: better the lower it is."""
 PER_DEFECT = "per_defect"
 """Key under `Evaluation.undefined` that stands for all of `Evaluation.per_defect`."""
 NO_THRESHOLD = "there is no threshold"
+IS_PAINTED = "the defects are painted, which the ranking score is for"
+NOT_PAINTED = "the ranking score is for painted defects; these are real ones"
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class Evaluation:
 
     metrics: dict[str, float]
     """The defined ones of `IMAGE_METRICS`, `INTERVAL_METRICS` (95 % for the image AUROC) and `PIXEL_METRICS`. Where the detector
-    has a threshold `OPERATING_METRICS` too; recall and false-alarm rate with their 95 % intervals (``_low``, ``_high``)."""
+    has a threshold `OPERATING_METRICS` too; recall and false-alarm rate with their 95 % intervals (``_low``, ``_high``). Of
+    painted defects `RANKING_SCORE` with its interval stands for `IMAGE_METRICS`."""
     per_defect: dict[str, float] = field(default_factory=dict)
-    """Image AUROC of each defect type against all good images."""
+    """Image AUROC of each defect type against all good images; of painted defects the ranking score of each kind."""
     undefined: dict[str, str] = field(default_factory=dict)
     """The other metrics, each with the reason in words."""
     per_defect_recall: dict[str, float] = field(default_factory=dict)
@@ -86,6 +91,8 @@ def evaluate(
     masks: ArrayLike | Tensor | None,
     defect_types: Sequence[str],
     threshold: Threshold | None = None,
+    painted: PaintedSet | None = None,
+    pixels: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Every metric that the set defines.
@@ -94,9 +101,11 @@ def evaluate(
         scores: image scores [N], raw, larger is more anomalous.
         maps: pixel scores [N, H, W], or None where the detector gives none.
         labels: [N], 0 good, 1 defective.
-        masks: bool [N, H, W], or None where they are not known.
+        masks: bool [N, H, W], or [n, H, W] of the images at `pixels`; None where they are not known.
         defect_types: type of each image, ``good`` for the good ones.
         threshold: that the detector is run at; without one there are no `OPERATING_METRICS`.
+        painted: of a set with painted defects, `detectors.data.samples.ImageSet.painted`.
+        pixels: indices [n] of the images that have masks; None for all.
         seed: of the bootstrap behind the interval.
 
     Raises:
@@ -105,6 +114,10 @@ def evaluate(
     """
     scores, labels = as_array(scores), as_array(labels)
     _check_types(labels, defect_types)
+    in_pixels = labels
+    if pixels is not None and len(pixels) < len(labels):
+        chosen = np.asarray(pixels, dtype=np.int64)
+        in_pixels, maps = labels[chosen], None if maps is None else as_array(maps)[chosen]
     defined: dict[str, float] = {}
     undefined: dict[str, str] = {}
 
@@ -114,19 +127,24 @@ def evaluate(
         except UndefinedMetricError as error:
             undefined.update(dict.fromkeys(names, str(error)))
 
-    record(
-        IMAGE_METRICS,
-        lambda: (
-            metrics.auroc(scores, labels),
-            metrics.average_precision(scores, labels),
-            metrics.f1_max(scores, labels)[0],
-        ),
-    )
-    record(INTERVAL_METRICS, lambda: metrics.bootstrap_auroc(scores, labels, seed=seed))
-    record(PIXEL_METRICS, lambda: _pixel_values(maps, masks, labels))
-    if "image_auroc" in undefined:
-        undefined[PER_DEFECT] = undefined["image_auroc"]
-    per_defect = {} if PER_DEFECT in undefined else _auroc_per_type(scores, defect_types)
+    if painted is None:
+        record(IMAGE_METRICS, lambda: [single_image_metric(name, scores, labels) for name in IMAGE_METRICS])
+        record(INTERVAL_METRICS, lambda: metrics.bootstrap_auroc(scores, labels, seed=seed))
+        ranks = "image_auroc"
+    else:
+        undefined.update(dict.fromkeys((*IMAGE_METRICS, *INTERVAL_METRICS), IS_PAINTED))
+        record([RANKING_SCORE], lambda: [ranking_score(scores, painted)])
+        ends = [f"{RANKING_SCORE}_low", f"{RANKING_SCORE}_high"]
+        record(ends, lambda: ranking_interval(scores, painted, seed=seed))
+        ranks = RANKING_SCORE
+    record(PIXEL_METRICS, lambda: _pixel_values(maps, masks, in_pixels))
+    per_defect: dict[str, float] = {}
+    if ranks in undefined:
+        undefined[PER_DEFECT] = undefined[ranks]
+    else:
+        per_defect = (
+            _auroc_per_type(scores, defect_types) if painted is None else ranking_scores_by_kind(scores, painted)
+        )
     if threshold is None:
         return Evaluation(defined, per_defect, undefined)
     counts = count(scores, labels, defect_types, threshold.value)
@@ -135,7 +153,7 @@ def evaluate(
         [FALSE_ALARMS, f"{FALSE_ALARMS}_low", f"{FALSE_ALARMS}_high"],
         lambda: _share(counts.alarms, counts.good, "good"),
     )
-    record([SEG_F1], lambda: [_seg_f1(maps, masks, labels, threshold.pixel)])
+    record([SEG_F1], lambda: [_seg_f1(maps, masks, in_pixels, threshold.pixel)])
     recalls = {kind: caught / of for kind, (caught, of) in counts.per_defect.items()}
     return Evaluation(defined, per_defect, undefined, recalls)
 
@@ -160,8 +178,12 @@ def single_metric(
     labels: ArrayLike | Tensor,
     masks: ArrayLike | Tensor | None,
     threshold: Threshold | None = None,
+    painted: PaintedSet | None = None,
 ) -> float:
     """One of `METRICS` or `LOWER_METRICS` alone, as a training is judged by after every epoch: `evaluate` gives the same value.
+
+    Args:
+        scores, maps, labels, masks, threshold, painted: as for `evaluate`; of a pixel metric all are of the images with masks.
 
     Raises:
         InputError: the metric is not defined on this set, or needs a threshold.
@@ -182,12 +204,21 @@ def single_metric(
         return value
     if name in PIXEL_METRICS:
         return _pixel_values(maps, masks, as_array(labels))[PIXEL_METRICS.index(name)]
+    if name == RANKING_SCORE:
+        if painted is None:
+            raise UndefinedMetricError(NOT_PAINTED)
+        return ranking_score(scores, painted)
+    return single_image_metric(name, as_array(scores), as_array(labels))
+
+
+def single_image_metric(name: str, scores: NDArray[Any], labels: NDArray[Any]) -> float:
+    """One of `IMAGE_METRICS` of scores [N] and labels [N]. Raises as `detectors.scoring.metrics` does."""
     functions: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
         "image_auroc": metrics.auroc,
         "image_ap": metrics.average_precision,
         "image_f1_max": lambda scores, labels: metrics.f1_max(scores, labels)[0],
     }
-    return functions[name](as_array(scores), as_array(labels))
+    return functions[name](scores, labels)
 
 
 def _pixel_values(

@@ -193,7 +193,7 @@ def run_plan(
 
 def remarks(plan: Plan) -> list[str]:
     """What a person should know before the run: where its settings came from, warnings, and backbones that are left out."""
-    lines = [*plan.remarks]
+    lines = [*plan.remarks, *plan.resolutions]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     if plan.dropped:
         lines.append(f"left out, no weights on this machine: {', '.join(plan.dropped)}")

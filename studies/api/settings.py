@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectors.data.splits import RECIPES
 from detectors.errors import InputError
 from detectors.head_files import is_reference
 from detectors.head_texts import look_in
@@ -146,13 +147,19 @@ def run_settings(
         str(weights_dir.absolute()) if weights_dir else "",
     )
     return RunSettings(
-        config,
+        with_recipes(config, None if fresh else stored if is_made_of_it else None),
         origin,
         None if fresh else stored,
         sections(given),
         remarks,
         "" if stored is None or is_made_of_it else _other_study(stored),
     )
+
+
+def with_recipes(config: StudyConfig, stored: Stored | None) -> StudyConfig:
+    """The study with the version of painted defects that a stored one was created with, or for a new one the last."""
+    recipes = RECIPES if stored is None else stored.header.config.get("recipes")
+    return config.model_copy(update={"recipes": recipes})
 
 
 def continued(plan: Plan, settings: RunSettings, *, more: bool) -> dict[str, Any]:
@@ -235,6 +242,7 @@ def _as_stored(stored: Stored, given: Mapping[str, Any], *, home: Home, fresh: b
     again = stored if config.name == stored.header.name else look_up(home, config.name)
     came = f" from {origin.source}" if origin is not None else ""
     remark = f"the settings are those of study {stored.name} as it was stored{came}; its images: {_where(config, stored)}{hint}"
+    config = with_recipes(config, None if fresh else again)
     return RunSettings(config, now, None if fresh else again, sections(given), (remark,))
 
 

@@ -70,6 +70,9 @@ class StudyConfig(Section):
     """Settings that are tried first."""
     seeds: int = Field(1, ge=1, le=20)
     """The selected setting is fitted and scored on the test images with so many seeds; the detector of the first is kept."""
+    recipes: Literal[1, 2] | None = None
+    """Version of the painted defects of protocol ``synthetic``; filled in when a study is created. Studies of version 0.2 and
+    before have none and go on with the first."""
     heads: dict[str, HeadFile] = Field({})
     """Which file, class and sha256 each detector given as FILE.py:CLASS came from; filled in when a study file is read."""
 

@@ -173,6 +173,7 @@ def split(
             protocol=protocol,
             image_size=config.data.size,
             seed=config.sampler.seed,
+            recipes=config.recipes or 1,
             cache=known,
             progress=progress,
         )

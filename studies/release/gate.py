@@ -120,7 +120,12 @@ class Gate:
             rules.append(Rule("not worse", "not applicable", None, None, "there is no champion yet"))
         else:
             compared, difference = champion_rules(
-                self.config, measured, measured_champion, self.test.labels, seed=self.seed
+                self.config,
+                measured,
+                measured_champion,
+                self.test.labels,
+                painted=self.test.painted,
+                seed=self.seed,
             )
             rules += compared
         return GateReport(
@@ -147,6 +152,8 @@ class Gate:
             masks=self._at(artifact)[0].masks(),
             defect_types=self.test.defect_types,
             threshold=artifact.threshold,
+            painted=self.test.painted,
+            pixels=self.test.with_pixels,
             seed=self.seed,
         )
         self.scored(contender, evaluation.metrics.get("image_auroc"))

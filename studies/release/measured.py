@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from detectors.runtime.latency import Latency
 from detectors.scoring.evaluation import Evaluation
 from detectors.scoring.operating_point import Counts, Threshold, share_interval
+from detectors.scoring.ranking import RANKING_SCORE
 
 MAX_WARNINGS, MAX_WARNING = 10, 500
 """Warnings that are taken over from a detector's description, and characters of each: a description is anybody's text."""
@@ -41,6 +42,11 @@ class Measured:
     def auroc(self) -> float | None:
         """Image AUROC; None if it is undefined."""
         return self.evaluation.metrics.get("image_auroc")
+
+    @property
+    def ranks(self) -> float | None:
+        """Image AUROC, or of painted defects the ranking score; None if it is undefined."""
+        return self.evaluation.metrics.get(RANKING_SCORE, self.auroc)
 
     @property
     def alarms(self) -> NDArray[np.bool_] | None:

@@ -92,13 +92,13 @@ def retrain(
     fit = FitAgain(champion.detector, view, home, device=device, weights_dir=weights_dir, tell=tell)
     tell(f"fitting {champion.detector.head.name} on {len(train)} good images")
     with seeded(view.config.sampler.seed):
-        detector = fit.on(train, splits.validation, parts, "images")
-    if not images and splits.validation is not None:
-        fit.score_good(detector, splits.validation, "validation")
+        detector = fit.on(train, splits.unseen, parts, "images")
+    if not images and splits.unseen is not None:
+        fit.score_good(detector, splits.unseen, "validation")
     if not images and (good := section.folder_of(part.category)) is not None:
         fit.score_good(detector, good_images(good, splits), "images")
     source = f"new images in {len(parts)} folds" if len(parts) > 1 else "new images left out of the fit"
-    calibration = fit.calibration(detector, splits.validation, source=source if images else None)
+    calibration = fit.calibration(detector, splits.unseen, source=source if images else None)
     warnings = list(new.warnings)
     rule = section
     if section.rule == "value" or (section.rule != "false_alarm_rate" and not calibration.labels.any()):

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.data.painting.painted_set import PaintedSet
 from detectors.runtime.latency import is_disturbed
-from detectors.scoring.evaluation import NO_THRESHOLD, OPERATING_METRICS
-from detectors.scoring.metrics import UndefinedMetricError, paired_bootstrap_difference
+from detectors.scoring.evaluation import IMAGE_METRICS, NO_THRESHOLD, OPERATING_METRICS
+from detectors.scoring.metrics import PairedDifference, UndefinedMetricError, paired_bootstrap_difference
+from detectors.scoring.ranking import RANKING_SCORE, paired_ranking_difference
 from detectors.scoring.significance import sign_test_p
 from studies.file.sections import GateConfig
 from studies.release.measured import Measured, share_text
@@ -25,6 +27,8 @@ Verdict = Literal["passed", "warning", "refused", "not applicable"]
 """Only ``refused`` keeps a challenger from becoming the champion."""
 CHANCE = 0.05
 """A loss with a p-value of at most this is more than chance explains."""
+PAINTED_FLOOR = 0.6
+"""Least ranking score, where the test defects are painted: 0.5 is chance, and half of the painted defects are hard to miss."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,26 @@ def threshold_rule(measured: Measured, name: str) -> Rule:
 
 
 def champion_rules(
-    config: GateConfig, new: Measured, old: Measured, labels: NDArray[np.integer[Any]], *, seed: int
+    config: GateConfig,
+    new: Measured,
+    old: Measured,
+    labels: NDArray[np.integer[Any]],
+    *,
+    painted: PaintedSet | None,
+    seed: int,
 ) -> tuple[list[Rule], tuple[float, float, float] | None]:
     """Whether the challenger is worse than the champion on the same images.
 
     Args:
         labels: [N], 0 good, 1 defective.
+        painted: of test images with painted defects; they are compared by the ranking score instead of the image AUROC.
         seed: of the bootstrap.
 
     Returns:
-        The rules, and the difference of the image AUROC with the ends of its 95 % interval; None where it is undefined.
+        The rules, and the difference of the image AUROC or ranking score with the ends of its 95 % interval; None where it is
+        undefined.
     """
-    rule, difference = _not_worse(config, new, old, labels, seed)
+    rule, difference = _not_worse(config, new, old, labels, painted, seed)
     rules = [rule, _per_defect(config, new, old), _recall(config, new, old, labels)]
     return [*rules, _false_alarms(config, new, old, labels)], difference
 
@@ -117,19 +129,31 @@ def product_rule(objection: str) -> Rule:
 
 def _floor(config: GateConfig, measured: Measured) -> Rule:
     """Whether the metrics are at least the floors of the study file."""
-    missed = []
-    for name, floor in config.floor.items():
+    missed, limits = [], _floors(config, measured)
+    for name, floor in limits.items():
         value = measured.evaluation.metrics.get(name.removeprefix("test/"))
         if value is None:
             missed.append(_unknown(name, measured))
         elif value < floor:
             missed.append(f"{name} {value:.4f} is below {floor:g}")
-    floors = ", ".join(f"{name} {floor:g}" for name, floor in config.floor.items())
-    limit = config.floor.get("test/image_auroc")
+    floors = ", ".join(f"{name} {floor:g}" for name, floor in limits.items())
+    limit = limits.get("test/image_auroc", limits.get(f"test/{RANKING_SCORE}"))
     if not floors:
-        return Rule("floor", "not applicable", measured.auroc, limit, "none is set")
+        return Rule("floor", "not applicable", measured.ranks, limit, "none is set")
     verdict: Verdict = "refused" if missed else "passed"
-    return Rule("floor", verdict, measured.auroc, limit, "; ".join(missed) or f"at least {floors}")
+    text = "; ".join(missed) or f"at least {floors}"
+    if RANKING_SCORE in measured.evaluation.metrics:
+        text += "; the defects are painted, so nothing shows yet how many real ones it finds"
+    return Rule("floor", verdict, measured.ranks, limit, text)
+
+
+def _floors(config: GateConfig, measured: Measured) -> dict[str, float]:
+    """The floors of the study file; for painted defects one for the ranking score stands for those on labelled images."""
+    if RANKING_SCORE not in measured.evaluation.metrics or not config.floor:
+        return config.floor
+    labelled = {f"test/{name}" for name in IMAGE_METRICS}
+    kept = {name: floor for name, floor in config.floor.items() if name not in labelled}
+    return {f"test/{RANKING_SCORE}": PAINTED_FLOOR} | kept if len(kept) < len(config.floor) else kept
 
 
 def _ceiling(config: GateConfig, measured: Measured) -> Rule:
@@ -168,16 +192,25 @@ def _latency(config: GateConfig, measured: Measured) -> Rule:
 
 
 def _not_worse(
-    config: GateConfig, new: Measured, old: Measured, labels: NDArray[np.integer[Any]], seed: int
+    config: GateConfig,
+    new: Measured,
+    old: Measured,
+    labels: NDArray[np.integer[Any]],
+    painted: PaintedSet | None,
+    seed: int,
 ) -> tuple[Rule, tuple[float, float, float] | None]:
-    """Whether the image AUROC is not worse than the champion's; and the difference with its interval, if defined."""
-    epsilon = config.epsilon
+    """Whether AUROC or ranking score is not worse than the champion's; and the difference with its interval, if defined."""
+    epsilon, what = config.epsilon, "AUROC" if painted is None else "ranking score"
     try:
-        bootstrap = paired_bootstrap_difference(old.scores, new.scores, labels, seed=seed)
+        bootstrap: PairedDifference
+        if painted is None:
+            bootstrap = paired_bootstrap_difference(old.scores, new.scores, labels, seed=seed)
+        else:
+            bootstrap = paired_ranking_difference(old.scores, new.scores, painted, seed=seed)
     except UndefinedMetricError as error:
         return Rule("not worse", "refused", None, -epsilon, f"cannot be compared with the champion: {error}"), None
     value, (low, high) = bootstrap.difference, bootstrap.interval
-    text = f"AUROC {value:+.4f} against the champion (95 % interval {low:+.4f} to {high:+.4f})"
+    text = f"{what} {value:+.4f} against the champion (95 % interval {low:+.4f} to {high:+.4f})"
     worse = value < -epsilon or bootstrap.upper < 0
     if value < -epsilon:
         text += f", more than {epsilon:g} below it"
@@ -187,7 +220,7 @@ def _not_worse(
 
 
 def _per_defect(config: GateConfig, new: Measured, old: Measured) -> Rule:
-    """Whether no type of defect loses more AUROC than the study file allows."""
+    """Whether no type of defect loses more AUROC, or ranking score, than the study file allows."""
     limit = config.per_defect_drop
     drops = {
         kind: value - new.evaluation.per_defect[kind]
@@ -198,7 +231,8 @@ def _per_defect(config: GateConfig, new: Measured, old: Measured) -> Rule:
         text = "there are no types of defects to compare"
         return Rule("no defect type collapses", "not applicable", None, limit, text)
     worst = max(drops, key=lambda kind: drops[kind])
-    text = f"largest loss: {worst}, {drops[worst]:+.4f} of AUROC, at most {limit:g}"
+    what = "ranking score" if RANKING_SCORE in new.evaluation.metrics else "AUROC"
+    text = f"largest loss: {worst}, {drops[worst]:+.4f} of {what}, at most {limit:g}"
     verdict: Verdict = "refused" if drops[worst] > limit else "passed"
     return Rule("no defect type collapses", verdict, drops[worst], limit, text)
 

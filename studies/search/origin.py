@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from detectors.scoring.evaluation import IMAGE_METRICS
+from detectors.scoring.ranking import RANKING_SCORE
+
 Kind = Literal["file", "images", "demo"]
 TRIALS = "budget.trials"
 OF_ONE_RUN = ("budget.timeout",)
@@ -94,6 +97,10 @@ def differing_sections(config: Mapping[str, Any], last: Mapping[str, Any]) -> fr
     now, before = _comparable(config), _comparable(last)
     if now.get("protocol") == "auto":
         now["protocol"] = before.get("protocol")
+    if RANKING_SCORE in before.get("objectives", {}):
+        # What the metrics of whole images became, for want of labelled defects.
+        aims = now.get("objectives", {})
+        now["objectives"] = {RANKING_SCORE if name in IMAGE_METRICS else name: way for name, way in aims.items()}
     return frozenset(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 

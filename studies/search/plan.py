@@ -22,6 +22,7 @@ from studies.file import datasets
 from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
 from studies.file.keys import DETECTOR_KEY
+from studies.file.resolving import resolved
 from studies.file.sections import Baseline
 from studies.home import Home
 from studies.search.identity import Identity, study_identity
@@ -69,6 +70,8 @@ class Plan:
     """The networks that detectors start from, with pretrained weights."""
     warnings: tuple[str, ...] = ()
     """What is doubtful about the images, a line each."""
+    resolutions: tuple[str, ...] = ()
+    """What the images made of the study file, a line each."""
     origin: Origin | None = None
     """What the settings were made of; None leaves a stored study's as it is."""
     generation: str | None = None
@@ -133,6 +136,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     # Each node of a cluster chooses its own.
     device = torch.device("cpu") if options.remote else choose_device(options.device)
     images = datasets.load(config, home, progress=step("reading images"))
+    config, resolutions = resolved(config, images.protocol)
     warnings = datasets.check(images, config, home, progress=step("checking images"))
     backbones, dropped = _find_backbones(config, options)
     return Plan(
@@ -145,6 +149,7 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         dropped=tuple(dropped),
         networks=_find_networks(config, options),
         warnings=tuple(warnings),
+        resolutions=resolutions,
     )
 
 

@@ -43,8 +43,15 @@ Scores = tuple[Tensor, Tensor]
 
 
 def halves(image_set: ImageSet) -> NDArray[np.int8]:
-    """0 or 1 for each image [N]: the good ones are halved and so are the defective, type by type, by a hash of their names."""
+    """0 or 1 for each image [N]: the good ones are halved and so are the defective, type by type, by a hash of their names.
+
+    What is painted into a good image is on its side.
+    """
     half = np.zeros(len(image_set), dtype=np.int8)
+    if image_set.painted is not None:
+        good = [sample for sample in stable_order(image_set.samples) if not sample.label]
+        side = {file: rank % 2 for rank, file in enumerate(dict.fromkeys(sample.file for sample in good))}
+        return np.array([side[sample.file] for sample in image_set.samples], dtype=np.int8)
     place = {sample.key: index for index, sample in enumerate(image_set.samples)}
     # By type, and within it as `stable_order` has it: sorting is stable.
     ordered = sorted(stable_order(image_set.samples), key=lambda sample: sample.defect_type)
@@ -70,7 +77,7 @@ class Validation:
     ) -> None:
         """Args:
         features: of the images of the set [N].
-        masks: bool [N, H, W], for an objective on pixels.
+        masks: those of the images of `ImageSet.with_pixels`, bool [n, H, W], for an objective on pixels.
         rate: false-alarm rate of the threshold, for an objective that depends on one.
         crossed: takes note of every epoch; None where no figure is made of them.
         """
@@ -99,13 +106,20 @@ class Validation:
         return Prediction(scores, self.detector.anomaly_map(crossed.to(patches.device)).cpu())
 
     def _measure(self, prediction: Prediction, rows: list[int]) -> float:
+        threshold = self._threshold(prediction, rows) if self.objective in OPERATING_METRICS else None
+        masks, painted = self.masks, self.image_set.painted
+        if masks is not None:
+            place = {row: index for index, row in enumerate(self.image_set.with_pixels)}
+            rows = [row for row in rows if row in place]
+            masks = masks[[place[row] for row in rows]]
         return single_metric(
             self.objective,
             scores=prediction.scores[rows],
             maps=prediction.maps[rows],
             labels=self.image_set.labels[rows],
-            masks=None if self.masks is None else self.masks[rows],
-            threshold=self._threshold(prediction, rows) if self.objective in OPERATING_METRICS else None,
+            masks=masks,
+            threshold=threshold,
+            painted=None if painted is None else painted.take(rows),
         )
 
     def _threshold(self, prediction: Prediction, rows: list[int]) -> Threshold:

@@ -87,7 +87,8 @@ class Fitting:
         """Whether the training was ended before its time."""
         self.collector, self.parts = Collector(), 0
         """Scores of good images that their detector did not see, and in how many folds train was scored."""
-        self.stored_seconds = 0.0
+        self.stored_seconds, self.fits = 0.0, 1
+        """Seconds of work that fits found done, and how many fits there were."""
         self.device = torch.device(job.device)
         self.backbone = self._build_backbone()
         self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
@@ -125,14 +126,54 @@ class Fitting:
             self._collect(detector, features, parts)
         return detector
 
+    def cross(self) -> tuple[Detector, Prediction]:
+        """Validation, scored fold by fold by detectors that were fitted to the other folds of train.
+
+        Returns:
+            The detector of the last fold, whose speed stands for all, and the prediction of every image of validation.
+        """
+        train, validation = self.features(self.splits.train), self.splits.validation
+        if validation is None or not self.splits.folds:
+            raise RuntimeError("validation is not held out in turns")
+        of_validation = self.features(validation)
+        check_networks(self.job)
+        detector, scores, maps = None, torch.empty(len(validation)), None
+        for fold in range(1, self.splits.folds + 1):
+            self.stage.step("fit", fold - 1, self.splits.folds)
+            fitted = [index for index, sample in enumerate(self.splits.train.samples) if sample.fold != fold]
+            rows = [index for index, sample in enumerate(validation.samples) if sample.fold == fold]
+            detector = self._new_detector()
+            context = replace(
+                self._context(f"without turn {fold} of {self.splits.folds}"),
+                should_stop=self._should_stop,
+                count_stored=self._count_stored,
+                checkpoint_dir=self.job.path / CHECKPOINTS / str(fold),
+            )
+            with self.stage("fit"):
+                detector.fit_features(train.take(fitted), context)
+            shutil.rmtree(self.job.path / CHECKPOINTS, ignore_errors=True)
+            detector = detector.to(self.device)
+            with self.stage(f"score ({validation.name})"):
+                done = 0
+                for block in predictions(detector, of_validation, rows):
+                    if maps is None:
+                        maps = torch.empty(len(validation), *block.maps.shape[1:])
+                    taken = rows[done : done + len(block)]
+                    scores[taken], maps[taken] = block.scores, block.maps
+                    done += len(block)
+        if detector is None or maps is None:
+            raise RuntimeError("there is no fold")
+        self.fits = self.splits.folds
+        return detector, Prediction(scores=scores, maps=maps)
+
     def _count_stored(self, seconds: float) -> None:
         self.stored_seconds += seconds
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of the fit from features, as from scratch: work that the fit found stored counts with what it took when it was
-        done, so that trials which share it can be compared. `seconds` keeps the time that was spent here."""
-        return max(0.0, self.stage.seconds["fit"] + self.stored_seconds)
+        """Seconds of one fit from features, as from scratch: work that the fit found stored counts with what it took when it was
+        done, so that trials which share it can be compared. `seconds` keeps the time that was spent here, over all folds."""
+        return max(0.0, self.stage.seconds["fit"] + self.stored_seconds) / self.fits
 
     def _should_stop(self) -> bool:
         """Whether the training is to end. A head that never calls this trains to its end, and its trial counts as finished."""
@@ -230,7 +271,7 @@ class Fitting:
 
         None if the objective is a cost or better the lower it is, or there are no validation images.
         """
-        objective, validation, job = next(iter(self.config.objectives)), self.splits.validation, self.job
+        objective, validation, job = next(iter(self.config.objectives)), self.splits.unseen, self.job
         if validation is None or objective not in METRICS or job.task == "speed":
             return None
         crossed = None

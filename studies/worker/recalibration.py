@@ -155,9 +155,9 @@ def _belongs_to_threshold(name: str) -> bool:
 
 def _of_validation(detector_folder: Path, splits: Splits, home: Home, device: torch.device) -> Calibration:
     collector, labelled = Collector(), []
-    if splits.validation is not None:
-        prediction = _predict(load_artifact(detector_folder, device=device).detector, splits.validation, home, device)
-        samples = splits.validation.samples
+    if splits.unseen is not None:
+        prediction = _predict(load_artifact(detector_folder, device=device).detector, splits.unseen, home, device)
+        samples = splits.unseen.samples
         labelled = labelled_images(samples, prediction.scores.tolist())
         good = [index for index, sample in enumerate(samples) if not sample.label]
         of_good = Prediction(scores=prediction.scores[good], maps=prediction.maps[good])

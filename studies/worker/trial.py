@@ -25,6 +25,7 @@ from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
 from detectors.scoring.evaluation import RECALL, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
+from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.config import StudyConfig, validate
 from studies.file.known_pixels import known_pixels
 from studies.file.sections import ThresholdConfig
@@ -90,10 +91,14 @@ class _Worker:
         scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
         with self.lock.shared():
             # Elsewhere a trial's threshold rests on the held-out images alone: folds would make it several times as long.
-            detector = self.fitting.fit(with_folds=self.config.aims_at_operating_point)
+            if self.splits.folds:
+                detector, prediction = self.fitting.cross()
+            else:
+                detector = self.fitting.fit(with_folds=self.config.aims_at_operating_point)
             if self.fitting.stopped:
                 return self._finish({"train_seconds": self.fitting.train_seconds}, Evaluation(metrics={}), pruned=True)
-            prediction = self.fitting.predict(detector, scored)
+            if not self.splits.folds:
+                prediction = self.fitting.predict(detector, scored)
             validation = self.fitting.validation
             judged = (validation.judged() if validation is not None else None) or prediction
             detector.threshold = self._calibration(judged if prefix == "val" else None).threshold(self._rule_of_trial)
@@ -186,6 +191,8 @@ class _Worker:
                 masks=masks_of(image_set),
                 defect_types=image_set.defect_types,
                 threshold=detector.threshold,
+                painted=image_set.painted,
+                pixels=image_set.with_pixels,
                 seed=self.job.structural_seed,
             )
 
@@ -214,7 +221,7 @@ class _Worker:
 
     def _calibrate(self, detector: Detector) -> Calibration:
         """Set the threshold of a refit, and keep what it rests on in the job's folder."""
-        section, validation = self.config.threshold, self.splits.validation
+        section, validation = self.config.threshold, self.splits.unseen
         prediction = self.fitting.predict(detector, validation) if validation is not None else None
         folder, images = section.folder_of(str(self.config.data.category)), None
         if folder is not None:
@@ -325,6 +332,7 @@ def _prefixed(evaluation: Evaluation, prefix: str) -> dict[str, float]:
     named = {f"{prefix}/{name}": value for name, value in evaluation.metrics.items()}
     if RECALL in evaluation.metrics:
         named[f"{prefix}/miss_rate"] = 1.0 - evaluation.metrics[RECALL]
-    for name, values in (("image_auroc", evaluation.per_defect), (RECALL, evaluation.per_defect_recall)):
+    ranks = RANKING_SCORE if RANKING_SCORE in evaluation.metrics else "image_auroc"
+    for name, values in ((ranks, evaluation.per_defect), (RECALL, evaluation.per_defect_recall)):
         named |= {f"{prefix}/{name}/{kind}": value for kind, value in values.items()}
     return named

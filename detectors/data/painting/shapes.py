@@ -47,7 +47,7 @@ def ellipse(size: tuple[int, int], centre: tuple[int, int], area: float, rng: np
     short, long = sqrt(area / pi) / ratio, sqrt(area / pi) * ratio
     top, left, v, u = _turned(size, centre, long * (1 + FEATHER / 2), rng)
     radius = np.sqrt((v / np.float32(short)) ** 2 + (u / np.float32(long)) ** 2)
-    return Shape(top, left, _clipped((1 + FEATHER / 2 - radius) / np.float32(FEATHER)))
+    return Shape(top, left, _clipped((np.float32(1 + FEATHER / 2) - radius) / np.float32(FEATHER)))
 
 
 def bar(size: tuple[int, int], centre: tuple[int, int], area: float, rng: np.random.Generator) -> Shape:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from detectors.data import copies
 from detectors.data.mvtec import read_mvtec
+from detectors.data.painting.recipe import CELLS
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
-from detectors.data.splits import MIN_SYNTHETIC_NORMALS, Splits, make_splits, stable_order
+from detectors.data.splits import MIN_NORMALS_V1, Splits, make_splits, stable_order
 from detectors.data.synthetic_defects import DEFECT_KINDS
 from detectors.errors import InputError
 
@@ -130,7 +131,7 @@ def test_paper_is_refused_where_nothing_can_be_ranked(test):
 
 def test_synthetic_holds_out_a_fifth_and_paints_every_second():
     dataset = make_dataset(train=103, good=5, dent=5)
-    splits = make_splits(dataset, protocol="synthetic", image_size=SIZE)
+    splits = make_splits(dataset, protocol="synthetic", recipes=1, image_size=SIZE)
     assert len(splits.train) == 83
     assert splits.counts["train"] == {GOOD: 83}
     for part in (splits.validation, splits.test):
@@ -153,7 +154,9 @@ def test_synthetic_holds_out_a_fifth_and_paints_every_second():
 
 def test_synthetic_seed_changes_the_defects_only():
     dataset = make_dataset(train=60)
-    first, again, other = (make_splits(dataset, protocol="synthetic", image_size=SIZE, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        make_splits(dataset, protocol="synthetic", recipes=1, image_size=SIZE, seed=seed) for seed in (0, 0, 1)
+    )
     assert first == again
     for name in ("train", "validation", "test"):
         assert keys(getattr(first, name)) == keys(getattr(other, name))
@@ -166,11 +169,11 @@ def test_synthetic_seed_changes_the_defects_only():
 
 
 def test_synthetic_needs_enough_normals():
-    smallest = make_splits(make_dataset(train=MIN_SYNTHETIC_NORMALS), protocol="synthetic", image_size=SIZE)
+    smallest = make_splits(make_dataset(train=MIN_NORMALS_V1), protocol="synthetic", recipes=1, image_size=SIZE)
     assert [len(part) for part in smallest.sets] == [6, 2, 2]
     assert [int(part.labels.sum()) for part in smallest.sets] == [0, 1, 1]
     with pytest.raises(InputError, match="at least 10 good training images, there are 9"):
-        make_splits(make_dataset(train=MIN_SYNTHETIC_NORMALS - 1), protocol="synthetic", image_size=SIZE)
+        make_splits(make_dataset(train=MIN_NORMALS_V1 - 1), protocol="synthetic", recipes=1, image_size=SIZE)
 
 
 def test_synthetic_images_load_with_exact_masks(tmp_path):
@@ -181,7 +184,7 @@ def test_synthetic_images_load_with_exact_masks(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.asarray(Image.fromarray(base).resize((96, 64))).astype(int) + rng.integers(-3, 4, (64, 96, 3))
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(path)
-    splits = make_splits(read_mvtec(tmp_path, "widget"), protocol="synthetic", image_size=SIZE)
+    splits = make_splits(read_mvtec(tmp_path, "widget"), protocol="synthetic", recipes=1, image_size=SIZE)
     _, validation = splits.search_sets
     assert validation.has_masks
     masks = validation.masks()
@@ -231,6 +234,7 @@ def test_synthetic_keeps_copies_on_one_side(tmp_path):
     splits = make_splits(
         replace(dataset, train=tuple(sample for family in families for sample in family)),
         protocol="synthetic",
+        recipes=1,
         image_size=SIZE,
     )
     assert [sides(splits, family) for family in families if len(sides(splits, family)) > 1] == []
@@ -240,10 +244,10 @@ def test_synthetic_keeps_copies_on_one_side(tmp_path):
 
 
 def test_synthetic_counts_copies_once(tmp_path):
-    dataset = drawn(tmp_path, train=MIN_SYNTHETIC_NORMALS - 1)
+    dataset = drawn(tmp_path, train=MIN_NORMALS_V1 - 1)
     again = [copied(dataset.train[0], f"copy {index}") for index in range(20)]
     with pytest.raises(InputError, match=r"there are 9 without copies \(29 with them\); add some"):
-        make_splits(replace(dataset, train=(*dataset.train, *again)), protocol="synthetic", image_size=SIZE)
+        make_splits(replace(dataset, train=(*dataset.train, *again)), protocol="synthetic", recipes=1, image_size=SIZE)
 
 
 def test_holdout_keeps_copies_in_one_half(tmp_path):
@@ -308,6 +312,88 @@ def test_files_are_decoded_once(tmp_path, monkeypatch):
     assert make_splits(dataset, protocol="holdout", image_size=SIZE, cache=known) == first
 
 
+# --- synthetic, second version of recipes
+
+
+def painted(image_set: ImageSet | None) -> list[Sample]:
+    assert image_set is not None
+    return [sample for sample in image_set.samples if sample.label]
+
+
+def good_files(image_set: ImageSet | None) -> set[Path]:
+    assert image_set is not None
+    return {sample.file for sample in image_set.samples if not sample.label}
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(100, 30), (103, 30), (320, 64)])
+def test_of_many_normals_a_fifth_is_held_out_and_every_one_painted_several_times(train, held_out):
+    splits = make_splits(make_dataset(train=train, good=5, dent=5), protocol="synthetic", image_size=(256, 256))
+    assert splits.folds == 0
+    assert splits.unseen is splits.validation
+    tested = train // 10
+    assert [len(good_files(part)) for part in splits.sets] == [train - held_out - tested, held_out, tested]
+    for part, least in ((splits.validation, 200), (splits.test, len(CELLS))):
+        assert len(painted(part)) >= least
+        assert {sample.file for sample in painted(part)} == good_files(part)
+        assert len(set(Counter(sample.file for sample in painted(part)).values())) == 1
+        cells = Counter(cell for cell in part.painted.cells if cell)
+        assert set(cells) == {f"{kind}/{size}-{('faint', 'full')[opacity]}" for kind, size, opacity in CELLS}
+        assert max(cells.values()) - min(cells.values()) <= 1
+    assert len(set(keys(splits.validation))) == len(splits.validation)
+
+
+@pytest.mark.parametrize("train", [4, 5, 9, 16, 60, 99])
+def test_few_normals_are_held_out_in_turns(train):
+    splits = make_splits(make_dataset(train=train), protocol="synthetic", image_size=(256, 256))
+    tested = max(1, train // 10)
+    assert splits.folds == min(5, train - tested)
+    assert splits.unseen is None
+    assert good_files(splits.train) == good_files(splits.validation)
+    assert len(good_files(splits.test)) == tested
+    assert not good_files(splits.test) & good_files(splits.train)
+    turns = {sample.file: sample.fold for sample in splits.train.samples}
+    assert set(turns.values()) == set(range(1, splits.folds + 1))
+    assert all(turns[sample.file] == sample.fold for sample in splits.validation.samples)
+    assert max(Counter(turns.values()).values()) - min(Counter(turns.values()).values()) <= 1
+    assert len(painted(splits.validation)) >= 200
+    assert len(painted(splits.test)) >= len(CELLS)
+
+
+def test_copies_stay_together_in_any_turn(tmp_path):
+    dataset = drawn(tmp_path, train=30)
+    families = [[sample, copied(sample, f"{index} again")] for index, sample in enumerate(dataset.train)]
+    every = replace(dataset, train=tuple(sample for family in families for sample in family))
+    splits = make_splits(every, protocol="synthetic", image_size=SIZE)
+    turns = {sample.file: sample.fold for sample in (*splits.train.samples, *splits.test.samples)}
+    assert all(len({turns[sample.file] for sample in family}) == 1 for family in families)
+    assert {sample.file for sample in painted(splits.test)} < {sample.file for sample in splits.test.samples}
+
+
+def test_another_seed_paints_otherwise_and_holds_out_the_same():
+    first, other = (
+        make_splits(make_dataset(train=120), protocol="synthetic", image_size=SIZE, seed=seed) for seed in (0, 1)
+    )
+    for one, two in zip(first.sets, other.sets, strict=True):
+        assert good_files(one) == good_files(two)
+    recipes = [{sample.recipe for sample in painted(part.validation)} for part in (first, other)]
+    assert not recipes[0] & recipes[1]
+
+
+def test_too_few_normals_for_turns_are_refused():
+    with pytest.raises(InputError, match="at least 4 good training images, there are 3; add some"):
+        make_splits(make_dataset(train=3), protocol="synthetic", image_size=SIZE)
+
+
+def test_only_some_masks_of_many_painted_images_are_painted_again():
+    splits = make_splits(make_dataset(train=320), protocol="synthetic", image_size=(256, 256))
+    chosen = splits.validation.with_pixels
+    labels = splits.validation.labels[list(chosen)]
+    assert ((labels == 1).sum(), (labels == 0).sum()) == (64, 64)
+    assert list(chosen) == sorted(set(chosen))
+    kinds = {splits.validation.samples[index].recipe.kind for index in chosen if splits.validation.labels[index]}
+    assert len(kinds) == 9
+
+
 # --- all protocols
 
 
@@ -321,7 +407,7 @@ def test_files_are_decoded_once(tmp_path, monkeypatch):
 )
 def test_parts_are_disjoint_and_lose_nothing(protocol, train, good, dent, scratch):
     dataset = make_dataset(train=train, good=good, dent=dent, scratch=scratch)
-    splits = make_splits(dataset, protocol=protocol, image_size=SIZE)
+    splits = make_splits(dataset, protocol=protocol, recipes=1, image_size=SIZE)
     files = [sample.file for part in splits.sets for sample in part.samples]
     assert len(files) == len(set(files))
     used = dataset.train if protocol == "synthetic" else (*dataset.train, *dataset.test)
@@ -414,7 +500,7 @@ def test_holdout_halves_the_other_real_sets(real_data, place, category):
 @pytest.mark.real_images
 def test_synthetic_defects_on_the_real_screws(real_data):
     dataset = read_mvtec(real_data / "MVTecAD", "screw")
-    splits = make_splits(dataset, protocol="synthetic", image_size=(128, 128))
+    splits = make_splits(dataset, protocol="synthetic", recipes=1, image_size=(128, 128))
     assert [len(part) for part in splits.sets] == [256, 32, 32]
     assert {kind.removeprefix("synthetic_") for kind in splits.test.defect_types} == {GOOD, *DEFECT_KINDS}
     index = int(np.argmax(splits.test.labels))

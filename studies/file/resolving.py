@@ -1,0 +1,48 @@
+"""What a study file comes to for its images: without labelled defects the objective is the ranking score."""
+
+from __future__ import annotations
+
+from detectors.data.splits import Protocol
+from detectors.errors import InputError
+from detectors.scoring.evaluation import IMAGE_METRICS
+from detectors.scoring.ranking import RANKING_SCORE
+from studies.file.config import StudyConfig
+
+
+def resolved(config: StudyConfig, protocol: Protocol) -> tuple[StudyConfig, tuple[str, ...]]:
+    """The study with the objectives that its images define, and what a person is to know of it, a line each.
+
+    Where the defects are painted, the metrics of whole images (`IMAGE_METRICS`) become the ranking score. Studies of the first
+    version of recipes keep theirs.
+
+    Args:
+        protocol: that the images came to.
+
+    Raises:
+        InputError: a constraint on a metric of labelled images without any, or the ranking score with labelled defects.
+    """
+    named = (*config.objectives, *config.constraints)
+    if protocol != "synthetic" or (config.recipes or 1) == 1:
+        if RANKING_SCORE in named:
+            raise InputError(
+                f"{RANKING_SCORE} ranks by painted defects, and protocol {protocol} has real ones; take image_auroc, or search "
+                "without labels with --set protocol=synthetic"
+            )
+        return config, ()
+    for name, condition in config.constraints.items():
+        if name in IMAGE_METRICS:
+            raise InputError(
+                f"constraint {name} {condition}: there are no labelled defects to measure it on, and on painted ones it would "
+                "mean nothing; leave it out"
+            )
+    replaced = [name for name in config.objectives if name in IMAGE_METRICS]
+    if not replaced:
+        return config, ()
+    objectives = {RANKING_SCORE if name in replaced else name: way for name, way in config.objectives.items()}
+    lines = [
+        f"there are no labelled defects: {' and '.join(replaced)} becomes the ranking score on painted ones, which orders "
+        "settings and says nothing of how many real defects are found"
+    ]
+    if config.budget.goal is not None and next(iter(config.objectives)) in replaced:
+        lines.append(f"the goal of {config.budget.goal:g} is now one of the ranking score")
+    return config.model_copy(update={"objectives": objectives}), tuple(lines)
