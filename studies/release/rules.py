@@ -98,7 +98,7 @@ def champion_rules(
     old: Measured,
     labels: NDArray[np.integer[Any]],
     *,
-    painted: PaintedSet | None,
+    painted: PaintedSet | None = None,
     seed: int,
 ) -> tuple[list[Rule], tuple[float, float, float] | None]:
     """Whether the challenger is worse than the champion on the same images.
