@@ -33,6 +33,7 @@ ALL, ALL_NAME = "studies", "all studies"
 ALL_COLUMNS = (
     *(f"metrics.test/{name}" for name in ("image_recall", "false_alarm_rate", "image_auroc")),
     "metrics.val/image_auroc",
+    "metrics.val/ranking_score",
     "metrics.fps",
     "metrics.trials/complete",
     "params.detector",

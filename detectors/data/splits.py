@@ -30,8 +30,8 @@ ENOUGH_TO_HOLD_OUT, LEAST_HELD_OUT = 100, 30
 """From so many normals on some are held out for good, at least so many; fewer are all held out in turns."""
 MOST_FOLDS = 5
 """Turns in which normals are held out; each is a fit of every trial."""
-PAINTED = "painted_"
-"""Begins the type of a painted defect."""
+PAINTED, PAINTED_V1 = "painted_", "synthetic_"
+"""Begin the type of a painted defect, in the second version of recipes and in the first."""
 LEAST_PAINTED, LEAST_PAINTED_TEST = 3 * len(CELLS), len(CELLS)
 """Painted images of validation and of test, at least: three and one of each cell."""
 
@@ -324,7 +324,7 @@ def _with_defect(sample: Sample, kind: str, seed: int) -> Sample:
     return replace(
         sample,
         key=f"{sample.key}#{kind}",
-        defect_type=f"synthetic_{kind}",
+        defect_type=f"{PAINTED_V1}{kind}",
         recipe=DefectRecipe(kind=kind, seed=recipe_seed),
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from detectors.scoring.ranking import RANKING_SCORE
 from studies import api
 from studies.home import Home
 from studies.show import tables
@@ -54,4 +55,5 @@ def _row(study: api.Study) -> dict[str, Any]:
         "failed": sum(trial.state == "FAIL" for trial in trials),
         "best": selected.value if selected else None,
         "test image_auroc": final.get("test/image_auroc"),
+        "test ranking_score": final.get(f"test/{RANKING_SCORE}"),
     }

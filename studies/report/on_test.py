@@ -20,6 +20,7 @@ from detectors.scoring.metrics import (
     roc_curve_points,
 )
 from detectors.scoring.operating_point import Counts, Threshold
+from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,
@@ -143,8 +144,18 @@ class ProductOnTest:
 
     @property
     def auroc(self) -> float | None:
-        """Image AUROC on test; None if it was not measured."""
-        return self.metrics.get("test/image_auroc")
+        """Image AUROC on test, of painted defects the ranking score; None if it was not measured."""
+        return self.metrics.get(self.ranks_by)
+
+    @property
+    def ranks_by(self) -> str:
+        """The metric that `auroc` is."""
+        return ranks_by(self.metrics, "test")
+
+    @property
+    def painted(self) -> bool:
+        """Whether the defects are painted."""
+        return self.ranks_by.endswith(RANKING_SCORE)
 
     @property
     def weakest(self) -> DefectType | None:

@@ -14,6 +14,7 @@ from studies.show import tables
 
 METRICS = {
     "image_auroc": "image AUROC",
+    "ranking_score": "ranking score on painted defects",
     "image_ap": "image average precision",
     "image_f1_max": "image F1max",
     "pixel_auroc": "pixel AUROC",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectors.scoring.evaluation import METRICS, OPERATING_METRICS
+from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.encoding import encode
 from studies.file.sections import COST_METRICS
 from studies.report import phrases
@@ -70,13 +71,14 @@ def products_table(tests: Sequence[ProductOnTest]) -> Table | None:
             (
                 test.product,
                 test.auroc,
-                phrases.interval(test.metrics, "test/image_auroc") or None,
+                phrases.interval(test.metrics, test.ranks_by) or None,
                 test.metrics.get("test/pixel_aupro"),
                 phrases.share(confusion.detected, confusion.defective) if confusion else None,
                 phrases.share(confusion.false_alarms, confusion.good) if confusion else None,
             )
         )
-    heads = ("product", "image AUROC", "95 % interval", "AUPRO", "defects found", "false alarms")
+    rank = "ranking score" if tests[0].painted else "image AUROC"
+    heads = ("product", rank, "95 % interval", "AUPRO", "defects found", "false alarms")
     return Table(heads, tuple(rows), tuple(test.id for test in tests))
 
 
@@ -96,11 +98,13 @@ def trials_table(search: Search) -> TrialsTable:
     prefix = "test" if config.protocol == "paper" else "val"
     objectives = [name for name in config.objectives if name in METRICS]
     others = [name for name in config.objectives if name in COST_METRICS and name != "fps"]
+    rank = (RANKING_SCORE, "image_auroc") if RANKING_SCORE in config.objectives else (RANKING_SCORE,)
     # Trials of versions before 0.3 were not judged at a threshold.
     columns = [
         name
         for name in METRIC_COLUMNS
-        if name not in OPERATING_METRICS or any(f"{prefix}/{name}" in trial.metrics for trial in search.trials)
+        if name not in (*OPERATING_METRICS, *rank)
+        or any(f"{prefix}/{name}" in trial.metrics for trial in search.trials)
     ]
     metrics = [f"{prefix}/{name}" for name in dict.fromkeys((*objectives, *columns))] + [*others, "fps"]
     failed = any(trial.failure for trial in search.trials)

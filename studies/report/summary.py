@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from detectors.data.samples import GOOD
 from detectors.scoring.operating_point import Counts
+from detectors.scoring.ranking import ranks_by
 from studies.report import phrases
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
@@ -85,16 +86,18 @@ def _headline(search: Search, selected: TrialView, tests: Sequence[ProductOnTest
     what = f"{phrases.detector(selected.detector_name)} with {selected.params.get('backbone', 'its backbone')}"
     begin = f"{what} (trial {selected.number})"
     begin = f"Best here: {begin}" if search.config.protocol == "paper" else f"Selected: {begin}"
-    value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
+    tested = {**selected.metrics, **selected.test_metrics}
+    value, what = tested.get(ranks_by(tested, "test")), phrases.metric(ranks_by(tested, "test"))
     if not tests or value is None:
         return f"{begin}, not yet scored on test."
     counts = _all_counts(tests)
-    begin = f"{begin} {threshold_words.found(counts)} on test; " if counts is not None else f"{begin}, "
+    found = threshold_words.found(counts) if counts is not None else ""
+    begin = f"{begin} {found} on test; " if found else f"{begin}, "
     on_test = "" if counts is not None else " on test"
     if len(tests) > 1:
-        return f"{begin}image AUROC {value:.3f}{on_test}, on average over {len(tests)} products."
-    interval = phrases.interval(tests[0].metrics, "test/image_auroc")
-    return f"{begin}image AUROC {value:.3f}{on_test}{f' (95 % interval {interval})' if interval else ''}."
+        return f"{begin}{what} {value:.3f}{on_test}, on average over {len(tests)} products."
+    interval = phrases.interval(tests[0].metrics, tests[0].ranks_by)
+    return f"{begin}{what} {value:.3f}{on_test}{f' (95 % interval {interval})' if interval else ''}."
 
 
 def _all_counts(tests: Sequence[ProductOnTest]) -> Counts | None:
@@ -117,11 +120,19 @@ def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> It
     counts = search.view.header.counts.get("test", {})
     good = counts.get(GOOD, 0)
     unseen = " that the search never saw" if search.config.protocol != "paper" else ""
-    yield (
-        f"The test set has {phrases.several(sum(counts.values()), 'image')}{unseen}, {good} good and "
-        f"{sum(counts.values()) - good} defective. Shown one of each, the detector gives the defective one the higher score "
-        f"in about {100 * (test.auroc or 0.0):.0f} of 100 cases."
-    )
+    defective = sum(counts.values()) - good
+    if test.painted:
+        yield (
+            f"There are no labelled defects: the test set has {phrases.several(good, 'good image')}{unseen}, and {defective} "
+            "that a defect was painted into, from tiny and faint to large and clear. The ranking score orders settings by them; how "
+            "many real defects are found is not known."
+        )
+    else:
+        yield (
+            f"The test set has {phrases.several(sum(counts.values()), 'image')}{unseen}, {good} good and "
+            f"{defective} defective. Shown one of each, the detector gives the defective one the higher score "
+            f"in about {100 * (test.auroc or 0.0):.0f} of 100 cases."
+        )
     seeds = selected.test_metrics
     if "test/image_auroc_seeds_std" in seeds:
         yield (
@@ -132,7 +143,8 @@ def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> It
         yield f"Threshold {test.threshold}."
     if (weakest := test.weakest) is not None and weakest.auroc is not None:
         detected = f", {weakest.detected} of {weakest.images} found" if weakest.detected is not None else ""
-        yield f"It is weakest on {weakest.name} (AUROC {weakest.auroc:.3f}{detected})."
+        what = "ranking score" if test.painted else "AUROC"
+        yield f"It is weakest on {weakest.name} ({what} {weakest.auroc:.3f}{detected})."
 
 
 def _several_products(scored: Sequence[ProductOnTest]) -> Iterator[str]:
@@ -218,18 +230,21 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
     scored = [test for test in tests if test.auroc is not None]
     if (counts := _all_counts(scored)) is not None:
         if counts.defective:
-            yield _rate_tile("defects found on test", counts.caught, counts.defective)
+            painted = "painted " if scored[0].painted else ""
+            yield _rate_tile(f"{painted}defects found on test", counts.caught, counts.defective)
         if counts.good:
             yield _rate_tile("false alarms on test", counts.alarms, counts.good)
-    value = selected.test_metrics.get("test/image_auroc", selected.metrics.get("test/image_auroc"))
+    tested = {**selected.metrics, **selected.test_metrics}
+    value, on_validation = tested.get(ranks_by(tested, "test")), ranks_by(selected.metrics, "val")
     if scored and value is not None:
-        interval = phrases.interval(scored[0].metrics, "test/image_auroc") if len(scored) == 1 else ""
+        interval = phrases.interval(scored[0].metrics, scored[0].ranks_by) if len(scored) == 1 else ""
         detail = (
             f"95 % interval {interval}" if interval else f"mean of {len(scored)} products" if len(scored) > 1 else ""
         )
-        yield Tile("image AUROC on test", f"{value:.3f}", detail)
-    elif (value := selected.metrics.get("val/image_auroc")) is not None:
-        yield Tile("image AUROC on validation", f"{value:.3f}", "not scored on test yet")
+        yield Tile(f"{'ranking score' if scored[0].painted else 'image AUROC'} on test", f"{value:.3f}", detail)
+    elif (value := selected.metrics.get(on_validation)) is not None:
+        what = "image AUROC" if on_validation == "val/image_auroc" else "ranking score"
+        yield Tile(f"{what} on validation", f"{value:.3f}", "not scored on test yet")
     metrics = selected.metrics
     if "fps" in metrics:
         yield Tile("speed", f"{metrics['fps']:.3g} / s", _machine(selected))

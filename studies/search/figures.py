@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL, SEG_F1
+from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.config import metric_of
 from studies.search.attributes import INTERRUPTED
 from studies.search.operating_point import metrics_on_test
@@ -18,6 +19,7 @@ ON_TEST = tuple(
     f"test/{name}{end}"
     for name, ends in (
         ("image_auroc", ("", "_low", "_high")),
+        (RANKING_SCORE, ("", "_low", "_high")),
         (RECALL, ("", "_low", "_high")),
         (FALSE_ALARMS, ("", "_low", "_high")),
         ("pixel_aupro", ("",)),
@@ -42,8 +44,8 @@ def _latest(view: StudyView, trials: Sequence[TrialView]) -> Iterator[Point]:
     config = view.config
     selected = next((trial for trial in trials if trial.selected), None)
     aims = [metric_of(config, name) for name in (*config.objectives, *config.constraints)]
-    searched = dict.fromkeys([*aims, "val/image_auroc", f"val/{RECALL}", f"val/{FALSE_ALARMS}", "fps"])
     found = selected.metrics if selected is not None else {}
+    searched = dict.fromkeys([*aims, ranks_by(found, "val"), f"val/{RECALL}", f"val/{FALSE_ALARMS}", "fps"])
     final = selected.final if selected is not None else None
     tested = metrics_on_test(view, selected) if selected is not None else {}
     ended = selected.outcome.finished if selected is not None else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
+from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import encode
 from studies.file.keys import SHARED_PARAMETERS, ParameterKey
@@ -70,7 +71,8 @@ def study_record(view: StudyView, *, state: StudyState, note: str = "", finished
 def _columns(config: StudyConfig) -> tuple[str, ...]:
     """Columns of MLflow's table of trials: objectives and constraints first, then the searched parameters."""
     aims = [metric_of(config, name) for name in (*config.objectives, *config.constraints)]
-    ranked = ("val/image_auroc", "test/image_auroc", f"test/{RECALL}", f"test/{FALSE_ALARMS}")
+    rank = RANKING_SCORE if RANKING_SCORE in config.objectives else "image_auroc"
+    ranked = (f"val/{rank}", f"test/{rank}", f"test/{RECALL}", f"test/{FALSE_ALARMS}")
     metrics = dict.fromkeys([*aims, *ranked, "fps"])
     params = dict.fromkeys([*SHARED_PARAMETERS, *(ParameterKey.parse(key).name for key in config.search)])
     several = ["tags.trial.detector"] if len(config.detectors) > 1 else []

@@ -11,6 +11,7 @@ import yaml
 
 from detectors.files import write_json, write_text
 from detectors.scoring.operating_point import Counts
+from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
 from studies.search import threshold_words
 from studies.search.operating_point import points_on_test, pooled
@@ -55,26 +56,41 @@ def trial_row(trial: TrialView) -> dict[str, Any]:
 def headline(metrics: Mapping[str, float], prefix: str, counts: Counts | None = None) -> str:
     """``finds 42 of 58 defects at 1 false alarm in 41 good images; image AUROC 0.912 (95 % interval 0.84 to 0.97)`` of one set.
 
+    Of painted defects the ranking score stands in the place of the AUROC.
+
     Args:
         counts: at the threshold; without them the first half is left out, and without an AUROC the second.
     """
     return "; ".join(
-        filter(None, (threshold_words.found(counts) if counts is not None else "", _auroc(metrics, prefix)))
+        filter(
+            None,
+            (
+                threshold_words.found(counts) if counts is not None else "",
+                _auroc(metrics, prefix),
+            ),
+        )
     )
 
 
 def _auroc(metrics: Mapping[str, float], prefix: str) -> str:
-    value = metrics.get(f"{prefix}/image_auroc")
+    name = ranks_by(metrics, prefix)
+    value = metrics.get(name)
     if value is None:
         return ""
-    low, high = metrics.get(f"{prefix}/image_auroc_low"), metrics.get(f"{prefix}/image_auroc_high")
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
     seeds = metrics.get("seeds")
-    mean, spread = metrics.get(f"{prefix}/image_auroc_seeds_mean"), metrics.get(f"{prefix}/image_auroc_seeds_std")
+    mean, spread = metrics.get(f"{name}_seeds_mean"), metrics.get(f"{name}_seeds_std")
     over = (
         f"; {mean:.3f} ± {spread:.3f} over {seeds:g} seeds" if seeds and mean is not None and spread is not None else ""
     )
-    return f"image AUROC {value:.3f}{interval}{over}"
+    what = "ranking score on painted defects" if is_painted(metrics, prefix) else "image AUROC"
+    return f"{what} {value:.3f}{interval}{over}"
+
+
+def is_painted(metrics: Mapping[str, float], prefix: str) -> bool:
+    """Whether the figures of a set are on painted defects, of the second version of recipes."""
+    return ranks_by(metrics, prefix).endswith(RANKING_SCORE)
 
 
 def note(view: StudyView, reason: str = "") -> str:

@@ -9,16 +9,26 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a command that prints an error does not wait for torch
-    from detectors.scoring.operating_point import Counts, Threshold
+    from detectors.data.splits import PAINTED, PAINTED_V1
+from detectors.scoring.operating_point import Counts, Threshold
 
 
 def found(counts: Counts) -> str:
-    """``finds 42 of 58 defects at 1 false alarm in 41 good images``; of images of one kind alone, that half of it."""
+    """``finds 42 of 58 defects at 1 false alarm in 41 good images``; of images of one kind alone, that half of it.
+
+    Painted defects are called so.
+    """
     alarms = f"{counts.alarms} false alarm{'' if counts.alarms == 1 else 's'} in {_images(counts.good)}"
     if not counts.defective:
         return f"raises {alarms}"
-    defects = f"finds {counts.caught} of {counts.defective} defect{'' if counts.defective == 1 else 's'}"
+    what = "painted defect" if counts.per_defect and all(map(is_painted_type, counts.per_defect)) else "defect"
+    defects = f"finds {counts.caught} of {counts.defective} {what}{'' if counts.defective == 1 else 's'}"
     return f"{defects} at {alarms}" if counts.good else defects
+
+
+def is_painted_type(kind: str) -> bool:
+    """Whether a type of defect, or ``product/type``, is painted."""
+    return kind.rpartition("/")[2].startswith((PAINTED, PAINTED_V1))
 
 
 def each_type(counts: Counts) -> str:

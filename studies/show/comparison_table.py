@@ -53,10 +53,14 @@ def row_columns(comparison: Comparison) -> Columns:
     ]
     if len({tuple(row.image_size) for row in comparison.rows}) > 1:
         columns.append(("pixels", lambda row: "x".join(map(str, row.image_size))))
-    columns += [
-        ("image AUROC", lambda row: row.image_auroc),
-        ("95 % interval", _interval),
-    ]
+    painted = any(row.ranking_score is not None or row.val_ranking_score is not None for row in comparison.rows)
+    if painted:
+        columns += [
+            ("ranking score", lambda row: row.ranking_score),
+            ("ranking score on validation", lambda row: row.val_ranking_score),
+        ]
+    if not painted or any(row.image_auroc is not None for row in comparison.rows):
+        columns += [("image AUROC", lambda row: row.image_auroc), ("95 % interval", _interval)]
     if any(row.image_auroc_seeds_mean is not None for row in comparison.rows):
         columns.append(("over seeds", _seeds))
     if any(row.val_image_auroc is not None for row in comparison.rows):

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from detectors.errors import InputError
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
+from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.encoding import encode
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.view import StudyView, TrialView
@@ -53,6 +54,9 @@ class Row(BaseModel):
     image_auroc_seeds_std: float | None
     val_image_auroc: float | None
     """On validation, which chose the trial."""
+    ranking_score: float | None = None
+    """On painted test defects, where there are no labelled ones: it ranks settings and is no AUROC."""
+    val_ranking_score: float | None = None
     image_recall: float | None = None
     """Share of the defective test images that raise an alarm at the threshold; over several products the mean."""
     image_recall_low: float | None = None
@@ -156,6 +160,8 @@ def _row(view: StudyView, trial: TrialView) -> Row:
         image_auroc_seeds_mean=metrics.get("test/image_auroc_seeds_mean"),
         image_auroc_seeds_std=metrics.get("test/image_auroc_seeds_std"),
         val_image_auroc=metrics.get("val/image_auroc"),
+        ranking_score=metrics.get(f"test/{RANKING_SCORE}"),
+        val_ranking_score=metrics.get(f"val/{RANKING_SCORE}"),
         **{name: metrics.get(f"test/{name}") for name in AT_THRESHOLD},
         threshold_normals=threshold.normals if threshold is not None else None,
         threshold_expected_rate=threshold.expected_rate if threshold is not None else None,

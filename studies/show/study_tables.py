@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
+from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.keys import ParameterKey
 from studies.search import threshold_words
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
@@ -22,7 +23,7 @@ from studies.show.insight import Savings
 from studies.show.tables import Fitted, shown, table
 from tracking.addresses import without_password
 
-METRIC_COLUMNS = ("image_auroc", RECALL, FALSE_ALARMS, "pixel_auroc", "pixel_aupro")
+METRIC_COLUMNS = (RANKING_SCORE, "image_auroc", RECALL, FALSE_ALARMS, "pixel_auroc", "pixel_aupro")
 """Metrics that the table of trials shows."""
 
 
