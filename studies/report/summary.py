@@ -124,8 +124,8 @@ def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> It
     if test.painted:
         yield (
             f"There are no labelled defects: the test set has {phrases.several(good, 'good image')}{unseen}, and {defective} "
-            "that a defect was painted into, from tiny and faint to large and clear. The ranking score orders settings by them; how "
-            "many real defects are found is not known."
+            "that a defect was painted into, from tiny and faint to large and clear. The ranking score orders settings by them; "
+            "how many real defects are found is not known."
         )
     else:
         yield (
