@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from detectors.data.copies import PixelDigests, Progress, content_groups, named
 from detectors.data.images import Size
 from detectors.data.mvtec import by_key
+from detectors.data.painted_types import PAINTED, PAINTED_V1
 from detectors.data.painting.recipe import CELLS, painting
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
 from detectors.data.synthetic_defects import DEFECT_KINDS, DefectRecipe
@@ -30,8 +31,6 @@ ENOUGH_TO_HOLD_OUT, LEAST_HELD_OUT = 100, 30
 """From so many normals on some are held out for good, at least so many; fewer are all held out in turns."""
 MOST_FOLDS = 5
 """Turns in which normals are held out; each is a fit of every trial."""
-PAINTED, PAINTED_V1 = "painted_", "synthetic_"
-"""Begin the type of a painted defect, in the second version of recipes and in the first."""
 LEAST_PAINTED, LEAST_PAINTED_TEST = 3 * len(CELLS), len(CELLS)
 """Painted images of validation and of test, at least: three and one of each cell."""
 

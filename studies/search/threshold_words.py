@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from detectors.data.painted_types import is_painted_type
+
 if TYPE_CHECKING:  # a command that prints an error does not wait for torch
-    from detectors.data.splits import PAINTED, PAINTED_V1
-from detectors.scoring.operating_point import Counts, Threshold
+    from detectors.scoring.operating_point import Counts, Threshold
 
 
 def found(counts: Counts) -> str:
@@ -24,11 +25,6 @@ def found(counts: Counts) -> str:
     what = "painted defect" if counts.per_defect and all(map(is_painted_type, counts.per_defect)) else "defect"
     defects = f"finds {counts.caught} of {counts.defective} {what}{'' if counts.defective == 1 else 's'}"
     return f"{defects} at {alarms}" if counts.good else defects
-
-
-def is_painted_type(kind: str) -> bool:
-    """Whether a type of defect, or ``product/type``, is painted."""
-    return kind.rpartition("/")[2].startswith((PAINTED, PAINTED_V1))
 
 
 def each_type(counts: Counts) -> str:

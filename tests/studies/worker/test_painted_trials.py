@@ -9,8 +9,8 @@ import pytest
 
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector, FitContext
+from detectors.data.painted_types import PAINTED
 from detectors.data.samples import ImageSet
-from detectors.data.splits import PAINTED
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.scoring.evaluation import IMAGE_METRICS
