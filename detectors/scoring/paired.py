@@ -3,7 +3,8 @@
 All detectors see the same draws, so that what an image does to all of them cancels. What is drawn with replacement are groups
 of images, which by default are the images themselves; several defects that were painted into one good image depend on each other
 and are one group with it. Groups are drawn separately by which labels are in them, so that every replicate has both. An image may
-have a weight: then a metric is that of so many images like it.
+have a weight: then a metric is that of so many images like it. Where images are held out in turns (folds), an AUROC compares
+good and defective images within their fold only, for the detectors of two folds need not share a scale.
 
 No replicate is sorted anew: the draw gives each image a count, and the metrics are cumulative sums of these along the order of
 the scores. All replicates of 200 images take a few milliseconds.
@@ -49,6 +50,8 @@ class ScoredImages:
     """[N], above 0; None for 1 each."""
     groups: tuple[Hashable, ...] | None = None
     """[N] group of each image; None where each is its own."""
+    folds: NDArray[np.int64] | None = None
+    """[N] the fold in which each image is held out; None where they are all scored by one detector."""
     threshold: float | None = None
     """Score from which on an image raises an alarm. It is taken as given: its own uncertainty is left out."""
     pixels: NDArray[np.int64] | None = None
@@ -56,7 +59,8 @@ class ScoredImages:
 
     def __post_init__(self) -> None:
         n = len(self.scores)
-        for name, values in (("labels", self.labels), ("weights", self.weights), ("groups", self.groups)):
+        for name in ("labels", "weights", "groups", "folds"):
+            values = getattr(self, name)
             if values is not None and len(values) != n:
                 raise InputError(f"there are {n} scores but {len(values)} {name}; give one per image")
         if not set(np.unique(self.labels).tolist()) <= {0, 1}:
@@ -166,20 +170,50 @@ def _computation(metric: str, images: ScoredImages) -> Callable[[Floats], Floats
 
 
 def _auroc(images: ScoredImages) -> Callable[[Floats], Floats]:
-    good, defective = np.flatnonzero(images.labels == 0), np.flatnonzero(images.labels == 1)
-    order = good[np.argsort(images.scores[good], kind="stable")]
-    ascending = images.scores[order]
-    below = np.searchsorted(ascending, images.scores[defective], "left")
-    up_to = np.searchsorted(ascending, images.scores[defective], "right")
+    """Mean over the defective images of the share of the good ones of their fold that score lower; ties count half."""
+    folds = np.zeros(len(images.scores), dtype=np.int64) if images.folds is None else images.folds
+    parts = [_Comparison.of(images, folds == fold) for fold in np.unique(folds[images.labels == 1])]
 
     def auroc(weights: Floats) -> Floats:
-        won = np.zeros((len(weights), len(order) + 1))
-        np.cumsum(weights[:, order], axis=1, out=won[:, 1:])
-        of_defective = weights[:, defective]
-        twice_won = np.einsum("bm,bm->b", won[:, below] + won[:, up_to], of_defective)
-        return twice_won / (2 * won[:, -1] * of_defective.sum(axis=1))
+        won, of = np.zeros(len(weights)), np.zeros(len(weights))
+        for part in parts:
+            won_here, of_here = part.sums(weights)
+            won += won_here
+            of += of_here
+        return np.divide(won, of, out=np.full(len(weights), 0.5), where=of > 0)
 
     return auroc
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The good and the defective images of one fold."""
+
+    order: NDArray[np.int64]
+    """Indices of the good ones [n], their scores ascending."""
+    defective: NDArray[np.int64]
+    """[m]"""
+    below: NDArray[np.int64]
+    """How many good ones score lower than each defective one [m]."""
+    up_to: NDArray[np.int64]
+    """How many score lower or as high [m]."""
+
+    @classmethod
+    def of(cls, images: ScoredImages, chosen: NDArray[np.bool_]) -> _Comparison:
+        good, defective = (np.flatnonzero(chosen & (images.labels == label)) for label in (0, 1))
+        order = good[np.argsort(images.scores[good], kind="stable")]
+        ascending, wanted = images.scores[order], images.scores[defective]
+        below, up_to = (np.searchsorted(ascending, wanted, side) for side in ("left", "right"))
+        return cls(order, defective, below, up_to)
+
+    def sums(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Weighted sum of the shares [b], and of the weights behind it; both 0 where no good image of the fold was drawn."""
+        won = np.zeros((len(weights), len(self.order) + 1))
+        np.cumsum(weights[:, self.order], axis=1, out=won[:, 1:])
+        of_defective, of_good = weights[:, self.defective], won[:, -1]
+        twice_won = np.einsum("bm,bm->b", won[:, self.below] + won[:, self.up_to], of_defective)
+        share = np.divide(twice_won, 2 * of_good, out=np.zeros(len(weights)), where=of_good > 0)
+        return share, of_defective.sum(axis=1) * (of_good > 0)
 
 
 def _sweep(images: ScoredImages, summary: Callable[[Floats, Floats], Floats]) -> Callable[[Floats], Floats]:

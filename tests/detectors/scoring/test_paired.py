@@ -54,6 +54,22 @@ def test_replicates_are_the_metric_with_the_counts_as_weights(metric: str) -> No
         np.testing.assert_allclose(metric_replicates(metric, images, counts), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_folds_compare_within_themselves() -> None:
+    """The scales of two folds may be anything; the value is the mean over the defective images."""
+    images = scored(6)
+    folds = np.random.default_rng(2).integers(1, 4, len(LABELS))
+    shifted = ScoredImages(images.scores + 100 * folds, LABELS, folds=folds)
+    values = [roc_auc_score(LABELS[folds == fold], images.scores[folds == fold]) for fold in (1, 2, 3)]
+    shares = [(LABELS[folds == fold] == 1).sum() for fold in (1, 2, 3)]
+    assert metric_value("ranking_score", shifted) == pytest.approx(np.average(values, weights=shares), abs=1e-12)
+    assert metric_value("ranking_score", shifted) != pytest.approx(metric_value("ranking_score", images))
+    # A fold none of whose good images is drawn says nothing in that replicate.
+    counts = np.ones((1, len(LABELS)), dtype=np.uint16)
+    counts[0, (folds == 2) & (LABELS == 0)] = 0
+    others = np.average([values[0], values[2]], weights=[shares[0], shares[2]])
+    assert metric_replicates("ranking_score", shifted, counts)[0] == pytest.approx(others, abs=1e-12)
+
+
 def test_the_value_is_that_of_the_metrics() -> None:
     images = scored(4)
     assert metric_value("image_auroc", images) == pytest.approx(metrics.auroc(images.scores, LABELS), abs=1e-15)
