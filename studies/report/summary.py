@@ -12,6 +12,7 @@ from studies.report import phrases
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
 from studies.search import threshold_words
+from studies.search.choice import sentences
 from studies.search.operating_point import OperatingPoint, pooled
 from studies.search.summary import headline
 from studies.search.view import TrialView
@@ -113,7 +114,13 @@ def _choice(search: Search) -> str:
     if config.protocol == "paper":
         return f"The study file lists all settings, and each was scored on the whole test set ({feasible}{meets})."
     best, objective = "highest" if config.direction == "maximize" else "lowest", phrases.metric(search.objective)
-    return f"It has the {best} {objective} on validation among the {feasible}{meets}."
+    choice = search.view.choice()
+    has = f"has the {best} {objective} on validation among the {feasible}{meets}"
+    if choice is None or not (said := sentences(choice, config)):
+        return f"It {has}."
+    which = f"Trial {choice.leader}" if choice.leader != choice.trial else "It"
+    ranked = "" if choice.fresh_fits else f"{which} {has}. "
+    return ranked + " ".join(f"{text[0].upper()}{text[1:]}." for text in said)
 
 
 def _one_product(search: Search, selected: TrialView, test: ProductOnTest) -> Iterator[str]:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.file.config import StudyConfig
 from studies.search import summary
 from studies.search.attributes import REMEASURED, Remeasured
+from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import count_ledger
 from studies.search.notices import Listener, Remark
 from studies.search.plan import Plan
@@ -83,6 +84,10 @@ class OpenStudy:
         kept = dict(self.study.user_attrs.get(REMEASURED, {}))
         kept[str(number)] = Remeasured(metrics=dict(metrics), time=at).model_dump()
         self.study.set_user_attr(REMEASURED, kept)
+
+    def keep_choice(self, choice: Choice) -> None:
+        """Keep which trial was selected and why."""
+        self.study.set_user_attr(CHOICE, choice.model_dump(mode="json"))
 
     # MLflow
 

@@ -18,7 +18,7 @@ from studies.search.notices import Remark
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
 from studies.search.refit import Refit
-from studies.search.selection import SPEED, limits_of, select, violations
+from studies.search.selection import SPEED, best_by_value, limits_of, violations
 from studies.search.view import TrialView
 from studies.worker.jobs import read_result
 
@@ -68,14 +68,14 @@ class Remeasurement:
         return tuple(said)
 
     def _next(self, tried: set[int]) -> TrialView | None:
-        """The trial that would be selected if every one of these met its limits; None where it is one that meets them anyway."""
+        """The trial that would be best if every one of these met its limits; None where it is one that meets them anyway."""
         view, assumed, hopeful = self._opened.view, dict(self._opened.view.remeasured), {}
         for trial in view.trials():
             missed = missed_while_busy(view.config, trial.metrics) if trial.state == "COMPLETE" else {}
             if missed and trial.number not in tried:
                 hopeful[trial.number] = trial
                 assumed[trial.number] = {**assumed.get(trial.number, {}), **missed}
-        best = select(view.config, self._opened.all_trials(TrialState.COMPLETE), assumed) if hopeful else None
+        best = best_by_value(view.config, self._opened.all_trials(TrialState.COMPLETE), assumed) if hopeful else None
         return hopeful.get(best.number) if best is not None else None
 
     def _measure(self, trial: TrialView) -> str:

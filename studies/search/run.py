@@ -94,6 +94,8 @@ def run_study(
         opened.study.set_user_attr(ENDED, reason)
         refit = Refit(opened, executor, jobs, check_lease=session.check_lease)
         remeasured = Remeasurement(opened, refit).run()
+        if (choice := opened.view.choice()) is not None:
+            opened.keep_choice(choice)
         selected = refit.finish_selected()
         listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)

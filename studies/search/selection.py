@@ -1,4 +1,4 @@
-"""Which trial a person would deploy: constraints, the selected trial, the Pareto front."""
+"""Which trials could be deployed: constraints, the best value, the Pareto front. `studies.search.choice` takes one of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_feasible(config: StudyConfig, metrics: Mapping[str, float]) -> bool:
     return all(missed <= 0 for missed in violations(config, metrics).values())
 
 
-def select(
+def best_by_value(
     config: StudyConfig, trials: Sequence[FrozenTrial], remeasured: Remeasured = MappingProxyType({})
 ) -> FrozenTrial | None:
     """The feasible trial with the best first objective; ties go to the higher fps, then to the earlier one."""

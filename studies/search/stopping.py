@@ -45,10 +45,10 @@ def reached(view: StudyView) -> str | None:
 
 
 def _is_goal_met(view: StudyView, goal: float) -> bool:
-    selected = view.selected()
-    if selected is None or selected.value is None:
+    best = view.best()
+    if best is None or best.value is None:
         return False
-    return selected.value >= goal if view.config.direction == "maximize" else selected.value <= goal
+    return best.value >= goal if view.config.direction == "maximize" else best.value <= goal
 
 
 def _trials_since_best(view: StudyView) -> int:

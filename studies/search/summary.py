@@ -14,6 +14,7 @@ from detectors.scoring.operating_point import Counts
 from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
 from studies.search import threshold_words
+from studies.search.choice import sentences
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.space import SearchSpace
 from studies.search.view import StudyView, TrialView
@@ -108,6 +109,8 @@ def note(view: StudyView, reason: str = "") -> str:
     if selected is not None:
         setting = ", ".join(f"{name} {_short(value)}" for name, value in selected.params.items())
         lines.append(f"Selected: trial {selected.number} ({setting}).")
+        if (choice := view.choice()) is not None:
+            lines += [f"{text[0].upper()}{text[1:]}." for text in sentences(choice, view.config)]
         for point in points_on_test(view, selected):
             if point.threshold is not None:
                 lines += [

@@ -108,7 +108,7 @@ class Telling:
         opened.write_figures()
         if self._config.protocol == "paper":
             opened.count_ledger()
-        opened.notify(Finished(trial, opened.count_finished(), opened.view.selected()))
+        opened.notify(Finished(trial, opened.count_finished(), opened.view.best()))
 
 
 def _outcome(result: TrialResult) -> TrialOutcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,11 @@ from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
 from studies.file.sections import ThresholdConfig
 from studies.home import Home
+from studies.search import candidates
 from studies.search.attributes import REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
+from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import ledger_faults
-from studies.search.selection import is_feasible, pareto_front, select
+from studies.search.selection import best_by_value, is_feasible, pareto_front
 from studies.search.storage import GENERATION, Header, latest
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
 from studies.worker.ledger import LedgerLine, read_ledger
@@ -207,17 +209,39 @@ class StudyView:
 
     def trials(self) -> list[TrialView]:
         """All trials but discarded and waiting ones, by number; the selected one is marked."""
-        frozen = [
+        frozen = self._frozen()
+        choice = self._choice(frozen)
+        front = pareto_front(self.config, frozen, self.remeasured)
+        return [
+            self.view(trial, selected=choice is not None and trial.number == choice.trial, pareto=trial.number in front)
+            for trial in frozen
+        ]
+
+    def choice(self) -> Choice | None:
+        """Which trial is selected and why: as it was stored at the end of the search, while that stands; None where none is
+        feasible."""
+        return self._choice(self._frozen())
+
+    def best(self) -> TrialView | None:
+        """The feasible trial with the best value, which need not be the selected one."""
+        best = best_by_value(self.config, self._frozen(), self.remeasured)
+        return None if best is None else self.view(best)
+
+    def _frozen(self) -> list[FrozenTrial]:
+        """All trials but discarded and waiting ones, by number."""
+        return [
             trial
             for trial in self.study.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and TrialAttributes.of(trial).discarded is None
         ]
-        best = select(self.config, frozen, self.remeasured)
-        front = pareto_front(self.config, frozen, self.remeasured)
-        return [
-            self.view(trial, selected=best is not None and trial.number == best.number, pareto=trial.number in front)
-            for trial in frozen
-        ]
+
+    def _choice(self, frozen: Sequence[FrozenTrial]) -> Choice | None:
+        stored = self.study.user_attrs.get(CHOICE)
+        if stored is not None:
+            choice = Choice.model_validate(stored)
+            if choice.basis == candidates.basis(self.config, frozen, self.remeasured):
+                return choice
+        return candidates.choose(self.config, frozen, self.remeasured, folder=self.trial_folder)
 
     def view(self, trial: FrozenTrial, *, selected: bool = False, pareto: bool = False) -> TrialView:
         """One trial."""

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from studies.search import threshold_words
+from studies.search.choice import sentences
 from studies.search.operating_point import OperatingPoint, points_on_test
 from studies.search.outcome import Outcome
 from studies.search.view import StudyView, TrialView
@@ -27,12 +28,21 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "dropped": header.dropped,
         "config": view.config.to_json(),
         "trials": [trial_json(trial) for trial in view.trials()],
+        "choice": choice_json(view),
         "savings": asdict(saved) if (saved := insight.savings(view)) else None,
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
         "ledger_faults": view.ledger_faults(),
     }
+
+
+def choice_json(view: StudyView) -> dict[str, Any] | None:
+    """Which trial is selected and why, as data for `json.dumps`; None where none is."""
+    choice = view.choice()
+    if choice is None:
+        return None
+    return choice.model_dump(mode="json", exclude={"basis"}) | {"text": sentences(choice, view.config)}
 
 
 def operating_point_json(point: OperatingPoint) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.keys import ParameterKey
 from studies.search import threshold_words
+from studies.search.choice import sentences
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
@@ -142,6 +143,8 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         return
     setting = ", ".join(f"{name} {shown(value)}" for name, value in selected.params.items())
     yield Text(f"selected: trial {selected.number}: {setting}")
+    if (choice := view.choice()) is not None:
+        yield from (Text(f"  {text}") for text in sentences(choice, view.config))
     prefix = "test" if view.config.protocol == "paper" else "val"
     metrics = metrics_on_test(view, selected) if selected.final and prefix == "val" else selected.metrics
     yield from _on_test(view, selected, metrics)

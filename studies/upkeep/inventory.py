@@ -18,7 +18,7 @@ from studies.file.known_pixels import PIXELS_FILE
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
 from studies.search.holding import driver_lock
-from studies.search.selection import select
+from studies.search.selection import best_by_value
 from studies.search.view import StudyView
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import CHECKPOINTS, DETECTOR
@@ -174,10 +174,11 @@ def _add_trials(inventory: Inventory, view: StudyView, *, keep: int, busy: bool)
 
 
 def _best(view: StudyView, count: int) -> set[int]:
-    """Numbers of the best trials, by the rule that selects one."""
-    rest = [trial.frozen for trial in view.trials()]
-    chosen: set[int] = set()
-    while len(chosen) < count and (best := select(view.config, rest, view.remeasured)) is not None:
+    """Numbers of the selected trial and of the best others by value."""
+    trials = view.trials()
+    rest = [trial.frozen for trial in trials if not trial.selected]
+    chosen = {trial.number for trial in trials if trial.selected and count}
+    while len(chosen) < count and (best := best_by_value(view.config, rest, view.remeasured)) is not None:
         chosen.add(best.number)
         rest.remove(best)
     return chosen

@@ -23,7 +23,7 @@ from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
-from detectors.scoring.evaluation import RECALL, Evaluation, evaluate
+from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
 from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.config import StudyConfig, validate
@@ -44,6 +44,7 @@ from studies.worker.ledger import LedgerLine, append_to_ledger
 from studies.worker.products import load_images, run_products
 from studies.worker.scores import read_scores, write_scores
 from studies.worker.seeding import seeded
+from studies.worker.validation_scores import write_validation_scores
 
 HEAT_MAPS = 6
 """Most heat maps that are kept of a trial."""
@@ -112,6 +113,9 @@ class _Worker:
         if prefix == "test":
             self._write_ledger("paper", evaluation)
             write_scores(prediction, scored, folder, threshold=None)
+        else:
+            masks = masks_of(scored) if SEG_F1 in self.config.objectives else None
+            write_validation_scores(judged, scored, folder, threshold=detector.threshold, masks=masks)
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.fitting.train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         return self._finish(metrics, evaluation, threshold=detector.threshold)

@@ -122,7 +122,7 @@ def test_what_a_trial_leaves_in_its_folder(plan):
     assert read_result(job.path) == result
     assert {path.name for path in job.path.iterdir()} == {RESULT_FILE, ARTIFACTS}
     artifacts = job.path / ARTIFACTS
-    names = {"config.yaml", "heatmaps", "metrics.json", "pr.png", "roc.png"}
+    names = {"config.yaml", "heatmaps", "metrics.json", "pr.png", "roc.png", "validation_scores.json"}
     assert {path.name for path in artifacts.iterdir()} == names
     resolved = yaml_file.read(artifacts / "config.yaml")
     assert resolved.pop("trial") == {"number": 3, "seed": job.seed, **job.params}
