@@ -73,6 +73,10 @@ class StudyConfig(Section):
     recipes: Literal[1, 2] | None = None
     """Version of the painted defects of protocol ``synthetic``; filled in when a study is created. Studies of version 0.2 and
     before have none and go on with the first."""
+    rerank: int = Field(5, ge=0, le=20)
+    """So many of the best settings are fitted again, on other parts of train, and compared by the mean over all their fits before
+    one is selected. 0 compares the trials alone, as is done where it would take more than a quarter of the search's time. It may
+    change when a study is resumed."""
     heads: dict[str, HeadFile] = Field({})
     """Which file, class and sha256 each detector given as FILE.py:CLASS came from; filled in when a study file is read."""
 

@@ -32,6 +32,10 @@ REMEASURED = "remeasured"
 """Attribute of a study, for a trial's own do not change any more once its end was told: {number as text: `Remeasured`}."""
 
 
+PROBED = "probed"
+"""Attribute of a study: {number of a trial as text: {resample as text: first objective of that fit on validation}}."""
+
+
 class Remeasured(BaseModel):
     """Speed that was measured again after a trial had ended."""
 

@@ -9,7 +9,7 @@ from studies.executors.base import Executor
 from studies.executors.slots import available_cores
 from studies.search.opened import OpenStudy
 from studies.search.samplers import derive_seed
-from studies.worker.jobs import Job, Task
+from studies.worker.jobs import Job, Probe, Task
 
 
 class JobFactory:
@@ -27,12 +27,14 @@ class JobFactory:
         attempt: int,
         memory_halvings: int = 0,
         replicate: int = 0,
+        probe: Probe | None = None,
     ) -> Job:
         """A job.
 
         Args:
             params: the full setting.
             replicate: 0 for the study's own seeds; every other number draws others for all that is random.
+            probe: of task ``probe``, whose seeds follow from its resample.
         """
         plan, view, space = self._opened.plan, self._opened.view, self._opened.space
         seed, weights_dir = self._opened.config.sampler.seed, plan.options.weights_dir
@@ -42,8 +44,15 @@ class JobFactory:
             "replicate": view.replicate_folder(number, replicate),
             "speed": view.speed_folder(number),
         }
+        purpose, structural_seed = "trial", seed
+        if replicate:
+            purpose, structural_seed = f"replicate {replicate}", derive_seed(seed, "structure", replicate)
+        if probe is not None:
+            purpose = f"probe {probe.resample}"
+            structural_seed = derive_seed(seed, "structure of probe", probe.resample)
+            folders["probe"] = view.probe_folder(number, probe.resample)
         config = self._opened.config
-        if task != "trial":
+        if task not in ("trial", "probe"):
             config = config.model_copy(update={"threshold": view.threshold_section(number)})
         return Job(
             task=task,
@@ -55,8 +64,8 @@ class JobFactory:
             strides=tuple(space.strides(params["backbone"])),
             weights_sha256=plan.backbones[params["backbone"]].sha256,
             splits_digest=plan.images.digest,
-            seed=derive_seed(seed, f"replicate {replicate}" if replicate else "trial", number),
-            structural_seed=derive_seed(seed, "structure", replicate) if replicate else seed,
+            seed=derive_seed(seed, purpose, number),
+            structural_seed=structural_seed,
             home=str(plan.home.root),
             folder=str(folders[task]),
             device=str(plan.device),
@@ -64,4 +73,5 @@ class JobFactory:
             weights_dir=str(weights_dir) if weights_dir else None,
             networks=plan.networks_of(params),
             memory_halvings=memory_halvings,
+            probe=probe,
         )

@@ -36,7 +36,7 @@ class Spread:
 
 
 def spread_of(artifacts: Path, metric: str, *, seed: int) -> Spread | None:
-    """The spread of a job that was scored on validation; None where it left no scores, as those of version 0.4 and before.
+    """The spread of a job that was scored on validation; None where it left no scores, as trials of earlier versions.
 
     Args:
         artifacts: folder of the job's artifacts; that of a job over several products has a folder for each.

@@ -62,11 +62,18 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """A job has ended that is no trial."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class Remark:
     """A line for the person."""
 
     text: str
 
 
-Notice = Opened | Started | Progressed | Retried | Finished | Remark
+Notice = Opened | Started | Progressed | Retried | Finished | Ended | Remark
 Listener = Callable[[Notice], None]

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.file.config import StudyConfig
 from studies.search import summary
-from studies.search.attributes import REMEASURED, Remeasured
+from studies.search.attributes import PROBED, REMEASURED, Remeasured
 from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import count_ledger
 from studies.search.notices import Listener, Remark
@@ -84,6 +84,12 @@ class OpenStudy:
         kept = dict(self.study.user_attrs.get(REMEASURED, {}))
         kept[str(number)] = Remeasured(metrics=dict(metrics), time=at).model_dump()
         self.study.set_user_attr(REMEASURED, kept)
+
+    def store_probed(self, number: int, resample: int, value: float) -> None:
+        """Keep the first objective of another fit of a trial's setting."""
+        kept = dict(self.study.user_attrs.get(PROBED, {}))
+        kept[str(number)] = {**kept.get(str(number), {}), str(resample): value}
+        self.study.set_user_attr(PROBED, kept)
 
     def keep_choice(self, choice: Choice) -> None:
         """Keep which trial was selected and why."""

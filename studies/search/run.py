@@ -24,6 +24,7 @@ from studies.search.queue import Queue
 from studies.search.quiet import quiet_optuna
 from studies.search.refit import Refit
 from studies.search.remeasure import Remeasurement
+from studies.search.rerank import Reranking
 from studies.search.samplers import make_pruner
 from studies.search.settling import put_back, take_up
 from studies.search.stopping import Stopping
@@ -94,8 +95,7 @@ def run_study(
         opened.study.set_user_attr(ENDED, reason)
         refit = Refit(opened, executor, jobs, check_lease=session.check_lease)
         remeasured = Remeasurement(opened, refit).run()
-        if (choice := opened.view.choice()) is not None:
-            opened.keep_choice(choice)
+        Reranking(opened, executor, jobs, check_lease=session.check_lease).run()
         selected = refit.finish_selected()
         listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)

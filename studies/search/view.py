@@ -19,7 +19,7 @@ from studies.file.keys import DETECTOR_KEY
 from studies.file.sections import ThresholdConfig
 from studies.home import Home
 from studies.search import candidates
-from studies.search.attributes import REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
+from studies.search.attributes import PROBED, REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
 from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import ledger_faults
 from studies.search.selection import best_by_value, is_feasible, pareto_front
@@ -207,6 +207,10 @@ class StudyView:
         """Where the refit of a selected trial with another seed is left."""
         return replicate_folder(self.final_folder(number), replicate)
 
+    def probe_folder(self, number: int, resample: int) -> Path:
+        """Where another fit of a trial's setting, scored on validation, is left."""
+        return self.folder / "probes" / f"{number:05d}-{resample}"
+
     def trials(self) -> list[TrialView]:
         """All trials but discarded and waiting ones, by number; the selected one is marked."""
         frozen = self._frozen()
@@ -235,13 +239,20 @@ class StudyView:
             if trial.state != TrialState.WAITING and TrialAttributes.of(trial).discarded is None
         ]
 
-    def _choice(self, frozen: Sequence[FrozenTrial]) -> Choice | None:
+    def stored_choice(self) -> Choice | None:
+        """The choice at the end of the last search, while it stands: no trial ended since, and the limits are the same."""
+        return self._stored_choice(self._frozen())
+
+    def _stored_choice(self, frozen: Sequence[FrozenTrial]) -> Choice | None:
         stored = self.study.user_attrs.get(CHOICE)
-        if stored is not None:
-            choice = Choice.model_validate(stored)
-            if choice.basis == candidates.basis(self.config, frozen, self.remeasured):
-                return choice
-        return candidates.choose(self.config, frozen, self.remeasured, folder=self.trial_folder)
+        if stored is None:
+            return None
+        choice = Choice.model_validate(stored)
+        return choice if choice.basis == candidates.basis(self.config, frozen, self.remeasured) else None
+
+    def _choice(self, frozen: Sequence[FrozenTrial]) -> Choice | None:
+        stored = self._stored_choice(frozen)
+        return stored or candidates.choose(self.config, frozen, self.remeasured, folder=self.trial_folder)
 
     def view(self, trial: FrozenTrial, *, selected: bool = False, pareto: bool = False) -> TrialView:
         """One trial."""
@@ -266,6 +277,11 @@ class StudyView:
     def remeasured(self) -> dict[int, dict[str, float]]:
         """{number of a trial: speed that was measured again}"""
         return {number: again.metrics for number, again in self._remeasured.items()}
+
+    def probed(self, number: int) -> dict[int, float]:
+        """{resample: first objective on validation} of the other fits of a trial's setting."""
+        stored = self.study.user_attrs.get(PROBED, {})
+        return {int(resample): float(value) for resample, value in stored.get(str(number), {}).items()}
 
     @property
     def _remeasured(self) -> dict[int, Remeasured]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from studies.file.encoding import encode
-from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
+from studies.search.notices import Ended, Finished, Notice, Opened, Progressed, Remark, Retried, Started
 
 PREPARING_SECONDS = 1.0
 """Least time between two lines on the progress of the preparations."""
@@ -18,7 +18,8 @@ PREPARING_SECONDS = 1.0
 class EventLines:
     """A listener like `studies.show.live.Live` that writes ``{"event": ..., "time": ..., ...}``.
 
-    Events: ``preparing``, ``opened``, ``started``, ``stage``, ``retried``, ``finished``, ``said``.
+    Events: ``preparing``, ``opened``, ``started``, ``stage``, ``retried``, ``finished`` of a trial, ``ended`` of
+    another fit, ``said``.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -82,6 +83,8 @@ class EventLines:
                     counted=counted,
                     best=best.number if best else None,
                 )
+            case Ended(job):
+                self._event("ended", trial=job.number, task=job.task)
             case Remark(text):
                 self.say(text)
 

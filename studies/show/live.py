@@ -24,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from studies.file.encoding import encode
-from studies.search.notices import Finished, Notice, Opened, Progressed, Remark, Retried, Started
+from studies.search.notices import Ended, Finished, Notice, Opened, Progressed, Remark, Retried, Started
 
 if TYPE_CHECKING:  # `study run --help` imports this module and waits for neither torch nor Optuna
     from studies.search.view import TrialView
@@ -34,6 +34,14 @@ PLAIN_SECONDS = 5.0
 """Least time between two lines of progress of the same work if the output is not a terminal."""
 BAR_WIDTH = 110
 """Width of a terminal, in columns, from which on bars are drawn."""
+_TASKS = {
+    "trial": "",
+    "final": "final refit of ",
+    "replicate": "another seed of ",
+    "speed": "speed of ",
+    "probe": "another fit of ",
+}
+"""What the row of a job begins with."""
 FAILURES = 3
 """Number of the last failures that stay visible."""
 
@@ -150,6 +158,8 @@ class Live:
                 self.say(f"trial {number}: {reason}; attempt {attempt}{how} follows")
             case Finished(trial, counted, best):
                 self._finished(trial, counted, best)
+            case Ended(job):
+                self._remove(job.number)
             case Remark(text):
                 self.say(text)
 
@@ -167,9 +177,7 @@ class Live:
     def _started(self, job: Job) -> None:
         self._remove(job.number)
         detector = str(job.params.get("detector") or job.config["detector"])
-        what = {"trial": "", "final": "final refit of ", "replicate": "another seed of ", "speed": "speed of "}[
-            job.task
-        ]
+        what = _TASKS[job.task]
         again = f" (attempt {job.attempt})" if job.attempt > 1 else ""
         parts = [detector, *(str(encode(job.params[name])) for name in ("backbone", "layers") if name in job.params)]
         label = f"{what}trial {job.number}{again} · {' · '.join(parts)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
 from detectors.base import Detector, FitContext, Prediction
 from detectors.data.copies import content_groups
-from detectors.data.samples import ImageSet
+from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.features import Features
@@ -32,6 +33,7 @@ from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import CHECKPOINTS, Event, Job, Report, Stage
 from studies.worker.memo import FileMemo
 from studies.worker.out_of_fold import Part, divide, predictions, twin_predictions
+from studies.worker.probing import rows_of
 
 Emit = Callable[[Event], None]
 
@@ -92,6 +94,8 @@ class Fitting:
         self.device = torch.device(job.device)
         self.backbone = self._build_backbone()
         self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
+        self.rows = self._rows_of_probe()
+        """Indices of the images of train that are fitted; None for all."""
 
     def fit(self, *, with_folds: bool) -> Detector:
         """The trial's detector, fitted on train, on the device.
@@ -101,6 +105,8 @@ class Fitting:
         """
         detector = self._new_detector()
         features = self.features(self.splits.train)
+        if self.rows is not None:
+            features = features.take(self.rows)
         check_networks(self.job)
         parts = self._divide(trained=detector.head.trained) if with_folds else []
         left_out = parts[0] if parts and detector.head.trained else None
@@ -140,7 +146,8 @@ class Fitting:
         detector, scores, maps = None, torch.empty(len(validation)), None
         for fold in range(1, self.splits.folds + 1):
             self.stage.step("fit", fold - 1, self.splits.folds)
-            fitted = [index for index, sample in enumerate(self.splits.train.samples) if sample.fold != fold]
+            own = range(len(train)) if self.rows is None else self.rows
+            fitted = [index for index in own if self.splits.train.samples[index].fold != fold]
             rows = [index for index, sample in enumerate(validation.samples) if sample.fold == fold]
             detector = self._new_detector()
             context = replace(
@@ -228,6 +235,9 @@ class Fitting:
             images: which images of train it is fitted to; empty for all.
         """
         identity = self.store.identity_of(self.splits.train, self.backbone, self.device)
+        if self.rows is not None:
+            digest = hashlib.sha256(str(self.rows).encode()).hexdigest()
+            images = f"of images {digest[:16]} {images}".strip()
         return FitContext(
             device=self.device,
             seed=self.job.seed,
@@ -238,16 +248,30 @@ class Fitting:
 
     def _divide(self, *, trained: bool) -> list[Part]:
         """The folds of train that the threshold rests on; none where none is wanted or there are too few images."""
-        samples, wanted = self.splits.train.samples, self.config.threshold.folds
+        samples, wanted = self._fitted_samples, self.config.threshold.folds
         if wanted == 0:
             return []
+        return divide(samples, self._contents(samples), wanted, trained=trained)
+
+    @property
+    def _fitted_samples(self) -> Sequence[Sample]:
+        samples = self.splits.train.samples
+        return samples if self.rows is None else [samples[index] for index in self.rows]
+
+    def _rows_of_probe(self) -> tuple[int, ...] | None:
+        if self.job.probe is None or self.job.probe.train_share == 1:
+            return None
+        groups = self._contents(self.splits.train.samples)
+        return rows_of(self.job.probe, groups, seed=self.job.structural_seed)
+
+    def _contents(self, samples: Sequence[Sample]) -> list[int]:
+        """A number for the content of each sample."""
         with known_pixels(self.home) as known:
-            groups = content_groups(samples, known)
-        return divide(samples, groups, wanted, trained=trained)
+            return list(content_groups(samples, known))
 
     def _collect(self, detector: Detector, features: Features, parts: Sequence[Part]) -> None:
         """Collect scores of the images of train by detectors that did not see them."""
-        samples, self.parts = self.splits.train.samples, len(parts)
+        samples, self.parts = self._fitted_samples, len(parts)
         with self.stage("threshold"):
             if detector.head.trained:
                 done = 0
@@ -275,7 +299,7 @@ class Fitting:
         if validation is None or objective not in METRICS or job.task == "speed":
             return None
         crossed = None
-        if job.task == "trial":
+        if job.task in ("trial", "probe"):
             identity = canonical({"study": job.study_uid, "trial": job.number, "seed": job.seed, **job.params})
             crossed = CrossedEpochs(halves(validation), job.path / CHECKPOINTS, identity=identity)
         self.validation = Validation(

@@ -21,10 +21,20 @@ PRODUCTS = "products"
 DETECTOR = "detector"
 """Folder within a final job's folder that is the detector artifact."""
 
-Task = Literal["trial", "final", "replicate", "speed"]
+Task = Literal["trial", "final", "replicate", "speed", "probe"]
 LostKind = Literal["bad_input", "exception", "out_of_memory", "crashed", "timeout", "node_lost"]
 RETRIED: frozenset[LostKind] = frozenset({"out_of_memory", "crashed", "node_lost"})
 """Failures that another attempt may avoid; the others would happen again."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a job of task ``probe`` differs from the trial whose setting it fits."""
+
+    resample: int
+    """From 1 on. Each draws other seeds and another part of train; the same one is the same for all settings of a study."""
+    train_share: float = 1.0
+    """Share of train that is fitted, above 0 up to 1; copies of an image stay together."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Job:
     task: Task
     """``trial``: fit and score on validation. ``final``: refit the selected trial, score it on test and save it. ``replicate``:
     refit it with another seed and score it on test. ``speed``: refit it and measure its speed
-    alone, when the machine is quiet."""
+    alone, when the machine is quiet. ``probe``: fit it as `probe` says and score it on validation, never on test."""
     study_uid: str
     number: int
     """Number of the trial."""
@@ -65,6 +75,8 @@ class Job:
     """{network from whose pretrained weights the detector starts: their sha256}; a worker that has others raises an error."""
     memory_halvings: int = 0
     """How many attempts ran out of memory. Batches and blocks are halved as many times, which does not change the result."""
+    probe: Probe | None = None
+    """Of task ``probe``."""
 
     @property
     def path(self) -> Path:

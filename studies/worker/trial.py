@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -70,9 +71,20 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
         return run_products(job, config, home, run=run_job, emit=emit, should_stop=should_stop)
     with working_memory.halved(job.memory_halvings), seeded(job.seed, threads=job.threads):
         worker = _Worker(job, config, home, emit, should_stop)
-        if job.task == "speed":
-            return worker.speed()
-        return worker.trial() if job.task == "trial" else worker.final()
+        steps = {"trial": worker.trial, "probe": worker.probe, "speed": worker.speed}
+        return steps.get(job.task, worker.final)()
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A fitted detector on the images that a trial is judged by."""
+
+    detector: Detector
+    as_fitted: Prediction
+    """What the detector predicts."""
+    prediction: Prediction
+    """What it is judged by; of a training that chose among its epochs, free of that choice."""
+    evaluation: Evaluation
 
 
 class _Worker:
@@ -91,34 +103,57 @@ class _Worker:
         """Fit on train and score on validation, or under protocol ``paper`` on the whole test set."""
         scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
         with self.lock.shared():
-            # Elsewhere a trial's threshold rests on the held-out images alone: folds would make it several times as long.
-            if self.splits.folds:
-                detector, prediction = self.fitting.cross()
-            else:
-                detector = self.fitting.fit(with_folds=self.config.aims_at_operating_point)
-            if self.fitting.stopped:
-                return self._finish({"train_seconds": self.fitting.train_seconds}, Evaluation(metrics={}), pruned=True)
-            if not self.splits.folds:
-                prediction = self.fitting.predict(detector, scored)
-            validation = self.fitting.validation
-            judged = (validation.judged() if validation is not None else None) or prediction
-            detector.threshold = self._calibration(judged if prefix == "val" else None).threshold(self._rule_of_trial)
-            evaluation = self._evaluate(detector, judged, scored)
+            judged = self._judge(scored)
+        if judged is None:
+            return self._finish({"train_seconds": self.fitting.train_seconds}, Evaluation(metrics={}), pruned=True)
+        detector, evaluation = judged.detector, judged.evaluation
         latency = self._measure_speed(detector, scored)
         folder = self._fresh_folder(ARTIFACTS)
         with self.stage("plots"):
-            curves = judged.scores.numpy()
+            curves = judged.prediction.scores.numpy()
             plots.write_curves(curves, scored.labels, folder, title=f"trial {self.job.number}, {scored.name}")
-            plots.write_heat_maps(prediction, scored, folder / "heatmaps", most=HEAT_MAPS)
+            plots.write_heat_maps(judged.as_fitted, scored, folder / "heatmaps", most=HEAT_MAPS)
         if prefix == "test":
             self._write_ledger("paper", evaluation)
-            write_scores(prediction, scored, folder, threshold=None)
+            write_scores(judged.as_fitted, scored, folder, threshold=None)
         else:
-            masks = masks_of(scored) if SEG_F1 in self.config.objectives else None
-            write_validation_scores(judged, scored, folder, threshold=detector.threshold, masks=masks)
+            self._keep_validation_scores(judged, scored, folder)
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.fitting.train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         return self._finish(metrics, evaluation, threshold=detector.threshold)
+
+    def probe(self) -> TrialResult:
+        """Fit as the job's probe says and score on validation, as a trial does; speed is not measured and nothing is plotted."""
+        _, validation = self.splits.search_sets
+        with self.lock.shared():
+            judged = self._judge(validation)
+        if judged is None:
+            return self._finish({"train_seconds": self.fitting.train_seconds}, Evaluation(metrics={}), pruned=True)
+        self._keep_validation_scores(judged, validation, self._fresh_folder(ARTIFACTS))
+        metrics = _prefixed(judged.evaluation, "val") | {"train_seconds": self.fitting.train_seconds}
+        return self._finish(metrics, judged.evaluation, threshold=judged.detector.threshold)
+
+    def _judge(self, scored: ImageSet) -> _Judged | None:
+        """Fit, and evaluate on a set; None where the training was stopped."""
+        if self.splits.folds:
+            detector, as_fitted = self.fitting.cross()
+        else:
+            # Elsewhere a trial's threshold rests on the held-out images alone: folds would make it several times as long.
+            detector = self.fitting.fit(with_folds=self.config.aims_at_operating_point)
+        if self.fitting.stopped:
+            return None
+        if not self.splits.folds:
+            as_fitted = self.fitting.predict(detector, scored)
+        validation = self.fitting.validation
+        prediction = (validation.judged() if validation is not None else None) or as_fitted
+        of_validation = prediction if self.splits.validation is not None else None
+        detector.threshold = self._calibration(of_validation).threshold(self._rule_of_trial)
+        return _Judged(detector, as_fitted, prediction, self._evaluate(detector, prediction, scored))
+
+    def _keep_validation_scores(self, judged: _Judged, validation: ImageSet, folder: Path) -> None:
+        masks = masks_of(validation) if SEG_F1 in self.config.objectives else None
+        threshold = judged.detector.threshold
+        write_validation_scores(judged.prediction, validation, folder, threshold=threshold, masks=masks)
 
     def speed(self) -> TrialResult:
         """Fit the setting of a trial and measure its speed alone, once the machine is quiet or does not get so."""

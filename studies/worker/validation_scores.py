@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detectors.base import Prediction
+from detectors.data.painting.painted_set import PaintedSet
 from detectors.data.samples import ImageSet
 from detectors.files import write_json
 from detectors.scoring.operating_point import Threshold
@@ -74,25 +75,28 @@ def write_validation_scores(
     *,
     threshold: Threshold | None,
     masks: NDArray[np.bool_] | None = None,
-    rows: Sequence[int] | None = None,
 ) -> None:
     """Write ``validation_scores.json`` into a folder, unless the set has more than `MOST_IMAGES`.
 
     Args:
         prediction: what the trial is judged by: scores [N] and maps [N, H, W].
-        masks: bool [n, H, W], for an objective that depends on how many pixels are marked; None where none does.
-        rows: indices [n] of the images that have masks; None for all.
+        masks: of the images of `ImageSet.with_pixels`, bool [n, H, W], for an objective that depends on how many pixels are
+            marked; None where none does.
 
     Raises:
         InputError: the folder cannot be written.
     """
     if len(image_set) > MOST_IMAGES:
         return
+    painted, rows = image_set.painted, image_set.with_pixels
     scores = ValidationScores(
         keys=[sample.key for sample in image_set.samples],
         labels=[1 if sample.label else 0 for sample in image_set.samples],
         scores=prediction.scores.double().tolist(),
         threshold=None if threshold is None else threshold.value,
+        weights=None if painted is None else _weights(painted),
+        groups=None if painted is None else [str(source) for source in painted.sources],
+        folds=None if painted is None else painted.folds.tolist(),
         pixels=_pixels(prediction, threshold, masks, rows),
     )
     write_json(artifacts / VALIDATION_SCORES_FILE, scores.model_dump(mode="json", exclude_none=True))
@@ -106,17 +110,24 @@ def read_validation_scores(artifacts: Path) -> ValidationScores | None:
         return None
 
 
+def _weights(painted: PaintedSet) -> list[float]:
+    """1 of each good image, and of the painted ones so that their cells count alike."""
+    weights = np.ones(len(painted.cells))
+    weights[painted.painted] = painted.weights
+    return [float(weight) for weight in weights]
+
+
 def _pixels(
     prediction: Prediction,
     threshold: Threshold | None,
     masks: NDArray[np.bool_] | None,
-    rows: Sequence[int] | None,
+    rows: Sequence[int],
 ) -> list[tuple[int, int, int]] | None:
     """Counts of each image, 0 of one without a mask; None where there are no masks or no threshold of pixels."""
     if masks is None or threshold is None or threshold.pixel is None:
         return None
     counts = [(0, 0, 0)] * len(prediction)
-    for row, mask in zip(range(len(prediction)) if rows is None else rows, masks, strict=True):
+    for row, mask in zip(rows, masks, strict=True):
         marked = prediction.maps[row].numpy() >= threshold.pixel
         hits, named, real = (int(np.count_nonzero(part)) for part in (marked & mask, marked, mask))
         counts[row] = (hits, named, real)

@@ -68,12 +68,14 @@ class ScriptedExecutor:
     """The same for refits."""
     speed: Script = lambda job: {"fps": 50.0}
     """The same for speed that is measured again."""
+    probe: Script = quality
+    """The same for other fits of a trial's setting."""
     slots: int = 1
     leave_result: bool = False
     """Write the result also where the answer is an exception: the worker was done, its driver was not."""
     jobs: list[Job] = field(default_factory=list)
     waiting: deque[Job] = field(default_factory=deque)
-    started: set[tuple[str, int, int]] = field(default_factory=set)
+    started: set[tuple[str, int, int, int]] = field(default_factory=set)
     closed: int = 0
 
     def submit(self, job: Job) -> None:
@@ -89,13 +91,14 @@ class ScriptedExecutor:
         if not self.waiting:
             return []
         job = self.waiting[0]
-        if (key := (job.task, job.number, job.attempt)) not in self.started:
+        resample = job.probe.resample if job.probe is not None else 0
+        if (key := (job.task, job.number, job.attempt, resample)) not in self.started:
             self.started.add(key)
             return [Stage(job.number, job.attempt, "fit")]
         self.waiting.popleft()
         if job.task == "final":
             (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)
-        script = {"trial": self.script, "speed": self.speed}.get(job.task, self.final)
+        script = {"trial": self.script, "speed": self.speed, "probe": self.probe}.get(job.task, self.final)
         answer = script(job)
         if isinstance(answer, str):
             (job.path / LOG_FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,10 @@ class ScriptedExecutor:
     @property
     def trials(self) -> list[Job]:
         return [job for job in self.jobs if job.task == "trial"]
+
+    @property
+    def probes(self) -> list[Job]:
+        return [job for job in self.jobs if job.task == "probe"]
 
     @property
     def finals(self) -> list[Job]:
