@@ -135,7 +135,8 @@ class Study:
     def best(self) -> Trial | None:
         """The trial that the study would deploy; None while none meets the constraints.
 
-        It is the feasible one with the best first objective; of equals the faster one.
+        Of the feasible ones it is the one with the best first objective, or one that ties with it within noise: then the one
+        first in the prior, and of these the one that locates defects better, the faster, the earlier.
         """
         selected = self._view.selected()
         return None if selected is None else Trial.of(selected)

@@ -217,7 +217,7 @@ def test_what_crashes_is_tried_again_with_smaller_batches(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("train_seconds", "fits", "settings"),
-    [(1.0, 3, 4), (5.0, 3, 4), (6.0, 2, 4), (12.0, 1, 4), (18.0, 1, 3), (29.0, 1, 2), (31.0, 0, 0)],
+    [(5.0, 3, 4), (6.0, 2, 4), (18.0, 1, 3), (31.0, 0, 0)],
 )
 def test_the_time_is_bounded_by_what_the_trials_took(
     bench: Bench, train_seconds: float, fits: int, settings: int
