@@ -158,10 +158,11 @@ def sentences(choice: Choice, config: StudyConfig) -> list[str]:
     if choice.fresh_fits:
         figures = ", ".join(f"trial {number} {value:.4f}" for number, value in choice.values.items())
         times = "once" if choice.fresh_fits == 1 else f"{choice.fresh_fits} times"
+        painted = ", with other painted defects" if config.protocol == "synthetic" else ""
         before = f" ({choice.tied_before} tied within noise)" if choice.tied_before > 1 else ""
         said.append(
             f"the best {_COUNTS.get(len(choice.values), str(len(choice.values)))}{before} were fitted again on other subsets "
-            f"of train, {times} each: mean {next(iter(config.objectives))} of all fits {figures}"
+            f"of train{painted}, {times} each: mean {next(iter(config.objectives))} of all fits {figures}"
         )
     if len(choice.tied) > 1:
         instead = ""

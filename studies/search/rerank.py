@@ -1,8 +1,9 @@
 """Before the refit, the best settings are fitted again and ranked by the mean over their fits.
 
 What one fit owes to chance, the start of a coreset, the seed of a training, the very images of train, is averaged by fits with
-other seeds to other parts of train, each the same for all settings, and scored on validation. Test is never looked at, so no line
-of the ledger is written. What the images of validation owe to chance stays; that is what ties are for (`studies.search.choice`).
+other seeds to other parts of train, each the same for all settings, and scored on validation. Painted defects are painted anew
+for each. Test is never looked at, so no line of the ledger is written. What the images of validation owe to chance stays; that
+is what ties are for (`studies.search.choice`).
 
 Cost is bounded by figures of the trials, not by a clock, so that a study that is run again does the same. Each value is stored
 when it is there: a driver that was killed goes on.
@@ -88,6 +89,8 @@ class Reranking:
         spent = sum(trial.seconds or 0.0 for trial in self._view.trials())
         limit = max(LEAST_SECONDS, MOST_SHARE * spent)
         costs = [_seconds_of_fit(trial) for trial in best]
+        if self._opened.plan.images.protocol == "synthetic":
+            costs[0] += self._seconds_of_features()
         trained = any(self._config.head_class(trial.detector_name).trained for trial in best)
         for fits in range(FITS_TRAINED if trained else FITS, 0, -1):
             if fits * sum(costs) <= limit:
@@ -102,6 +105,11 @@ class Reranking:
             )
             return 0, 0
         return count, 1
+
+    def _seconds_of_features(self) -> float:
+        """What the features of other paintings take: as long as those of validation took the trial that computed them."""
+        stages = [stage for trial in self._view.trials() for stage in trial.outcome.seconds.items()]
+        return max((value for name, value in stages if name.endswith("features (validation)")), default=0.0)
 
     def _fit_again(self, best: Sequence[TrialView], fits: int) -> dict[int, list[float]]:
         """{trial: first objective of each fresh fit}; a setting that could not be fitted again is left out, aloud."""
@@ -128,7 +136,7 @@ class Reranking:
 
     def _job(self, trial: TrialView, resample: int) -> Job:
         halvings = trial.submission.memory_halvings
-        probe = Probe(resample, TRAIN_SHARE)
+        probe = Probe(resample, TRAIN_SHARE, repaint=True)
         return self._jobs.make("probe", trial.number, trial.params, attempt=1, memory_halvings=halvings, probe=probe)
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:

@@ -35,6 +35,8 @@ class Probe:
     """From 1 on. Each draws other seeds and another part of train; the same one is the same for all settings of a study."""
     train_share: float = 1.0
     """Share of train that is fitted, above 0 up to 1; copies of an image stay together."""
+    repaint: bool = False
+    """Paint other defects into the good images of validation, of the same kinds and grades; real ones stay as they are."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 
 from detectors import working_memory
 from detectors.base import Detector, Prediction
+from detectors.data.repainting import repainted
 from detectors.data.samples import ImageSet
 from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
@@ -97,6 +98,9 @@ class _Worker:
         self.device = torch.device(job.device)
         self.lock = DeviceLock(self.home.locks, self.device)
         self.splits = load_images(config, home, job.splits_digest).parts[0].splits
+        validation = self.splits.validation
+        if job.probe is not None and job.probe.repaint and validation is not None:
+            self.splits = replace(self.splits, validation=repainted(validation, seed=job.structural_seed))
         self.fitting = Fitting(job, config, home, self.splits, self.stage, should_stop=should_stop)
 
     def trial(self) -> TrialResult:

@@ -95,8 +95,22 @@ def painting(number: int, *, image: str, side: int, seed: int) -> Painting:
         side: shorter side, in pixels, that images are resized to.
         seed: another one gives other sizes, opacities, places and contents of the same cells.
     """
-    kind, size, opacity = CELLS[number * STEP % len(CELLS)]
-    digest = hashlib.sha256(f"{seed}\0{number}\0{image}".encode()).digest()
+    return _in_cell(*CELLS[number * STEP % len(CELLS)], drawn_from=f"{seed}\0{number}\0{image}", side=side)
+
+
+def again(before: Painting, *, image: str, side: int, seed: int) -> Painting:
+    """Another painting of the same cell, which `painting` made; arguments as there, and `seed` is another one."""
+    cell = next(cell for cell in CELLS if (cell[0], _grade(*cell[1:])) == (before.kind, before.grade))
+    return _in_cell(*cell, drawn_from=f"again\0{seed}\0{before.seed}\0{image}", side=side)
+
+
+def _grade(size: int, opacity: int) -> str:
+    return f"{size}-{('faint', 'full')[opacity]}"
+
+
+def _in_cell(kind: str, size: int, opacity: int, *, drawn_from: str, side: int) -> Painting:
+    """A painting of a cell; all else follows from a text."""
+    digest = hashlib.sha256(drawn_from.encode()).digest()
     in_band, in_opacity = (int.from_bytes(digest[start : start + 4], "big") / 2**32 for start in (0, 4))
     smallest = min((FINEST_STRIDE / side) ** 2, LARGEST_AREA / 2)
     area = smallest * (LARGEST_AREA / smallest) ** ((size + in_band) / SIZE_GRADES)
@@ -106,5 +120,5 @@ def painting(number: int, *, image: str, side: int, seed: int) -> Painting:
         area=round(area, 6),
         opacity=round(low + (high - low) * in_opacity, 3),
         seed=int.from_bytes(digest[8:12], "big"),
-        grade=f"{size}-{('faint', 'full')[opacity]}",
+        grade=_grade(size, opacity),
     )

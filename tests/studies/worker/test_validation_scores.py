@@ -41,6 +41,21 @@ def test_the_objective_of_a_trial_follows_from_what_it_keeps(tiny_mvtec: Path, t
     assert metric_value(objective, stored.scored()) == pytest.approx(result.metrics[f"val/{objective}"], abs=1e-12)
 
 
+def test_painted_images_keep_their_weights_groups_and_folds(tiny_mvtec: Path, tmp_path: Path) -> None:
+    plan = build_plan(make_config(tiny_mvtec, protocol="synthetic", recipes=2), tmp_path)
+    job = build_job(plan)
+    result = run_job(job)
+    stored = read_validation_scores(job.path / ARTIFACTS)
+    assert stored is not None
+    assert stored.groups is not None
+    assert len(set(stored.groups)) == stored.labels.count(0)
+    assert stored.folds is not None
+    assert len(set(stored.folds)) == plan.splits.folds
+    assert metric_value("ranking_score", stored.scored()) == pytest.approx(
+        result.metrics["val/ranking_score"], abs=1e-12
+    )
+
+
 def labelled(tiny_mvtec: Path) -> ImageSet:
     return ImageSet("validation", read_mvtec(tiny_mvtec, "widget").test, (64, 64))
 
