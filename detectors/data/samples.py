@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,7 @@ class ImageSet:
             InputError: the image or its mask cannot be read, or their sizes differ.
         """
         sample = self.samples[index]
-        rgb = read_image(sample.file)
+        rgb = _read_painted_into(sample.file) if self.painted is not None else read_image(sample.file)
         mask: NDArray[np.bool_] | None = None
         if isinstance(sample.recipe, Painting):
             rgb, mask = paint(rgb, sample.recipe)
@@ -164,6 +164,26 @@ class ImageSet:
         if not self.has_masks:
             return None
         return np.stack([mask for _, mask in map(self.load, self.with_pixels) if mask is not None])
+
+
+def _read_painted_into(path: Path) -> NDArray[np.uint8]:
+    """An image that is painted into several times: the last one that was read is not decoded again.
+
+    Decoding a large image takes longer than painting and resizing it, and what is painted into it comes next to it in a set.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return read_image(path)  # which says what is wrong
+    return _decoded(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1)
+def _decoded(path: Path, changed: int, size: int) -> NDArray[np.uint8]:
+    """Args: `changed` and `size` tell the file apart from what it was before."""
+    rgb = read_image(path)
+    rgb.setflags(write=False)
+    return rgb
 
 
 def file_sha256(path: Path) -> str:

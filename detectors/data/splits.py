@@ -82,6 +82,15 @@ class Splits:
         """The validation images if a detector that was fitted to all of train has not seen them; None where they are its own."""
         return None if self.folds else self.validation
 
+    def resized(self, size: Size) -> Splits:
+        """The same images and painted defects, resized to another height and width in pixels."""
+        train, validation, test = (
+            None if one is None else replace(one, image_size=size) for one in (self.train, self.validation, self.test)
+        )
+        assert train is not None
+        assert test is not None
+        return replace(self, train=train, validation=validation, test=test)
+
     @property
     def search_sets(self) -> tuple[ImageSet, ImageSet]:
         """Train and validation: all that a trial may see. Raises `InputError` for protocol ``paper``."""

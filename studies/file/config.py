@@ -73,6 +73,9 @@ class StudyConfig(Section):
     recipes: Literal[1, 2] | None = None
     """Version of the painted defects of protocol ``synthetic``; filled in when a study is created. Studies of version 0.2 and
     before have none and go on with the first."""
+    advice: bool = True
+    """Whether the run ends with what would help most: a few cheap fits of the selected setting to fewer images and to larger
+    ones, and of other quick detectors. It may change when a study is resumed."""
     rerank: int = Field(5, ge=0, le=20)
     """So many of the best settings are fitted again, on other parts of train, and compared by the mean over all their fits before
     one is selected. 0 compares the trials alone, as is done where it would take more than a quarter of the search's time. It may

@@ -25,6 +25,7 @@ from studies.report.section_tables import (
     trials_table,
 )
 from studies.report.summary import Tile, cautions, summary_sentences, tiles
+from studies.search import advice_words
 from studies.search.view import StudyView
 
 
@@ -40,6 +41,8 @@ class StudySection:
     summary: tuple[str, ...]
     """Sentences, the most important one first."""
     cautions: tuple[str, ...]
+    help_most: tuple[str, ...]
+    """What would help most, the most important first."""
     tiles: tuple[Tile, ...]
     products: Table | None
     """Figures of each product; None in a study of a single one."""
@@ -73,6 +76,7 @@ def study_section(view: StudyView, id: str) -> StudySection:
         about=_about(view, search),
         summary=tuple(summary_sentences(search, selected, tests)),
         cautions=tuple(cautions(search, selected, tests)),
+        help_most=tuple(f"{line[0].upper()}{line[1:]}." for line in advice_words.lines(view, selected)),
         tiles=tuple(tiles(search, selected, tests)),
         products=products_table(tests),
         setting=setting_table(search, selected) if selected is not None else None,

@@ -50,7 +50,9 @@ class JobFactory:
         if probe is not None:
             purpose = f"probe {probe.resample}"
             structural_seed = derive_seed(seed, "structure of probe", probe.resample)
-            folders["probe"] = view.probe_folder(number, probe.resample)
+            folders["probe"] = (
+                view.advice_folder(probe.name) if probe.name else view.probe_folder(number, probe.resample)
+            )
         config = self._opened.config
         if task not in ("trial", "probe"):
             config = config.model_copy(update={"threshold": view.threshold_section(number)})
@@ -61,7 +63,8 @@ class JobFactory:
             attempt=attempt,
             config=config.to_json(),
             params=dict(params),
-            strides=tuple(space.strides(params["backbone"])),
+            # A setting of advice may ask for layers that the search does not.
+            strides=tuple(sorted({*space.strides(params["backbone"]), *params["layers"]})),
             weights_sha256=plan.backbones[params["backbone"]].sha256,
             splits_digest=plan.images.digest,
             seed=derive_seed(seed, purpose, number),

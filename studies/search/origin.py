@@ -16,7 +16,7 @@ OF_ONE_RUN = ("budget.timeout",)
 """Keys that a command line sets for the run that it starts alone."""
 OF_ONE_RULE = tuple(f"threshold.{name}" for name in ("value", "cost_miss", "cost_alarm", "share_defective"))
 """Keys that belong to one rule of the threshold."""
-SETTLED = frozenset({"threshold", "gate", "execution", "seeds", "select"})
+SETTLED = frozenset({"threshold", "gate", "execution", "seeds", "select", "rerank", "advice"})
 """Sections that say what becomes of a search's outcome or how jobs are run: a change of them is no reason to search on."""
 
 

@@ -8,6 +8,7 @@ import torch
 
 from detectors.errors import InputError
 from studies.executors.base import Executor
+from studies.file.encoding import Setting
 from studies.search import thresholds
 from studies.search.driver import POLL_SECONDS
 from studies.search.job_factory import JobFactory
@@ -15,7 +16,7 @@ from studies.search.notices import Progressed, Remark, Started
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
 from studies.search.view import TrialView
-from studies.worker.jobs import RESULT_FILE, RETRIED, Done, Event, Lost, Stage, Task, read_result
+from studies.worker.jobs import RESULT_FILE, RETRIED, Done, Event, Job, Lost, Probe, Stage, Task, read_result
 
 
 class Refit:
@@ -58,11 +59,38 @@ class Refit:
         Raises:
             InputError, StudyFailedError: there is no result.
         """
+        self._do(
+            trial,
+            lambda attempt, halvings: self._jobs.make(
+                task, trial.number, trial.params, attempt=attempt, memory_halvings=halvings, replicate=replicate
+            ),
+            what=f"the refit of trial {trial.number}",
+        )
+
+    def probe(self, trial: TrialView, params: Setting, probe: Probe) -> None:
+        """Fit a setting under another condition and score it on validation. Raises as `run` does.
+
+        Args:
+            trial: the one whose number the job bears.
+        """
+        self._do(
+            trial,
+            lambda attempt, halvings: self._jobs.make(
+                "probe", trial.number, params, attempt=attempt, memory_halvings=halvings, probe=probe
+            ),
+            what=f"the fit {probe.name}",
+        )
+
+    def _do(self, trial: TrialView, make: Callable[[int, int], Job], *, what: str) -> None:
+        """Do a job, again where that may help.
+
+        Args:
+            make: makes it for the so-manyeth attempt, with so many halvings of the memory.
+            what: it is, for a message.
+        """
         halvings, attempts = trial.submission.memory_halvings, self._opened.config.execution.attempts
         for attempt in range(1, attempts + 1):
-            job = self._jobs.make(
-                task, trial.number, trial.params, attempt=attempt, memory_halvings=halvings, replicate=replicate
-            )
+            job = make(attempt, halvings)
             if attempt == 1:
                 (job.path / RESULT_FILE).unlink(missing_ok=True)
             self._executor.submit(job)
@@ -74,7 +102,7 @@ class Refit:
             if end.kind == "bad_input":
                 raise InputError(end.message)
             if end.kind not in RETRIED or attempt == attempts:
-                raise StudyFailedError(f"the refit of trial {trial.number} failed: {end.kind}: {end.message}")
+                raise StudyFailedError(f"{what} failed: {end.kind}: {end.message}")
             halvings += end.kind == "out_of_memory"
 
     def _wait_for_end(self) -> Done | Lost:

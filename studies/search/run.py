@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from detectors.errors import InputError
 from studies.executors.base import Executor
+from studies.search.advice import Advising
 from studies.search.driver import Driver
 from studies.search.holding import held_study
 from studies.search.job_factory import JobFactory
@@ -97,6 +98,7 @@ def run_study(
         remeasured = Remeasurement(opened, refit).run()
         Reranking(opened, executor, jobs, check_lease=session.check_lease).run()
         selected = refit.finish_selected()
+        Advising(opened, refit).run(selected)
         listener(Remark(f"search ended: {reason}"))
         opened.close_parent("FINISHED", reason)
         return Outcome(opened.view, reason, selected, opened.projection.parent_run_id, remeasured)

@@ -13,7 +13,7 @@ from detectors.files import write_json, write_text
 from detectors.scoring.operating_point import Counts
 from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
-from studies.search import threshold_words
+from studies.search import advice_words, threshold_words
 from studies.search.choice import sentences
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.space import SearchSpace
@@ -116,6 +116,8 @@ def note(view: StudyView, reason: str = "") -> str:
                 lines += [
                     f"{line[0].upper()}{line[1:]}." for line in threshold_words.lines(point.threshold, point.product)
                 ]
+    if selected is not None and (help_most := advice_words.lines(view, selected)):
+        lines.append("What would help most:\n\n" + "\n".join(f"- {line}" for line in help_most))
     ended = f" The search ended: {reason}." if reason else ""
     scorings = f" Test was scored {count} time(s) in this study." if (count := len(view.ledger())) else ""
     lines.append(f"Trials: {counted}; protocol {view.config.protocol}.{ended}{scorings}")

@@ -207,6 +207,10 @@ class StudyView:
         """Where the refit of a selected trial with another seed is left."""
         return replicate_folder(self.final_folder(number), replicate)
 
+    def advice_folder(self, name: str) -> Path:
+        """Where a fit is left that answers a question of advice."""
+        return self.folder / "advice" / name
+
     def probe_folder(self, number: int, resample: int) -> Path:
         """Where another fit of a trial's setting, scored on validation, is left."""
         return self.folder / "probes" / f"{number:05d}-{resample}"

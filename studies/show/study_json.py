@@ -7,7 +7,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from studies.search import threshold_words
+from studies.search import advice_words, threshold_words
+from studies.search.answers import stored_advice
 from studies.search.choice import sentences
 from studies.search.operating_point import OperatingPoint, points_on_test
 from studies.search.outcome import Outcome
@@ -29,12 +30,20 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "config": view.config.to_json(),
         "trials": [trial_json(trial) for trial in view.trials()],
         "choice": choice_json(view),
+        "advice": advice_json(view),
         "savings": asdict(saved) if (saved := insight.savings(view)) else None,
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
         "ledger": [line.model_dump() for line in view.ledger()],
         "ledger_faults": view.ledger_faults(),
     }
+
+
+def advice_json(view: StudyView) -> dict[str, Any]:
+    """What would help most, as sentences, and the fits that were made to find out."""
+    stored = stored_advice(view)
+    answers = {name: answer.model_dump(mode="json") for name, answer in stored.answers.items()} if stored else {}
+    return {"text": advice_words.lines(view), "answers": answers}
 
 
 def choice_json(view: StudyView) -> dict[str, Any] | None:

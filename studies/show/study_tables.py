@@ -12,7 +12,7 @@ from rich.text import Text
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.keys import ParameterKey
-from studies.search import threshold_words
+from studies.search import advice_words, threshold_words
 from studies.search.choice import sentences
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
@@ -156,6 +156,9 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     if "rendered/" in view.header.experiment:
         yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
     yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
+    if help_most := advice_words.lines(view, selected):
+        yield Text("what would help most:")
+        yield from (Text(f"  {line}") for line in help_most)
 
 
 def _on_test(view: StudyView, selected: TrialView, metrics: Mapping[str, float]) -> Iterator[Text]:

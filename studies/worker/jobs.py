@@ -37,6 +37,10 @@ class Probe:
     """Share of train that is fitted, above 0 up to 1; copies of an image stay together."""
     repaint: bool = False
     """Paint other defects into the good images of validation, of the same kinds and grades; real ones stay as they are."""
+    name: str = ""
+    """Of the question that it answers (`studies.search.advice`); empty for a fresh fit of a trial's setting."""
+    image_size: tuple[int, int] | None = None
+    """Height and width, in pixels, that images are resized to in the place of the study's."""
 
 
 @dataclass(frozen=True)

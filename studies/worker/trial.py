@@ -101,6 +101,10 @@ class _Worker:
         validation = self.splits.validation
         if job.probe is not None and job.probe.repaint and validation is not None:
             self.splits = replace(self.splits, validation=repainted(validation, seed=job.structural_seed))
+        if job.probe is not None and job.probe.image_size is not None:
+            self.splits = self.splits.resized(job.probe.image_size)
+            data = config.data.model_copy(update={"image_size": job.probe.image_size})
+            self.config = config = config.model_copy(update={"data": data})
         self.fitting = Fitting(job, config, home, self.splits, self.stage, should_stop=should_stop)
 
     def trial(self) -> TrialResult:
