@@ -37,6 +37,8 @@ from studies.worker.jobs import ARTIFACTS, Probe, read_result
 
 SCALE, MULTIPLE, LARGEST = 1.5, 32, 1024
 """A larger image size: so many times each side, rounded to a multiple of the coarsest stride; no side exceeds the last."""
+LEAST_TRIALS = 6
+"""Finished trials of a search that is advised on: there are up to six fits, which are not to take longer than the search."""
 MOST_SHARE, LEAST_SECONDS = 0.15, 30.0
 """Time that a fit of advice may take, as a share of what the trials took together, and what it may take in any case."""
 QUICK = ("patchcore", "padim", "spade")
@@ -128,9 +130,11 @@ def applies(view: StudyView, selected: TrialView) -> bool:
     objective = next(iter(config.objectives))
     if not config.advice or config.data.is_several or config.protocol == "paper" or objective not in METRICS:
         return False
-    if config.head_class(selected.detector_name).trained:
+    trials = view.trials()
+    finished = sum(trial.state in ("COMPLETE", "PRUNED") for trial in trials)
+    if finished < LEAST_TRIALS or config.head_class(selected.detector_name).trained:
         return False
-    spent = sum(trial.seconds or 0.0 for trial in view.trials())
+    spent = sum(trial.seconds or 0.0 for trial in trials)
     return (selected.seconds or 0.0) <= max(LEAST_SECONDS, MOST_SHARE * spent)
 
 

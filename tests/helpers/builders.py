@@ -34,6 +34,7 @@ def raw_config(root: Path, **changes: Any) -> dict[str, Any]:
         "search": {"n_features": {"int": [4, 40]}, "shrinkage": {"float": [0.0, 0.5]}},
         "fixed": {"backbone": BACKBONE, "layers": [8, 16], "smoothing_sigma": 2.0},
         "budget": {"trials": 3},
+        "advice": False,
     }
     raw |= copy.deepcopy(changes)
     return {key: value for key, value in raw.items() if value is not None}
