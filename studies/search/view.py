@@ -213,7 +213,12 @@ class StudyView:
 
     def probe_folder(self, number: int, resample: int) -> Path:
         """Where another fit of a trial's setting, scored on validation, is left."""
-        return self.folder / "probes" / f"{number:05d}-{resample}"
+        return self.probes / f"{number:05d}-{resample}"
+
+    @property
+    def probes(self) -> Path:
+        """Folder of the other fits of all trials' settings."""
+        return self.folder / "probes"
 
     def trials(self) -> list[TrialView]:
         """All trials but discarded and waiting ones, by number; the selected one is marked."""

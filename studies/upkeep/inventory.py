@@ -167,6 +167,9 @@ def _add_trials(inventory: Inventory, view: StudyView, *, keep: int, busy: bool)
                 _add_folder(inventory, "checkpoints", folder, lock, busy=busy)
         if selected is not None and not trial.selected:
             _add_folder(inventory, "detectors", trial.final_folder / DETECTOR, lock, busy=busy)
+    # Until a trial is chosen, another fit of a setting that was cut off is taken up again, too.
+    for folder in sorted(view.probes.rglob(CHECKPOINTS)) if view.stored_choice() is not None else ():
+        _add_folder(inventory, "checkpoints", folder, lock, busy=busy)
     listed = [item.path for item in (*inventory.items, *inventory.busy)]
     for path in _half_written(view.folder, recursive=True):
         if not any(path.is_relative_to(folder) for folder in listed):

@@ -15,7 +15,8 @@ from studies.search import candidates, portfolio, rerank
 from studies.search.choice import Choice, sentences
 from studies.search.portfolio import Entry, Portfolio
 from studies.search.rerank import FITS, TRAIN_SHARE
-from studies.worker.jobs import ARTIFACTS, Job, Probe, TrialResult, read_result
+from studies.upkeep.inventory import take_inventory
+from studies.worker.jobs import ARTIFACTS, CHECKPOINTS, Job, Probe, TrialResult, read_result
 from studies.worker.validation_scores import VALIDATION_SCORES_FILE, ValidationScores
 from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor
 
@@ -177,6 +178,16 @@ def test_a_killed_driver_goes_on_with_what_is_missing(bench: Bench) -> None:
     assert sorted(done + left) == sorted((number, resample) for number in range(4) for resample in range(1, FITS + 1))
     assert outcome.selected is not None
     assert outcome.selected.number == 1
+
+
+def test_clean_leaves_a_fit_that_was_cut_off_to_the_next_run(bench: Bench) -> None:
+    answers: dict[int, Any] = {**AGAIN, 1: (0.90, Killed(), 0.90)}
+    bench.kill(Fitting(LUCKY, probe=probed(answers)), **STUDY)
+    checkpoints = bench.view().probe_folder(1, 2) / CHECKPOINTS
+    checkpoints.mkdir(parents=True)
+    assert checkpoints not in [item.path for item in take_inventory(bench.home, keep=1).items]
+    bench.run(Fitting(LUCKY, probe=probed(AGAIN)), **STUDY)
+    assert checkpoints in [item.path for item in take_inventory(bench.home, keep=1).items]
 
 
 def test_a_result_that_a_killed_driver_did_not_store_is_taken_up(bench: Bench) -> None:
