@@ -254,7 +254,7 @@ def test_several_at_a_time(bench: Bench) -> None:
 
 def test_in_a_real_study_probes_leave_scores_on_validation_and_no_line_in_the_ledger(bench: Bench) -> None:
     settings = [{"n_features": 12, "shrinkage": 0.1}, {"n_features": 30, "shrinkage": 0.3}]
-    changes = {"search": {}, "baselines": settings, "budget": {"trials": 2}, "rerank": 2}
+    changes: dict[str, Any] = {"search": {}, "baselines": settings, "budget": {"trials": 2}, "rerank": 2}
     outcome = bench.run(InlineExecutor(), **changes)
     assert outcome.selected is not None
     view = bench.view()
