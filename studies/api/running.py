@@ -20,6 +20,7 @@ from studies.executors.base import Executor
 from studies.executors.catalog import check_address, executor_plugin
 from studies.file.overrides import Overrides, parse_idea, parse_overrides
 from studies.home import home_at
+from studies.search.earlier import read_earlier
 from studies.search.notices import Listener, Notice, Remark
 from studies.search.plan import Options, Plan, make_plan
 from studies.search.run import run_study
@@ -51,6 +52,7 @@ def run(
     fresh: bool = False,
     offline: bool = False,
     enqueue: Sequence[str | Mapping[str, Any]] = (),
+    warm_from: str | Sequence[str] = (),
     jobs: Jobs | None = None,
     device: str = "auto",
     executor: str | Executor = "local",
@@ -73,6 +75,8 @@ def run(
         fresh: start a new study beside the one of this name.
         offline: open no connection; backbones without weights on this machine are left out.
         enqueue: settings to try first, ``{"n_features": 100}`` or ``"n_features=100,layers=8+16"``.
+        warm_from: names of stored studies, also ``"padim_screw,padim_parts#2"``, whose three best settings each are tried next;
+            what this study cannot take of them is told.
         jobs: trials at the same time; ``"auto"``: one for each GPU or four cores. Default 1, with Ray ``"auto"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` (every GPU) or ``"cuda:N"``.
         executor: ``"local"`` (processes of this machine), ``"inline"`` (this process), ``"ray"``, the name of another that
@@ -100,8 +104,8 @@ def run(
         watcher = stack.enter_context(_watcher(progress))
         plan = plan_study(
             study, settings=settings, trials=trials, timeout=timeout, images=images, name=name, demo=demo, fresh=fresh,
-            offline=offline, enqueue=enqueue, jobs=jobs, device=device, executor=executor, ray_address=ray_address,
-            weights_dir=weights_dir, home=home, preparing=watcher.preparing,
+            offline=offline, enqueue=enqueue, warm_from=warm_from, jobs=jobs, device=device, executor=executor,
+            ray_address=ray_address, weights_dir=weights_dir, home=home, preparing=watcher.preparing,
         )  # fmt: skip
         return run_plan(plan, watcher, fresh=fresh, executor=executor, ray_address=ray_address)
 
@@ -118,6 +122,7 @@ def plan_study(
     fresh: bool = False,
     offline: bool = False,
     enqueue: Sequence[str | Mapping[str, Any]] = (),
+    warm_from: str | Sequence[str] = (),
     jobs: Jobs | None = None,
     device: str = "auto",
     executor: str | Executor = "local",
@@ -137,6 +142,7 @@ def plan_study(
     remote = False
     if isinstance(enqueue, str | Mapping):
         raise InputError(f"enqueue: a list of settings, not {enqueue!r} alone")
+    sources = _names(warm_from)
     if jobs is not None and jobs != "auto" and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise InputError(f"jobs {jobs!r}: give a number from 1 on, or 'auto'")
     if isinstance(executor, str):
@@ -165,10 +171,22 @@ def plan_study(
             remote=remote,
             left_out=tuple(chosen.stored.header.dropped) if chosen.stored is not None else (),
             ideas=tuple(parse_idea(idea, chosen.config) for idea in enqueue),
+            earlier=read_earlier(place, sources, now=chosen.config.name),
         )
         plan = make_plan(chosen.config, place.prepare(), options, progress=preparing)
         plan = replace(plan, origin=origin, remarks=chosen.remarks)
-        return replace(plan, **continued(plan, chosen, more=bool(enqueue)))
+        return replace(plan, **continued(plan, chosen, more=bool(enqueue or sources)))
+
+
+def _names(warm_from: str | Sequence[str]) -> list[str]:
+    """The studies that are named, whether in one text or in several."""
+    texts = [warm_from] if isinstance(warm_from, str) else list(warm_from)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"warm_from: names of studies, not {warm_from!r}")
+    names = [name.strip() for text in texts for name in text.split(",")]
+    if not all(names):
+        raise InputError(f"--warm-from {','.join(texts)}: give STUDY or STUDY,STUDY, e.g. padim_screw,padim_parts#2")
+    return names
 
 
 def run_plan(

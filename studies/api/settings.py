@@ -19,10 +19,13 @@ from studies.file import datasets, library
 from studies.file.config import StudyConfig, validate
 from studies.file.demo import read_demo
 from studies.file.messages import did_you_mean
+from studies.file.narrowing import narrowed
 from studies.file.overrides import override
 from studies.home import Home
 from studies.search.origin import (
+    AUTO,
     OF_ONE_RUN,
+    SAMPLER,
     SETTLED,
     TRIALS,
     Kind,
@@ -73,17 +76,22 @@ class _Written:
     def base(self) -> dict[str, Any]:
         """As `StudyConfig.to_json` writes it; a file that is sound only with what the command line sets, as it is."""
         try:
-            return self.validated({}).to_json()
+            return self.validated({})[0].to_json()
         except InputError:
             plain: dict[str, Any] = json.loads(json.dumps(self.raw, default=str))
             return plain
 
-    def validated(self, settings: Mapping[str, Any]) -> StudyConfig:
-        """The study with settings by dotted key. Raises `InputError` for what is wrong in it."""
+    def validated(self, settings: Mapping[str, Any]) -> tuple[StudyConfig, tuple[str, ...]]:
+        """The study with settings by dotted key, and a line on each baseline that they leave no place for.
+
+        Raises:
+            InputError: something is wrong in it.
+        """
         raw = override(copy.deepcopy(self.raw), copy.deepcopy(dict(settings)))
         # What the command line names is relative to where that was typed.
         raw = library.with_heads(raw, base=Path(), source=self.source)
-        return validate(raw, source=f"{self.source} with --set" if settings else self.source)
+        raw, lines = narrowed(raw, self.raw, settings, source=self.source)
+        return validate(raw, source=f"{self.source} with --set" if settings else self.source), lines
 
 
 def run_settings(
@@ -137,7 +145,7 @@ def run_settings(
     if stored is not None and is_made_of_it and not fresh:
         kept, remarks = _kept(stored, file, base, given)
     settings = merged(kept, given)
-    config = file.validated(settings)
+    config, left_out = file.validated(settings)
     origin = Origin(
         file.kind,
         file.source,
@@ -151,7 +159,7 @@ def run_settings(
         origin,
         None if fresh else stored,
         sections(given),
-        remarks,
+        (*remarks, *left_out),
         "" if stored is None or is_made_of_it else _other_study(stored),
     )
 
@@ -225,10 +233,12 @@ def _as_stored(stored: Stored, given: Mapping[str, Any], *, home: Home, fresh: b
             last[section].pop(name, None)
             if (value := value_at(origin.base, key)) is not None:
                 last[section][name] = value
+        if _is_sampler_open(origin):
+            last["sampler"]["name"] = AUTO
         if origin.root and not Path(str(last["data"].get("root", ""))).is_absolute():
             last["data"]["root"] = origin.root
     file = _Written("file", f"study {stored.name} as it was stored", last)
-    config = file.validated(given)
+    config, left_out = file.validated(given)
     now: Origin | None = None
     if origin is not None:
         now = Origin(
@@ -243,7 +253,21 @@ def _as_stored(stored: Stored, given: Mapping[str, Any], *, home: Home, fresh: b
     came = f" from {origin.source}" if origin is not None else ""
     remark = f"the settings are those of study {stored.name} as it was stored{came}; its images: {_where(config, stored)}{hint}"
     config = with_recipes(config, None if fresh else again)
-    return RunSettings(config, now, None if fresh else again, sections(given), (remark,))
+    return RunSettings(config, now, None if fresh else again, sections(given), (remark, *left_out))
+
+
+def _is_sampler_open(origin: Origin) -> bool:
+    """Whether the last run was to find the sampler itself; what it came to is stored in its place."""
+    wished = {**origin.settings, **{f"sampler.{name}": one for name, one in origin.settings.get("sampler", {}).items()}}
+    return bool(wished.get(SAMPLER, value_at(origin.base, SAMPLER)) == AUTO)
+
+
+def _sampler_before_auto(stored: Stored, file: _Written, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler of a study that is older than ``auto``, and whose file names none: it keeps to it."""
+    before = value_at(stored.header.config, SAMPLER)
+    noted = value_at(stored.origin.base, SAMPLER) if stored.origin is not None else before
+    is_older = noted not in (None, AUTO) and value_at(base, SAMPLER) == AUTO and value_at(file.raw, SAMPLER) is None
+    return {SAMPLER: before} if is_older else {}
 
 
 def _where(config: StudyConfig, stored: Stored) -> str:
@@ -254,17 +278,18 @@ def _kept(
     stored: Stored, file: _Written, base: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What earlier command lines set and still holds, and a line on it."""
+    sampler = {} if {"sampler", SAMPLER} & {*given} else _sampler_before_auto(stored, file, base)
     if (origin := stored.origin) is None:
         # Version 0.2 did not note what came from the command line.
         trials = value_at(stored.header.config, TRIALS)
         if trials == value_at(base, TRIALS) or TRIALS in given or "budget" in given:
-            return {}, ()
+            return sampler, ()
         line = (
             f"study {stored.name} was to have {trials} trials when version 0.2 or an older one ran it last, and keeps to that; "
             f"{file.source} says {value_at(base, TRIALS)}: `--trials {value_at(base, TRIALS)}` goes on to these"
         )
-        return {TRIALS: trials}, (line,)
-    kept = origin.kept(base)
+        return {TRIALS: trials} | sampler, (line,)
+    kept = sampler | origin.kept(base)
     settings = merged(kept, given)
     lines = []
     for key, value in kept.items():

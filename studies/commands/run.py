@@ -35,6 +35,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,...", help="Try this setting first, e.g. n_features=100,layers=8+16."),
     ] = None,
+    warm_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STUDY[,STUDY]", help="Try the best settings of these studies of `study list` first."),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Your own images: a folder with good/, optional defects and masks.")
     ] = None,
@@ -89,6 +93,7 @@ def run(
             fresh=fresh,
             offline=offline,
             enqueue=enqueue or [],
+            warm_from=warm_from or [],
             jobs=_jobs(jobs),
             device=device,
             executor=executor,

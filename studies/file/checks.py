@@ -16,6 +16,7 @@ from detectors.errors import InputError
 from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 from studies.file.messages import check_name, located
 from studies.file.parts import DetectorPart
+from studies.file.reach import check_offered, drawn_as, settled, unreachable, upper_bounds
 from studies.file.sections import Baseline, DataConfig, Dimension, ParameterValue, PrunerConfig
 
 STRIDES = ({4, 8, 16, 32}, {1, 2, 4})
@@ -100,9 +101,8 @@ def check_part(part: DetectorPart, *, grid: bool) -> None:
     if not part.search and not part.baselines:
         raise ValueError("nothing to try: give a search, or baselines")
     for index, baseline in enumerate(part.baselines):
-        for name, value in baseline.items():
-            with located(f"baselines.{index}"):
-                _check_baseline(part, name, value)
+        with located(f"baselines.{index}"):
+            check_baseline(part, baseline)
     if grid:
         _check_finite(part)
 
@@ -113,23 +113,29 @@ def _check_finite(part: DetectorPart) -> None:
             raise ValueError(f"search.{name}: sampler grid needs choices, an int range or a float range with a step")
 
 
-def _check_baseline(part: DetectorPart, name: str, value: ParameterValue) -> None:
-    """One value of a baseline: valid for the detector, and within the search where the parameter is searched."""
-    if name == DETECTOR_KEY:
-        if value != part.detector:
-            raise ValueError(f"detector: this study is of {part.detector}, not of {value!r}")
-        return
-    check_value(part, name, value)
-    dimension = part.search.get(name)
-    if dimension is None:
-        return
-    if dimension.choices is not None:
-        if value not in dimension.choices:
-            raise ValueError(f"{name}: {value!r} is not among the choices {dimension.choices}")
-        return
-    low, high = dimension.bounds
-    if not (isinstance(value, int | float) and low <= value <= high):
-        raise ValueError(f"{name}: {value!r} is outside the range {list(dimension.bounds)}")
+def check_baseline(part: DetectorPart, baseline: Mapping[str, ParameterValue]) -> None:
+    """The values of a baseline: valid for the detector, and within what the search reaches where the parameter is searched.
+
+    It reaches a value outside of its choices or its range that they are cut to, where backbone and layers bound the parameter.
+    """
+    for name, value in baseline.items():
+        if name == DETECTOR_KEY:
+            if value != part.detector:
+                raise ValueError(f"detector: this study is of {part.detector}, not of {value!r}")
+            continue
+        check_value(part, name, value)
+        dimension = part.search.get(name)
+        if dimension is None or drawn_as(dimension, value) is not None:
+            continue
+        if drawn_as(dimension, value, upper_bounds(part, baseline).get(name)) is None:
+            raise ValueError(f"{name}: {unreachable(dimension, value)}")
+
+
+def check_layers(part: DetectorPart, baseline: Mapping[str, ParameterValue]) -> None:
+    """The backbone of a baseline offers its layers, as far as the search leaves neither open."""
+    backbone, layers = settled(part, baseline, "backbone"), settled(part, baseline, "layers")
+    if backbone is not None and layers is not None:
+        check_offered(backbone, layers)
 
 
 def _check_dimension(part: DetectorPart, name: str, dimension: Dimension) -> None:

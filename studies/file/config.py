@@ -162,6 +162,23 @@ class StudyConfig(Section):
             with located(name):
                 checks.check_part(part, grid=grid)
 
+    def misfit(self, setting: Baseline) -> str:
+        """Why a setting lies outside of this study, in words; empty where it does not.
+
+        Args:
+            setting: with its ``detector`` where the study is over several.
+        """
+        detector = setting.get(DETECTOR_KEY, self.detectors[0])
+        if detector not in self.detectors:
+            return f"its detector is {detector}, and this study is over {self.detector_label}"
+        part = self.for_detector(str(detector))
+        try:
+            checks.check_baseline(part, setting)
+            checks.check_layers(part, setting)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def _divided(self, baselines: Sequence[Baseline]) -> dict[str, DetectorPart]:
         codes = {name: HeadCode.from_json(record.model_dump()) for name, record in self.heads.items()}
         return divide(self.detectors, self.search, self.fixed, baselines, codes)

@@ -14,6 +14,8 @@ from studies.file.keys import DETECTOR_KEY, ParameterKey
 from studies.file.sections import Baseline, Dimension, ParameterValue
 
 Value = TypeVar("Value")
+DEFAULT_LAYERS = [8, 16]
+"""Strides of a study that says nothing of layers."""
 
 
 @dataclass(frozen=True)

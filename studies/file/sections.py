@@ -167,10 +167,11 @@ class Dimension(Section):
 class SamplerConfig(Section):
     """How the settings of the next trial are chosen."""
 
-    name: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
-    """``tpe`` suits most studies. ``gp`` is a Gaussian process, for few and expensive trials. ``nsga2`` is for several
-    objectives. ``random`` draws without regard to earlier trials. ``grid`` tries every setting of a finite search once, in the
-    order of the file."""
+    name: Literal["auto", "tpe", "gp", "nsga2", "random", "grid"] = "auto"
+    """``auto`` takes ``gp`` where every searched parameter is a number and the trials are at most 100, of one objective and
+    without a pruner, and else ``tpe``. ``tpe`` suits most studies. ``gp`` is a Gaussian process, for few and expensive trials.
+    ``nsga2`` is for several objectives and some hundred trials. ``random`` draws without regard to earlier trials. ``grid``
+    tries every setting of a finite search once, in the order of the file."""
     seed: int = Field(0, ge=0)
     """The same seed proposes the same trials and divides the images in the same way."""
     startup: int = Field(5, ge=1)

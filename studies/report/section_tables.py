@@ -108,11 +108,14 @@ def trials_table(search: Search) -> TrialsTable:
     ]
     metrics = [f"{prefix}/{name}" for name in dict.fromkeys((*objectives, *columns))] + [*others, "fps"]
     failed = any(trial.failure for trial in search.trials)
-    heads = ["trial", "state", *(phrases.metric(name) for name in metrics), "seconds", *search.varied]
+    is_warm = any(trial.attributes.warm_from for trial in search.trials)
+    came = ["from"] if is_warm else []
+    heads = ["trial", "state", *(phrases.metric(name) for name in metrics), "seconds", *came, *search.varied]
     rows = []
     for trial in search.trials:
         values: list[Any] = [trial.number, STATES[search.state(trial)], *(trial.metrics.get(name) for name in metrics)]
-        values += [trial.seconds, *(trial.params.get(name) for name in search.varied)]
+        values += [trial.seconds, *([_came_from(trial)] if is_warm else [])]
+        values += [trial.params.get(name) for name in search.varied]
         values += [shortened(trial.failure, FAILURE_LENGTH)] if failed else []
         css = "chosen" if trial.selected else search.state(trial).lower()
         row = TrialRow(
@@ -131,6 +134,12 @@ def trials_table(search: Search) -> TrialsTable:
         tuple(text for text in STATES.values() if text in states),
         phrases.setting(same),
     )
+
+
+def _came_from(trial: TrialView) -> str:
+    """Where a trial's setting comes from: ``baseline``, ``search``, ``warm start: padim_screw trial 7``."""
+    attributes = trial.attributes
+    return f"warm start: {attributes.warm_from}" if attributes.warm_from else attributes.origin
 
 
 def _cell(value: Any) -> Cell:

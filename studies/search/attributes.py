@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from studies.file.encoding import Setting
 
 JOB, OUTCOME, OVERRIDES, DISCARDED, ORIGIN = "job", "outcome", "overrides", "discarded", "origin"
-BASELINE, IDEA, GRID = "baseline", "idea", "grid"
+IDEA, GRID = "idea", "grid"
 """Names of the attributes; `TrialAttributes` says what each holds."""
 INTERRUPTED = "interrupted"
 """The failure of a trial that was running when its driver was stopped, and the origin of the one that takes it up again."""
@@ -90,13 +90,17 @@ class TrialAttributes(BaseModel):
     overrides: dict[str, Any] = {}
     """Values outside the search, such as a baseline's."""
     origin: str = "search"
-    """Where the setting comes from: ``search``, ``baseline``, ``person``, ``grid`` or ``interrupted``."""
+    """Where the setting comes from: ``search``, ``baseline``, ``person``, ``warm``, ``grid`` or ``interrupted``."""
     discarded: str | None = None
     """Why the trial does not count, such as a setting that was tried before."""
     baseline: str | None = None
     """The baseline that the setting is, as canonical text."""
     idea: str | None = None
     """The person's own setting, as canonical text."""
+    warm: str | None = None
+    """The setting of a warm start, as canonical text."""
+    warm_from: str | None = None
+    """Where that comes from: ``padim_screw trial 7``."""
     grid: str | None = None
     """The setting of the grid, as canonical text."""
 

@@ -63,7 +63,7 @@ class JobFactory:
             attempt=attempt,
             config=config.to_json(),
             params=dict(params),
-            # A setting of advice may ask for layers that the search does not.
+            # A setting of advice or of a person may have layers beside those of the search.
             strides=tuple(sorted({*space.strides(params["backbone"]), *params["layers"]})),
             weights_sha256=plan.backbones[params["backbone"]].sha256,
             splits_digest=plan.images.digest,

@@ -43,14 +43,13 @@ class OpenStudy:
         """What the study was created with wins over what this machine could offer now."""
         backbones = {name: plan.backbones[name] for name in header.backbones}
         plan = replace(plan, backbones=backbones)
-        config = plan.config.model_copy(update={"protocol": plan.images.protocol})
-        opened = cls(plan, study, StudyView(study, header, plan.home, config=config), projection, notify)
+        opened = cls(plan, study, StudyView(study, header, plan.home, config=plan.resolved), projection, notify)
         summary.write_files(opened.view, opened.space)
         return opened
 
     @property
     def config(self) -> StudyConfig:
-        """The study file, with the protocol that ``auto`` came to."""
+        """The study file, with the protocol and the sampler that ``auto`` came to."""
         return self.view.config
 
     @property

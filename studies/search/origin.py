@@ -11,7 +11,7 @@ from detectors.scoring.evaluation import IMAGE_METRICS
 from detectors.scoring.ranking import RANKING_SCORE
 
 Kind = Literal["file", "images", "demo"]
-TRIALS = "budget.trials"
+TRIALS, SAMPLER, AUTO = "budget.trials", "sampler.name", "auto"
 OF_ONE_RUN = ("budget.timeout",)
 """Keys that a command line sets for the run that it starts alone."""
 OF_ONE_RULE = tuple(f"threshold.{name}" for name in ("value", "cost_miss", "cost_alarm", "share_defective"))
@@ -88,19 +88,21 @@ def value_at(plain: Any, key: str) -> Any:
 def differing_sections(config: Mapping[str, Any], last: Mapping[str, Any]) -> frozenset[str]:
     """The sections in which a study differs from what it was at its last run.
 
-    Where the images lie, what ``auto`` stands for as a protocol, and limits of one run are no differences.
+    Where the images lie, what ``auto`` stands for as a protocol or a sampler, and limits of one run are no differences.
 
     Args:
         config: as `StudyConfig.to_json` writes it.
-        last: the same of the last run, with the protocol resolved.
+        last: the same of the last run, with protocol and sampler resolved.
     """
     now, before = _comparable(config), _comparable(last)
-    if now.get("protocol") == "auto":
+    if now.get("protocol") == AUTO:
         now["protocol"] = before.get("protocol")
     if RANKING_SCORE in before.get("objectives", {}):
         # What the metrics of whole images became, for want of labelled defects.
         aims = now.get("objectives", {})
         now["objectives"] = {RANKING_SCORE if name in IMAGE_METRICS else name: way for name, way in aims.items()}
+    if value_at(now, SAMPLER) == AUTO and value_at(before, SAMPLER) is not None:
+        now["sampler"] = {**now["sampler"], "name": value_at(before, SAMPLER)}
     return frozenset(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 

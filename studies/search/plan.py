@@ -21,13 +21,16 @@ from detectors.runtime.devices import choose_device
 from studies.file import datasets
 from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
+from studies.file.encoding import encode
 from studies.file.keys import DETECTOR_KEY
 from studies.file.resolving import resolved
 from studies.file.sections import Baseline
 from studies.home import Home
 from studies.search.identity import Identity, study_identity
 from studies.search.origin import Origin
+from studies.search.samplers import ChosenSampler, choose_sampler
 from studies.search.space import SearchSpace
+from studies.search.warm import Earlier
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, how many of its items are done, and how many there are."""
@@ -51,6 +54,8 @@ class Options:
     """Backbones that a stored study was created without: nothing looks for their weights, least of all in a network."""
     ideas: tuple[Baseline, ...] = ()
     """A person's own settings, tried before all others."""
+    earlier: tuple[Earlier, ...] = ()
+    """Studies whose winners are tried next."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,30 @@ class Plan:
     """Where the settings came from, a line each."""
 
     def __post_init__(self) -> None:
-        """Raises `InputError` for a search that these backbones do not allow."""
+        """Raises `InputError` for a search, or an idea, that these backbones do not allow."""
+        for idea in self.options.ideas:
+            try:
+                self.space.check(idea)
+            except InputError as error:
+                given = ",".join(f"{name}={encode(value)}" for name, value in idea.items())
+                raise InputError(f"--enqueue {given}: {error}") from None
         _ = self.space
 
     @cached_property
     def space(self) -> SearchSpace:
         """The search over these backbones."""
         return SearchSpace(self.config, backbones=list(self.backbones))
+
+    @cached_property
+    def sampler(self) -> ChosenSampler:
+        """The sampler, that which ``auto`` came to included."""
+        return choose_sampler(self.config, self.space)
+
+    @property
+    def resolved(self) -> StudyConfig:
+        """The study file with the protocol and the sampler that ``auto`` came to."""
+        sampler = self.config.sampler.model_copy(update={"name": self.sampler.name})
+        return self.config.model_copy(update={"protocol": self.images.protocol, "sampler": sampler})
 
     @property
     def experiment(self) -> str:

@@ -1,7 +1,8 @@
-"""What is tried next: retries, a person's ideas, baselines, the grid, each detector's turn, and then what the sampler draws."""
+"""What is tried next: retries, ideas, earlier winners, baselines, the grid, each detector's turn, then what the sampler draws."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
-from studies.file.encoding import Setting, canonical
+from studies.file.encoding import Setting, canonical, encode
 from studies.file.keys import DETECTOR_KEY
-from studies.search.attributes import BASELINE, DISCARDED, GRID, IDEA, INTERRUPTED, TrialAttributes
+from studies.search.attributes import DISCARDED, GRID, IDEA, INTERRUPTED, TrialAttributes
 from studies.search.notices import Remark
 from studies.search.opened import OpenStudy
 from studies.search.samplers import derive_seed, make_sampler
+from studies.search.tried_first import ORIGINS, First, tried_first
 
 DUPLICATES_BEFORE_RANDOM, DUPLICATES_BEFORE_END = 10, 60
 """Repeated suggestions in a row after which the sampler is replaced by chance, and after which the space counts as exhausted."""
@@ -52,17 +54,22 @@ class Queue:
         return self._exhausted and not self._retries
 
     def fill(self) -> None:
-        """Queue the person's ideas and every baseline whose backbone is there, each once over all runs of the study."""
-        for idea in self._opened.plan.options.ideas:
-            self._enqueue_idea(dict(idea))
-        known = {TrialAttributes.of(frozen).baseline for frozen in self._opened.all_trials()}
-        for baseline in self._config.baselines:
-            fixed = self._config.for_detector(str(baseline.get(DETECTOR_KEY, self._config.detectors[0]))).fixed
-            backbone = str(baseline.get("backbone", fixed.get("backbone", "")))
-            if backbone and backbone not in self._opened.plan.backbones:
-                self._opened.notify(Remark(f"baseline skipped: no weights for {backbone} when the study was created"))
-            elif canonical(baseline) not in known:
-                self._enqueue(baseline, origin="baseline", name=BASELINE)
+        """Queue what is tried first, each setting once over all runs of the study; what cannot be tried is told."""
+        for first in tried_first(self._opened.plan):
+            if first.skipped:
+                self._opened.notify(Remark(f"{first.name} skipped: {first.skipped}"))
+            elif not self._is_known(first):
+                if first.remark:
+                    self._opened.notify(Remark(f"{first.name}: {first.remark}"))
+                self._enqueue(
+                    first.setting, origin=ORIGINS[first.kind], name=first.kind, warm_from=first.source or None
+                )
+
+    def _is_known(self, first: First) -> bool:
+        """Whether a setting was queued before. A person's idea is found a duplicate when its turn comes, if it was tried."""
+        states = (TrialState.WAITING,) if first.kind == IDEA else ()
+        known = [TrialAttributes.of(frozen) for frozen in self._opened.all_trials(*states)]
+        return any(getattr(attributes, first.kind) == canonical(first.setting) for attributes in known)
 
     def retry(self, attempt: Attempt, *, first: bool = False) -> None:
         """Keep a running trial for another attempt, behind the others or before them."""
@@ -79,7 +86,12 @@ class Queue:
         frozen = self._opened.frozen(number)
         attributes = TrialAttributes.of(frozen)
         params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
-        queued = TrialAttributes(origin=INTERRUPTED, overrides=attributes.overrides, grid=attributes.grid)
+        queued = TrialAttributes(
+            origin=INTERRUPTED,
+            overrides=attributes.overrides,
+            grid=attributes.grid,
+            warm_from=attributes.warm_from,
+        )
         self._study.enqueue_trial(params=params, user_attrs=queued.stored())
 
     def drop_retries(self) -> None:
@@ -104,6 +116,7 @@ class Queue:
             trial = self._reseed(count, at_random=repeated >= DUPLICATES_BEFORE_RANDOM).ask()
             params = self.suggest(trial)
             if not self._is_duplicate(trial.number, params):
+                self._tell_changes(trial, params)
                 return Attempt(trial), params
             self.discard(trial)
         self._exhausted = True
@@ -118,6 +131,19 @@ class Queue:
         trial.set_user_attr(DISCARDED, "the same setting was tried before")
         self._study.tell(trial, state=TrialState.FAIL)
 
+    def _tell_changes(self, trial: Trial, params: Setting) -> None:
+        """Say what the backbone or the layers that were drawn only now do not allow of a setting that leaves them open."""
+        attributes = TrialAttributes.of(trial)
+        given: dict[str, Any] = json.loads(attributes.idea or attributes.warm or attributes.baseline or "{}")
+        told_before = self._space.bounded(given) if given else {}
+        changes = [
+            f"{name} {encode(value)} became {encode(params[name])}, for this backbone and these layers"
+            for name, value in given.items()
+            if name not in told_before and params[name] != value
+        ]
+        if changes:
+            self._opened.notify(Remark(f"trial {trial.number}: {'; '.join(changes)}"))
+
     def _has_more(self) -> bool:
         """Queue what comes next by the study file's order; False where only what waits is tried and nothing does."""
         is_grid = self._config.sampler.name == "grid"
@@ -131,17 +157,13 @@ class Queue:
     def _is_anything_waiting(self) -> bool:
         return bool(self._opened.all_trials(TrialState.WAITING))
 
-    def _enqueue(self, setting: Mapping[str, Any], *, origin: str, name: str) -> None:
+    def _enqueue(self, setting: Mapping[str, Any], *, origin: str, name: str, warm_from: str | None = None) -> None:
         """Queue a setting; it is stored as canonical text under the attribute `name`, by which it is known again."""
         searched, overrides = self._space.optuna_params(setting)
-        attributes = TrialAttributes(overrides=overrides, origin=origin, **{name: canonical(setting)})
+        attributes = TrialAttributes(
+            overrides=overrides, origin=origin, warm_from=warm_from, **{name: canonical(setting)}
+        )
         self._study.enqueue_trial(params=searched, user_attrs=attributes.stored())
-
-    def _enqueue_idea(self, idea: dict[str, Any]) -> None:
-        """Queue a person's setting before all else. One that was tried before is found a duplicate when its turn comes."""
-        waiting = self._opened.all_trials(TrialState.WAITING)
-        if not any(TrialAttributes.of(frozen).idea == canonical(idea) for frozen in waiting):
-            self._enqueue(idea, origin="person", name=IDEA)
 
     def _enqueue_next_of_grid(self) -> None:
         """Queue the first setting of the grid that was not tried yet."""

@@ -125,6 +125,7 @@ def trial_record(view: StudyView, trial: TrialView) -> TrialRecord:
             **({"trial.backbone": str(trial.params["backbone"])} if "backbone" in trial.params else {}),
             **({"trial.pareto": str(trial.pareto).lower()} if len(view.config.objectives) > 1 else {}),
             "trial.origin": trial.attributes.origin,
+            **({"trial.warm_from": trial.attributes.warm_from} if trial.attributes.warm_from else {}),
             **{name: value for name, value in outcome.environment.items() if name in ("host", "device")},
         },
         artifacts=artifacts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -14,11 +15,18 @@ from detectors.errors import InputError
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting, decode_layers, encode
 from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
-from studies.file.parts import DetectorPart
+from studies.file.parts import DEFAULT_LAYERS, DetectorPart
+from studies.file.reach import (
+    check_offered,
+    cut,
+    drawn_as,
+    reachable,
+    settled,
+    stands_for_itself,
+    unreachable,
+    upper_bounds,
+)
 from studies.file.sections import Baseline, Dimension
-
-DEFAULT_LAYERS = [8, 16]
-"""Strides of a study that says nothing of layers."""
 
 
 class SearchSpace:
@@ -44,6 +52,16 @@ class SearchSpace:
         """Whether the detector is one of Optuna's parameters."""
         return self._several and bool(self.config.search)
 
+    @property
+    def no_numbers(self) -> list[str]:
+        """Searched parameters that are drawn from a list, or only where another one was drawn; empty where all are numbers.
+
+        A list with a single choice is no search.
+        """
+        if self.draws_detector:
+            return [DETECTOR_KEY]
+        return [name for part in self._parts.values() for name in part.choices]
+
     def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any] | None = None) -> Setting:
         """Draw a full setting; what `trial` already holds stays.
 
@@ -68,11 +86,25 @@ class SearchSpace:
         """Every stride that some trial with this backbone may ask for."""
         return sorted({stride for part in self._parts.values() for stride in part.strides(backbone)})
 
+    def check(self, setting: Mapping[str, Any]) -> None:
+        """Raise `InputError` for a setting whose backbone has no weights here, or does not offer the setting's layers."""
+        self._part_of(setting).check_setting(setting)
+
+    def bounded(self, setting: Mapping[str, Any]) -> dict[str, int]:
+        """{parameter: the value that it is cut to} where backbone and layers of a setting allow less than it says.
+
+        Empty where the search draws backbone or layers: what is cut then is seen in the trial.
+        """
+        bounds = self._part_of(setting).bounds_of(setting)
+        return {name: bound for name, bound in bounds.items() if name in setting and setting[name] > bound}
+
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split a person's setting into what Optuna is to fix, by its names, and what overrides the file, by plain names.
 
+        Whatever `suggest` gives is accepted, and suggested again.
+
         Raises:
-            InputError: a value that backbone and layers do not allow.
+            InputError: a value that the search does not reach, or a backbone or layers that are not there.
         """
         setting = dict(baseline)
         detector = setting.pop(DETECTOR_KEY, self.config.detectors[0])
@@ -83,6 +115,9 @@ class SearchSpace:
             # Without a search there is nothing that Optuna could draw.
             overrides[DETECTOR_KEY] = detector
         return searched, overrides
+
+    def _part_of(self, setting: Mapping[str, Any]) -> _DetectorSpace:
+        return self._parts[str(setting.get(DETECTOR_KEY, self.config.detectors[0]))]
 
     def describe(self) -> list[tuple[str, str]]:
         """Rows (parameter, values) for a person."""
@@ -127,7 +162,10 @@ class _DetectorSpace:
             raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")
         for baseline in self.part.baselines:
             if baseline.get("backbone", fixed) in (None, *self._channels):
-                self._check_baseline(baseline)
+                try:
+                    self.check_setting(baseline)
+                except InputError as error:
+                    raise InputError(f"baseline {dict(baseline)}: {error}") from None
 
     def suggest(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> Setting:
         """As `SearchSpace.suggest`."""
@@ -137,13 +175,28 @@ class _DetectorSpace:
         bounds = self._upper_bounds(setting["backbone"], setting["layers"])
         for name, parameter in self._parameters.items():
             dimension = self.part.search.get(name)
-            if dimension is not None:
-                drawn = suggest_value(trial, self._name(name), dimension, upper_bound=bounds.get(name))
-                setting[name] = parameter.check(drawn)
-                continue
-            value = parameter.check(constants[name])
-            setting[name] = min(value, bounds[name]) if name in bounds and name not in overrides else value
+            if dimension is None:
+                value = constants[name]
+            else:
+                value = suggest_value(
+                    trial, self._name(name), dimension, wished=overrides.get(name), upper_bound=bounds.get(name)
+                )
+            setting[name] = cut(parameter.check(value), bounds.get(name))
         return setting
+
+    @property
+    def choices(self) -> list[str]:
+        """The parameters that are drawn from a list of several."""
+        lists = {
+            name: {str(choice) for choice in dimension.choices}
+            for name, dimension in self.part.search.items()
+            if dimension.choices is not None
+        }
+        if "backbone" in lists:
+            lists["backbone"] = set(self._available(self.part.search["backbone"]))
+        if "layers" in lists:
+            lists["layers"] = {str(layers) for name in self._channels for layers in self._layer_choices(name)}
+        return [name for name, values in lists.items() if len(values) > 1]
 
     def grid(self) -> Iterator[Baseline]:
         """As `SearchSpace.grid`."""
@@ -154,12 +207,17 @@ class _DetectorSpace:
                 yield setting
 
     def _is_offered(self, setting: Mapping[str, Any]) -> bool:
-        """Whether the setting's backbone has weights and offers its layers, and these allow its other values."""
+        """Whether the setting's backbone has weights and offers its layers, and no other setting is cut to the same values."""
         backbone = setting.get("backbone", self._constants.get("backbone"))
         layers = setting.get("layers", self._constants["layers"])
         if backbone not in self._channels or layers not in self._layer_choices(backbone):
             return False
-        return all(setting.get(name, bound) <= bound for name, bound in self._upper_bounds(backbone, layers).items())
+        bounds = self._upper_bounds(backbone, layers)
+        return all(
+            stands_for_itself(dimension, setting[name], bounds[name])
+            for name, dimension in self.part.search.items()
+            if name in bounds
+        )
 
     def strides(self, backbone: str) -> list[int]:
         """As `SearchSpace.strides`."""
@@ -171,7 +229,8 @@ class _DetectorSpace:
 
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """As `SearchSpace.optuna_params`."""
-        self._check_baseline(baseline)
+        self.check_setting(baseline)
+        bounds = self.bounds_of(baseline)
         searched: dict[str, Any] = {}
         overrides: dict[str, Any] = {}
         for name, value in baseline.items():
@@ -184,26 +243,36 @@ class _DetectorSpace:
                 for backbone in [str(named)] if named else self._channels:
                     if value in self._layer_choices(backbone):
                         searched[self._layers_name(backbone)] = encode(value)
+            elif (drawn := drawn_as(dimension, value, bounds.get(name))) is None:
+                raise InputError(f"{name}: {unreachable(dimension, value)}")
+            elif dimension.choices is None and name in self._moving and name not in bounds:
+                # The backbone or the layers that bound it are not drawn yet, and Optuna wants a value within its range.
+                overrides[name] = value
             else:
-                searched[self._name(name)] = encode(value) if dimension.choices is not None else value
+                searched[self._name(name)] = encode(drawn) if dimension.choices is not None else drawn
         return searched, overrides
 
-    def _check_baseline(self, baseline: Mapping[str, Any]) -> None:
-        """Raise `InputError` for a backbone without weights, and for layers or values that the backbone does not offer."""
-        setting = {name: value for name, value in baseline.items() if name != DETECTOR_KEY}
-        backbone = setting.get("backbone", self._constants.get("backbone"))
-        if backbone is None or ("layers" in self.part.search and "layers" not in setting):
-            return
-        if backbone not in self._channels:
-            raise InputError(
-                f"baseline {setting}: no weights on this machine for {backbone}; `study weights list` shows them"
-            )
-        layers, offered = setting.get("layers", self._constants["layers"]), self._channels[backbone]
-        if not set(layers) <= set(offered):
-            raise InputError(f"baseline {setting}: {backbone} offers the layers {sorted(offered)}")
-        for name, bound in self._upper_bounds(backbone, layers).items():
-            if (value := setting.get(name)) is not None and value > bound:
-                raise InputError(f"baseline {setting}: {name} is at most {bound} with this backbone and these layers")
+    def check_setting(self, setting: Mapping[str, Any]) -> None:
+        """As `SearchSpace.check`."""
+        backbone, layers = (settled(self.part, setting, name) for name in SHARED_PARAMETERS)
+        if backbone is not None and backbone not in self._channels:
+            raise InputError(f"no weights on this machine for {backbone}; `study weights list` shows them")
+        if backbone is not None and layers is not None:
+            check_offered(backbone, layers)
+
+    def bounds_of(self, setting: Mapping[str, Any]) -> Mapping[str, int]:
+        """{parameter: its highest value} with a setting's backbone and layers; empty where the search draws these."""
+        return upper_bounds(self.part, setting)
+
+    @cached_property
+    def _moving(self) -> frozenset[str]:
+        """The parameters that backbone and layers bound."""
+        return frozenset(
+            name
+            for backbone, channels in self._channels.items()
+            for layers in self._layer_choices(backbone)
+            for name in self._head.upper_bounds({stride: channels[stride] for stride in layers})
+        )
 
     def describe(self) -> list[tuple[str, str]]:
         """As `SearchSpace.describe`."""
@@ -253,16 +322,24 @@ class _DetectorSpace:
         return str(ParameterKey(parameter, detector=detector, backbone=backbone))
 
 
-def suggest_value(trial: optuna.Trial, name: str, dimension: Dimension, *, upper_bound: int | None = None) -> Any:
-    """One value of a dimension; a range is cut at `upper_bound`, and where it lies above that, the bound is the value."""
+def suggest_value(
+    trial: optuna.Trial, name: str, dimension: Dimension, *, wished: Any = None, upper_bound: int | None = None
+) -> Any:
+    """One value of a dimension; a range is cut at `upper_bound`, and where it lies above that, the bound is the value.
+
+    Args:
+        wished: of a range, the value to take, as far as the bound allows it; None draws one.
+    """
     if dimension.choices is not None:
         return trial.suggest_categorical(name, [encode(choice) for choice in dimension.choices])
-    low, high = dimension.bounds
-    if upper_bound is not None:
-        low, high = min(low, upper_bound), min(high, upper_bound)
+    low, high = reachable(dimension, upper_bound)
+    log, step = dimension.log, dimension.step
+    if wished is not None:
+        low = high = drawn_as(dimension, wished, upper_bound)
+        log, step = False, None
     if dimension.int is not None:
-        return trial.suggest_int(name, int(low), int(high), log=dimension.log, step=int(dimension.step or 1))
-    return trial.suggest_float(name, low, high, log=dimension.log, step=dimension.step)
+        return trial.suggest_int(name, int(low), int(high), log=log, step=int(step or 1))
+    return trial.suggest_float(name, low, high, log=log, step=step)
 
 
 def dimension_values(dimension: Dimension) -> list[Any]:

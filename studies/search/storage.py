@@ -291,8 +291,8 @@ def _new_header(plan: Plan) -> Header:
 
 
 def _resolved_config(plan: Plan) -> dict[str, Any]:
-    """The study file with the protocol that ``auto`` came to, as the storage gives it back."""
-    config: dict[str, Any] = json.loads(json.dumps(plan.config.to_json() | {"protocol": plan.images.protocol}))
+    """The study file with the protocol and the sampler that ``auto`` came to, as the storage gives it back."""
+    config: dict[str, Any] = json.loads(json.dumps(plan.resolved.to_json()))
     return config
 
 

@@ -81,6 +81,8 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "selected": trial.selected,
         "pareto": trial.pareto,
         "feasible": trial.feasible,
+        "origin": trial.attributes.origin,
+        "warm_from": trial.attributes.warm_from,
         "params": trial.params,
         "values": list(trial.frozen.values or []),
         "metrics": trial.metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -18,6 +19,7 @@ from studies.search.operating_point import metrics_on_test, points_on_test, pool
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
 from studies.search.summary import headline
+from studies.search.tried_first import tried_first
 from studies.search.view import StudyView, TrialView
 from studies.show import insight
 from studies.show.insight import Savings
@@ -45,12 +47,21 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
             ("constraints", ", ".join(f"{name} {limit}" for name, limit in config.constraints.items()) or "none"),
             ("budget", budget),
             ("pruner", config.pruner.name),
-            ("sampler", f"{config.sampler.name}, seed {config.sampler.seed}"),
+            ("sampler", _sampler_text(plan)),
             ("device", str(plan.device)),
-            ("baselines", str(len(config.baselines))),
+            ("baselines", str(sum(one.kind == "baseline" and not one.skipped for one in tried_first(plan)))),
         ],
     )
     yield table(("parameter", "values"), plan.space.describe(), title="search space")
+    if firsts := tried_first(plan):
+        yield table(
+            ("tried first", "setting", "note"),
+            [
+                (one.name, _setting(one.setting), f"skipped: {one.skipped}" if one.skipped else one.remark)
+                for one in firsts
+            ],
+            title="tried before the search draws, each once",
+        )
     yield table(
         ("backbone", "weights from", "tag", "sha256"),
         [(name, weights.origin, weights.tag, weights.sha256[:12]) for name, weights in plan.backbones.items()],
@@ -62,6 +73,17 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         for name, types in plan.images.counts.items()
     ]
     yield table(("set", *kinds, "all"), rows, title="images")
+
+
+def _setting(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
+
+
+def _sampler_text(plan: Plan) -> str:
+    """``gp, seed 0 (auto: every searched parameter is a number, and 40 trials are few)``"""
+    chosen = plan.sampler
+    reason = f" (auto: {chosen.reason})" if chosen.reason else ""
+    return f"{chosen.name}, seed {plan.config.sampler.seed}{reason}"
 
 
 def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> Fitted:
@@ -125,6 +147,8 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
             "yellow",
         )
     yield trial_table(view)
+    if warm := ", ".join(f"{one.number} ({source})" for one in view.trials() if (source := one.attributes.warm_from)):
+        yield Text(f"trials from a warm start: {warm}")
     failed = [trial for trial in view.trials() if trial.state == "FAIL"]
     for trial in failed[-3:]:
         yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
@@ -141,8 +165,7 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     if selected is None:
         yield Text("no trial is selected yet")
         return
-    setting = ", ".join(f"{name} {shown(value)}" for name, value in selected.params.items())
-    yield Text(f"selected: trial {selected.number}: {setting}")
+    yield Text(f"selected: trial {selected.number}: {_setting(selected.params)}")
     if (choice := view.choice()) is not None:
         yield from (Text(f"  {text}") for text in sentences(choice, view.config))
     prefix = "test" if view.config.protocol == "paper" else "val"

@@ -33,6 +33,8 @@ def raw_config(root: Path, **changes: Any) -> dict[str, Any]:
         "data": {"dataset": "tiny", "category": "widget", "root": str(root), "image_size": 64},
         "search": {"n_features": {"int": [4, 40]}, "shrinkage": {"float": [0.0, 0.5]}},
         "fixed": {"backbone": BACKBONE, "layers": [8, 16], "smoothing_sigma": 2.0},
+        # A Gaussian process, which `auto` would take here, needs a second for a suggestion.
+        "sampler": {"name": "tpe"},
         "budget": {"trials": 3},
         "advice": False,
     }

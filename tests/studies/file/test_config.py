@@ -11,10 +11,10 @@ from tests.helpers.study_files import check
 
 
 def test_defaults():
-    config = check()
+    config = check(sampler=None)
     assert (config.protocol, config.objectives, config.constraints) == ("holdout", {"image_auroc": "maximize"}, {})
     assert config.direction == "maximize"
-    assert (config.sampler.name, config.sampler.seed, config.sampler.startup) == ("tpe", 0, 5)
+    assert (config.sampler.name, config.sampler.seed, config.sampler.startup) == ("auto", 0, 5)
     assert (config.budget.trials, config.budget.timeout, config.budget.stagnation) == (3, None, None)
     assert (config.execution.attempts, config.threshold.rate) == (2, 0.01)
 

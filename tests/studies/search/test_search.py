@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.overrides import parse_idea
 from studies.search.attributes import ORIGIN
-from studies.search.samplers import make_sampler
-from studies.search.space import dimension_values
+from studies.search.samplers import GP_TRIALS, ChosenSampler, choose_sampler, make_sampler
+from studies.search.space import SearchSpace, dimension_values
 from studies.show import insight, study_json, study_tables
 from studies.worker.jobs import Job
 from tests.helpers.bench import Bench, ScriptedExecutor, Training, quality
@@ -36,11 +40,88 @@ def test_a_sampler_for_one_trial_draws_the_same_again(name: str, tmp_path) -> No
     assert type(make_sampler(config, 3, at_random=True)).__name__ == "RandomSampler"
 
 
-def test_gp_and_tpe_home_in_on_the_best_setting(bench: Bench) -> None:
-    outcome = bench.run(budget={"trials": 25}, sampler={"name": "tpe"})
+@pytest.mark.parametrize(("name", "trials"), [("tpe", 25), ("gp", 12)])
+def test_gp_and_tpe_home_in_on_the_best_setting(bench: Bench, name: str, trials: int) -> None:
+    outcome = bench.run(budget={"trials": trials}, sampler={"name": name})
     assert outcome.selected is not None
     assert outcome.selected.value is not None
     assert outcome.selected.value > 0.87
+
+
+# --- auto
+
+
+def chosen(**changes: Any) -> ChosenSampler:
+    """What ``auto`` comes to."""
+    config = make_config(Path("images"), **{"sampler": {"name": "auto"}, **changes})
+    return choose_sampler(config, SearchSpace(config, backbones=config.backbones))
+
+
+LAYERS = {"choices": [[8], [8, 16]]}
+PATCHCORE = {"detector": "patchcore", "fixed": {"backbone": BACKBONE}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "reason"),
+    [
+        ({}, "gp", "every searched parameter is a number, and 3 trials are few"),
+        ({"budget": {"trials": GP_TRIALS}}, "gp", "100 trials are few"),
+        ({"budget": {"trials": GP_TRIALS + 1}}, "tpe", "101 trials are more than the 100"),
+        ({"search": {"layers": LAYERS}, "fixed": {"backbone": BACKBONE}}, "tpe", "choices are no numbers: layers"),
+        ({**PATCHCORE, "search": {"whitening": {"choices": [0.0, 0.1]}}}, "tpe", "choices are no numbers: whitening"),
+        (
+            {"search": {"backbone": {"choices": [BACKBONE, BUNDLED]}, "n_features": {"int": [4, 40]}}, "fixed": {}},
+            "tpe",
+            "choices are no numbers: backbone",
+        ),
+        ({"objectives": {"image_auroc": "maximize", "fps": "maximize"}}, "tpe", "there are several objectives"),
+        ({"pruner": {"name": "median"}}, "tpe", "learns nothing from trainings that the pruner ended"),
+        ({"search": {}, "baselines": [{"n_features": 9}]}, "tpe", "nothing is searched"),
+        (
+            {"detector": ["padim", "spade"], "search": {"smoothing_sigma": {"float": [1, 8]}}, "fixed": {"backbone": BACKBONE}},
+            "tpe",
+            "choices are no numbers: detector",
+        ),
+    ],
+)  # fmt: skip
+def test_auto_takes_a_gaussian_process_for_few_trials_over_numbers(
+    changes: dict[str, Any], name: str, reason: str
+) -> None:
+    found = chosen(**changes)
+    assert found.name == name
+    assert reason in found.reason
+
+
+def test_a_single_choice_is_no_search() -> None:
+    search = {
+        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "layers": {"choices": [[8], [2, 4]]},
+        "n_features": {"int": [4, 40]},
+    }
+    config = make_config(Path("images"), search=search, fixed={}, sampler={"name": "auto"})
+    assert choose_sampler(config, SearchSpace(config, backbones=[BACKBONE])).name == "gp"
+    assert choose_sampler(config, SearchSpace(config, backbones=[BACKBONE, BUNDLED])).name == "tpe"
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random", "grid"])
+def test_a_named_sampler_is_taken_as_it_is(name: str) -> None:
+    assert chosen(sampler={"name": name}, search=GRID) == (name, "")
+
+
+def test_the_study_says_which_sampler_auto_came_to(bench: Bench) -> None:
+    outcome = bench.run(sampler={"name": "auto"}, budget={"trials": 7})
+    assert outcome.view.config.sampler.name == "gp"
+    assert bench.view().config.sampler.name == "gp"
+    assert bench.parent().data.tags["study.sampler"] == "gp"
+    settings = [trial.params for trial in bench.frozen()]
+    # From the sixth trial on it is the process that suggests: close to the best of the first five.
+    assert all("gp:relative_params:0" in trial.system_attrs for trial in bench.frozen()[5:]), settings
+
+
+def test_a_process_suggests_where_all_values_so_far_are_the_same(bench: Bench) -> None:
+    executor = ScriptedExecutor(lambda job: {"val/image_auroc": 1.0, "fps": 50.0})
+    bench.run(executor, sampler={"name": "auto"}, budget={"trials": 7}, constraints={"fps": ">= 10"})
+    assert len({str(job.params) for job in executor.trials}) == 7
 
 
 # --- grid

@@ -18,6 +18,7 @@ from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.encoding import canonical, decode_layers, encode
+from studies.file.overrides import parse_idea
 from studies.search.space import SearchSpace, describe_dimension
 from tests.helpers.builders import BACKBONE, raw_config
 
@@ -243,45 +244,136 @@ def test_layers_that_only_one_backbone_offers():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    "changes",
     [
-        (
-            {**TWO, "baselines": [{"backbone": BUNDLED, "layers": [8, 16], "n_features": 153}]},
-            "n_features is at most 152",
-        ),
-        ({"baselines": [{"n_features": 40, "layers": [4]}], "search": {"n_features": {"int": [4, 400]}}}, None),
-        (
-            {"baselines": [{"n_features": 65, "layers": [4]}], "search": {"n_features": {"int": [4, 400]}}},
-            "n_features is at most 64",
-        ),
-        (
-            {"baselines": [{"n_features": 385}], "search": {"shrinkage": {"float": [0, 0.5]}}},
-            "n_features is at most 384",
-        ),
-        (
-            {"fixed": {"backbone": WITHOUT_4}, "baselines": [{"layers": [4, 8]}]},
-            r"visformer_tiny@random offers the layers \[8, 16, 32\]",
-        ),
+        {"fixed": {"backbone": WITHOUT_4}, "baselines": [{"layers": [4, 8]}]},
+        {
+            "search": {"backbone": {"choices": [BACKBONE, WITHOUT_4]}, "layers": {"choices": [[8, 16], [4, 8]]}},
+            "fixed": {},
+            "baselines": [{"backbone": WITHOUT_4, "layers": [4, 8]}],
+        },
+    ],
+)
+def test_a_baseline_that_cannot_be_run_is_refused_before_anything_runs(changes):
+    with pytest.raises(InputError, match=r"visformer_tiny@random offers the layers \[8, 16, 32\]") as caught:
+        make_space(**changes)
+    assert str(caught.value).startswith("baseline {")
+
+
+# --- what backbone and layers cut
+
+OF_PATCHCORE = {
+    "detector": "patchcore",
+    "search": {
+        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "layers": {"choices": [[8], [8, 16]]},
+        "projection": {"choices": [64, 128, 256]},
+        "coreset_ratio": {"float": [0.01, 0.1], "log": True},
+    },
+    "fixed": {},
+}
+"""The bundled backbone has 40 channels at stride 8: less than each projection."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "cut"),
+    [
+        (TWO, {"backbone": BUNDLED, "layers": [8, 16], "n_features": 153}, {"n_features": 152}),
+        (OF_PATCHCORE, {"backbone": BUNDLED, "layers": [8], "projection": 64}, {"projection": 40}),
+        (OF_PATCHCORE, {"backbone": BUNDLED, "layers": [8, 16], "projection": 128}, {}),
+        # What lies outside of the search, and is a baseline's alone.
+        ({"search": {"shrinkage": {"float": [0, 0.5]}}}, {"n_features": 385}, {"n_features": 384}),
+        # A range with steps is cut to one of them.
         (
             {
-                "search": {
-                    "backbone": {"choices": [BACKBONE, WITHOUT_4]},
-                    "layers": {"choices": [[8, 16], [4, 8]]},
-                },
-                "fixed": {},
-                "baselines": [{"backbone": WITHOUT_4, "layers": [4, 8]}],
+                "search": {"n_features": {"int": [10, 100], "step": 10}},
+                "fixed": {"backbone": BACKBONE, "layers": [4]},
             },
-            "offers the layers",
+            {"n_features": 90},
+            {"n_features": 60},
+        ),
+        # A range above the channels has these as its only value.
+        (
+            {"search": {"n_features": {"int": [500, 600]}}, "fixed": {"backbone": BACKBONE, "layers": [4]}},
+            {"n_features": 512},
+            {"n_features": 64},
         ),
     ],
 )
-def test_a_baseline_that_cannot_be_run_is_refused_before_anything_runs(changes, words):
-    if words is None:
-        make_space(**changes)
-        return
-    with pytest.raises(InputError, match=words) as caught:
-        make_space(**changes)
-    assert str(caught.value).startswith("baseline {")
+def test_what_backbone_and_layers_do_not_allow_is_cut_as_in_the_search(changes, setting, cut, recwarn):
+    space = make_space(**changes | {"baselines": [setting]})
+    assert enqueued(space, setting).items() >= {**setting, **cut}.items()
+    assert set(space.bounded(setting)) == set(cut)
+    assert not [warning for warning in recwarn if "out of range" in str(warning.message)]
+
+
+def test_a_value_whose_bound_is_drawn_later_is_cut_then(recwarn):
+    setting = {"n_features": 400}
+    space = make_space(**TWO | {"baselines": [setting]})
+    assert space.bounded(setting) == {}
+    found = [enqueued(space, setting, seed=seed) for seed in range(12)]
+    for params in found:
+        channels = sum(channels_by_stride(params["backbone"])[stride] for stride in params["layers"])
+        assert params["n_features"] == min(400, channels)
+    assert len({params["n_features"] for params in found}) > 1
+    assert not [warning for warning in recwarn if "out of range" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        TWO,
+        OF_PATCHCORE,
+        {"search": {"n_features": {"int": [500, 600]}}, "fixed": {"backbone": BACKBONE, "layers": [4]}},
+        {
+            "search": {"n_features": {"choices": [50, 100, 500]}, "layers": {"choices": [[4], [8]]}},
+            "fixed": {"backbone": BUNDLED},
+        },
+        {
+            "search": {
+                "backbone": {"choices": [BACKBONE, WITHOUT_4]},
+                "layers": {"choices": [[4], [8, 16], [16, 32]]},
+                "n_features": {"int": [4, 900], "log": True},
+            },
+            "fixed": {"smoothing_sigma": 3.0},
+        },
+    ],
+)
+def test_whatever_is_suggested_may_be_tried_again_as_a_persons_setting(changes):
+    space = make_space(**changes)
+    for params, _ in suggested(space, 25):
+        channels = sum(channels_by_stride(params["backbone"])[stride] for stride in params["layers"])
+        assert params.get("n_features", 0) <= channels
+        assert params.get("projection", 0) <= channels
+        text = ",".join(f"{name}={encode(value)}" for name, value in params.items())
+        for idea in (parse_idea(params, space.config), parse_idea(text, space.config)):
+            assert enqueued(space, idea, seed=7) == params
+
+
+@pytest.mark.parametrize(
+    ("idea", "words"),
+    [
+        ({"backbone": BUNDLED, "layers": [8], "projection": 50}, "projection: 50 is not among the choices"),
+        ({"projection": 40}, "projection: 40 is not among the choices"),
+        ({"backbone": BUNDLED, "layers": [8, 16], "projection": 40}, "projection: 40 is not among the choices"),
+    ],
+)
+def test_what_the_search_does_not_reach_even_when_cut_is_refused(idea, words):
+    with pytest.raises(InputError, match=words):
+        parse_idea(idea, make_space(**OF_PATCHCORE).config)
+
+
+def test_a_grid_has_each_setting_that_is_cut_once():
+    finite = {name: one for name, one in OF_PATCHCORE["search"].items() if name != "coreset_ratio"}
+    space = make_space([BUNDLED], **OF_PATCHCORE | {"search": finite})
+    settings = list(space.grid())
+    tried = [enqueued(space, setting) for setting in settings]
+    assert [(params["layers"], params["projection"]) for params in tried] == [
+        ([8], 40),
+        ([8, 16], 64),
+        ([8, 16], 128),
+        ([8, 16], 152),
+    ]
 
 
 def test_a_baseline_of_a_backbone_without_weights_is_not_judged():
