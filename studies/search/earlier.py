@@ -32,9 +32,9 @@ def read_earlier(home: Home, names: Sequence[str], *, now: str) -> tuple[Earlier
                 f"--warm-from {name}: no study of this name was run here; {did_you_mean(name, known)}"
                 f"there are: {', '.join(known) or 'none yet'}"
             )
-        is_named_alike = stored.header.name == now and GENERATION not in stored.name
-        label = f"{stored.name}{GENERATION}1" if is_named_alike else stored.name
         view = StudyView(stored.study, stored.header, home)
+        is_named_alike = stored.header.name == now and GENERATION not in stored.name
+        label = f"{stored.name}{GENERATION}1" if is_named_alike else view.address
         found[stored.name] = Earlier(label, tuple(_winners(view, label)))
     return tuple(found.values())
 

@@ -59,8 +59,8 @@ class Queue:
             if first.skipped:
                 self._opened.notify(Remark(f"{first.name} skipped: {first.skipped}"))
             elif not self._is_known(first):
-                if first.remark:
-                    self._opened.notify(Remark(f"{first.name}: {first.remark}"))
+                if first.remark or first.source:
+                    self._opened.notify(Remark(": ".join(filter(None, (f"{first.name} is tried first", first.remark)))))
                 self._enqueue(
                     first.setting, origin=ORIGINS[first.kind], name=first.kind, warm_from=first.source or None
                 )
@@ -137,9 +137,9 @@ class Queue:
         given: dict[str, Any] = json.loads(attributes.idea or attributes.warm or attributes.baseline or "{}")
         told_before = self._space.bounded(given) if given else {}
         changes = [
-            f"{name} {encode(value)} became {encode(params[name])}, for this backbone and these layers"
+            f"{name} {encode(value)} became {encode(params[name])} with this backbone and these layers"
             for name, value in given.items()
-            if name not in told_before and params[name] != value
+            if name not in told_before and params.get(name, value) != value
         ]
         if changes:
             self._opened.notify(Remark(f"trial {trial.number}: {'; '.join(changes)}"))

@@ -33,6 +33,7 @@ METRIC_COLUMNS = (RANKING_SCORE, "image_auroc", RECALL, FALSE_ALARMS, "pixel_aur
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """The tables that ``study run --dry-run`` prints."""
     config = plan.config
+    firsts = tried_first(plan)
     budget = ", ".join(f"{name} {value:g}" for name, value in config.budget.model_dump(exclude_none=True).items())
     yield table(
         ("study", config.name),
@@ -49,11 +50,11 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
             ("pruner", config.pruner.name),
             ("sampler", _sampler_text(plan)),
             ("device", str(plan.device)),
-            ("baselines", str(sum(one.kind == "baseline" and not one.skipped for one in tried_first(plan)))),
+            ("baselines", str(sum(one.kind == "baseline" and not one.skipped for one in firsts))),
         ],
     )
     yield table(("parameter", "values"), plan.space.describe(), title="search space")
-    if firsts := tried_first(plan):
+    if firsts:
         yield table(
             ("tried first", "setting", "note"),
             [

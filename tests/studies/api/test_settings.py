@@ -283,6 +283,119 @@ def test_a_folder_of_images_given_again_keeps_its_budget(folder: Path) -> None:
     assert planned.config.fixed["backbone"] == BACKBONE
 
 
+def test_what_auto_came_to_is_found_anew_at_each_run(folder: Path) -> None:
+    first, _ = own()
+    assert first.config.sampler.name == "gp"
+    assert plan("padim_parts").sampler.name == "gp"
+    assert plan("padim_parts", trials=200).sampler.name == "tpe"
+    assert plan("padim_parts", settings={"sampler.name": "random"}).sampler.name == "random"
+    # It is no change of the study.
+    assert plan("padim", images="parts", settings={"gate.epsilon": 0.2}).settles
+
+
+@pytest.mark.parametrize("version", ["0.2", "0.3"])
+def test_a_study_that_is_older_than_auto_keeps_its_sampler(folder: Path, new_home: Path, version: str) -> None:
+    write("tiny.yaml", sampler={"name": "tpe"})
+    run("tiny.yaml", trials=1)
+    if version == "0.2":
+        forget(new_home, "tiny")
+    # A file that named none: then it meant TPE.
+    write("tiny.yaml", sampler={"seed": 0})
+    for _ in range(2):
+        ran, remarks = run("tiny.yaml", trials=1)
+        assert ran.config.sampler.name == "tpe"
+    assert "kept from earlier runs of study tiny: --set sampler.name=tpe (tiny.yaml: auto)" in remarks
+    assert plan("tiny.yaml", settings={"sampler.name": "auto"}).sampler.name == "gp"
+    assert plan("tiny.yaml", fresh=True).sampler.name == "gp"
+
+
+def test_a_file_that_says_auto_since_is_followed(folder: Path) -> None:
+    write("tiny.yaml", sampler={"name": "tpe"})
+    run("tiny.yaml", trials=1)
+    write("tiny.yaml", sampler={"name": "auto"})
+    assert plan("tiny.yaml").sampler.name == "gp"
+
+
+# What a command line leaves of the file
+
+
+def test_baselines_that_the_settings_leave_no_place_for_are_told(folder: Path) -> None:
+    settings = {"search.backbone.choices": ["tf_efficientnet_lite0"]}
+    planned = plan("padim", images="parts", settings=settings)
+    assert planned.config.baselines
+    assert {baseline["backbone"] for baseline in planned.config.baselines} == {"tf_efficientnet_lite0"}
+    (line, *_) = planned.remarks
+    assert line.startswith("baseline 1 of ")
+    assert "because --set leaves no place for it: backbone: 'wide_resnet50_2' is not among the choices" in line
+    assert plan("padim", images="parts").remarks == ()
+
+
+def test_they_are_left_out_again_when_the_study_goes_on(folder: Path) -> None:
+    write("tiny.yaml", baselines=[{"n_features": 30}, {"n_features": 6}])
+    first, told = run("tiny.yaml", trials=1, settings={"search.n_features.int": [4, 20]})
+    again, told_again = run("tiny.yaml", trials=2)
+    assert again.trials.n_features[0] == first.trials.n_features[0] == 6
+    for lines in (told, told_again):
+        assert [line for line in lines if "baseline 1 of tiny.yaml is left out" in line]
+
+
+# Warm starts
+
+
+def test_a_study_starts_from_the_winners_of_others(folder: Path) -> None:
+    first, _ = run("tiny.yaml", trials=2)
+    assert first.best is not None
+    second, _ = run("tiny.yaml", trials=3, fresh=True, warm_from=["tiny"])
+    assert second.name == "tiny#2"
+    assert [trial.attributes.warm_from for trial in second.view.trials()[:1]] == [f"tiny#1 trial {first.best.number}"]
+    assert second.view.trials()[0].params == first.best.params
+    third, remarks = run("spade", images="parts", trials=1, settings=OF_SPADE, warm_from="tiny#1, tiny#2")
+    assert [trial.attributes.origin for trial in third.view.trials()] == ["search"]
+    assert "warm start from tiny#1 skipped: its detector is padim, and this study is over spade" in remarks
+
+
+OF_SPADE = {"data.image_size": 64, "search": {"n_neighbors": {"int": [1, 9]}}, "baselines": []}
+OF_SPADE |= {"fixed": {"backbone": BACKBONE, "layers": [8, 16]}}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("tinny", "--warm-from tinny: no study of this name was run here; there are: none yet"),
+        ("a,,b", "--warm-from a,,b: give STUDY or STUDY,STUDY"),
+        ([3], "warm_from: names of studies, not [3]"),
+    ],
+)
+def test_names_to_start_from_that_are_none(folder: Path, names: Any, words: str) -> None:
+    with pytest.raises(studies.InputError) as caught:
+        plan("tiny.yaml", warm_from=names)
+    assert words in str(caught.value)
+
+
+def test_the_command_says_what_is_tried_first(folder: Path) -> None:
+    run("tiny.yaml", trials=1)
+    dry = study("run", "tiny.yaml", "--fresh", "--warm-from", "tiny", "--offline", "--device", "cpu", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "warm start from" in dry.out
+    wrong = study("run", "tiny.yaml", "--warm-from", "tiny,tinny", "--offline", "--device", "cpu")
+    assert wrong.code == 2
+    assert "--warm-from tinny: no study of this name was run here; did you mean tiny? there are: tiny" in wrong.err
+
+
+def test_an_idea_that_the_backbone_does_not_offer_is_refused_before_anything_is_stored(folder: Path) -> None:
+    write("tiny.yaml", fixed={"backbone": "visformer_tiny@random", "smoothing_sigma": 2.0})
+    with pytest.raises(studies.InputError, match=r"--enqueue layers=4\+8: visformer_tiny@random offers the layers"):
+        run("tiny.yaml", enqueue=["layers=4+8"])
+    with pytest.raises(studies.InputError, match="no study"):
+        studies.open_study("tiny")
+
+
+def test_an_idea_may_have_other_layers_than_the_file(folder: Path) -> None:
+    ran, _ = run("tiny.yaml", trials=1, enqueue=["layers=4"])
+    assert ran.trials["layers"][0] == "4"
+    assert ran.trials.state[0] == "COMPLETE"
+
+
 def test_a_file_that_is_sound_only_with_a_setting(folder: Path) -> None:
     raw = yaml.safe_load(Path("tiny.yaml").read_text())
     del raw["detector"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.file.config import validate
+from studies.file.encoding import encode
 from studies.file.overrides import parse_idea
 from studies.search.attributes import ORIGIN
 from studies.search.samplers import GP_TRIALS, ChosenSampler, choose_sampler, make_sampler
@@ -46,6 +48,47 @@ def test_gp_and_tpe_home_in_on_the_best_setting(bench: Bench, name: str, trials:
     assert outcome.selected is not None
     assert outcome.selected.value is not None
     assert outcome.selected.value > 0.87
+
+
+# --- what backbone and layers cut
+
+
+def test_what_is_cut_is_told(bench: Bench) -> None:
+    study = {
+        "search": {"layers": {"choices": [[4], [8]]}, "n_features": {"int": [4, 400]}},
+        "fixed": {"backbone": BACKBONE},
+        "baselines": [{"layers": [4], "n_features": 100, "smoothing_sigma": 3.0}, {"n_features": 300}],
+    }
+    executor = ScriptedExecutor(lambda job: {"val/image_auroc": 0.5, "fps": 50.0})
+    bench.run(executor, **study)
+    first, second = executor.trials[:2]
+    assert first.params["n_features"] == 64
+    assert "baseline 1 is tried first: n_features 100 is cut to 64" in bench.said()
+    channels = {"4": 64, "8": 128}[encode(second.params["layers"])]
+    assert second.params["n_features"] == channels
+    assert f"trial 1: n_features 300 became {channels} with this backbone and these layers" in bench.said()
+    # Neither is tried again when the study goes on.
+    later = ScriptedExecutor(lambda job: {"val/image_auroc": 0.5, "fps": 50.0})
+    bench.run(later, **study | {"budget": {"trials": 5}})
+    assert not [job for job in later.trials if job.params["n_features"] in (64, channels)]
+
+
+def test_a_trials_own_setting_may_be_tried_first_elsewhere(bench: Bench) -> None:
+    study = {
+        "detector": "patchcore",
+        "search": {"layers": {"choices": [[4]]}, "projection": {"choices": [128, 256]}},
+        "fixed": {"backbone": BACKBONE},
+    }
+    executor = ScriptedExecutor(lambda job: {"val/image_auroc": 0.5, "fps": 50.0})
+    outcome = bench.run(executor, **study, budget={"trials": 4})
+    assert outcome.reason == "every configuration of the search space was tried"
+    (only,) = executor.trials
+    assert only.params["projection"] == 64
+    driver = bench.driver(executor, name="other", **study, budget={"trials": 1})
+    options = replace(driver.plan.options, ideas=(parse_idea(only.params, driver.plan.config),))
+    replace(driver, plan=replace(driver.plan, options=options)).run()
+    assert executor.trials[-1].params == only.params
+    assert bench.frozen("other")[0].user_attrs["origin"] == "person"
 
 
 # --- auto

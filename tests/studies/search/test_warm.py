@@ -61,6 +61,7 @@ def test_the_best_settings_of_an_earlier_study_are_tried_first(bench: Bench) -> 
     trials = outcome.view.trials()
     assert [trial.attributes.origin for trial in trials] == ["warm"] * 3 + ["baseline", "search"]
     assert [trial.attributes.warm_from for trial in trials[:4]] == ["old trial 2", "old trial 4", "old trial 1", None]
+    assert "warm start from old trial 4 is tried first" in bench.said()
 
 
 def test_where_they_come_from_is_shown_everywhere(bench: Bench) -> None:
