@@ -95,8 +95,7 @@ class SearchSpace:
 
         Empty where the search draws backbone or layers: what is cut then is seen in the trial.
         """
-        bounds = self._part_of(setting).bounds_of(setting)
-        return {name: bound for name, bound in bounds.items() if name in setting and setting[name] > bound}
+        return self._part_of(setting).bounded(setting)
 
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split a person's setting into what Optuna is to fix, by its names, and what overrides the file, by plain names.
@@ -230,7 +229,7 @@ class _DetectorSpace:
     def optuna_params(self, baseline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """As `SearchSpace.optuna_params`."""
         self.check_setting(baseline)
-        bounds = self.bounds_of(baseline)
+        bounds = upper_bounds(self.part, baseline)
         searched: dict[str, Any] = {}
         overrides: dict[str, Any] = {}
         for name, value in baseline.items():
@@ -260,9 +259,15 @@ class _DetectorSpace:
         if backbone is not None and layers is not None:
             check_offered(backbone, layers)
 
-    def bounds_of(self, setting: Mapping[str, Any]) -> Mapping[str, int]:
-        """{parameter: its highest value} with a setting's backbone and layers; empty where the search draws these."""
-        return upper_bounds(self.part, setting)
+    def bounded(self, setting: Mapping[str, Any]) -> dict[str, int]:
+        """As `SearchSpace.bounded`."""
+        result = {}
+        for name, bound in upper_bounds(self.part, setting).items():
+            if name in setting and setting[name] > bound:
+                dimension = self.part.search.get(name)
+                drawn = drawn_as(dimension, setting[name], bound) if dimension is not None else setting[name]
+                result[name] = int(cut(drawn, bound))
+        return result
 
     @cached_property
     def _moving(self) -> frozenset[str]:
