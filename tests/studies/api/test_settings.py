@@ -326,7 +326,7 @@ def test_baselines_that_the_settings_leave_no_place_for_are_told(folder: Path) -
     assert {baseline["backbone"] for baseline in planned.config.baselines} == {"tf_efficientnet_lite0"}
     (line, *_) = planned.remarks
     assert line.startswith("baseline 1 of ")
-    assert "because --set leaves no place for it: backbone: 'wide_resnet50_2' is not among the choices" in line
+    assert "because --set leaves no place for it: backbone: 'resnet18' is not among the choices" in line
     assert plan("padim", images="parts").remarks == ()
 
 
