@@ -37,6 +37,7 @@ def raw_config(root: Path, **changes: Any) -> dict[str, Any]:
         "sampler": {"name": "tpe"},
         "budget": {"trials": 3},
         "advice": False,
+        "rerank": 0,
     }
     raw |= copy.deepcopy(changes)
     return {key: value for key, value in raw.items() if value is not None}

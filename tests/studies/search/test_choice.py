@@ -183,7 +183,6 @@ THREE: dict[str, Any] = {
     "search": {},
     "baselines": [{"n_features": 12, "shrinkage": 0.1}, {"n_features": 30, "shrinkage": 0.2}, {"n_features": 40}],
     "budget": {"trials": 3},
-    "rerank": 0,
 }
 CLOSE = (0.90, 0.91, 0.60)
 """The first two are not told apart by two dozen images, the third is far behind."""

@@ -22,7 +22,7 @@ from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor
 
 LABELS = [0] * 12 + [1] * 12
 SETTINGS = [{"n_features": 10 + number, "shrinkage": 0.1} for number in range(4)]
-STUDY: dict[str, Any] = {"search": {}, "baselines": SETTINGS, "budget": {"trials": 4}}
+STUDY: dict[str, Any] = {"search": {}, "baselines": SETTINGS, "budget": {"trials": 4}, "rerank": 5}
 
 
 @dataclass
@@ -123,7 +123,7 @@ def test_the_best_five_are_the_tied_ones_first(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(candidates, "_place", lambda detector, setting: 1.0 if '"n_features": 12' in setting else 9.0)
     same = dict.fromkeys(range(4), (0.9, 0.9, 0.9))
     executor = Fitting(values(0.9, 0.9, 0.9, 0.7), probe=probed(same))
-    outcome = bench.run(executor, **STUDY, rerank=2)
+    outcome = bench.run(executor, **STUDY | {"rerank": 2})
     assert sorted({job.number for job in executor.probes}) == [0, 2]
     assert outcome.selected is not None
     assert outcome.selected.number == 2
@@ -153,17 +153,17 @@ def test_nothing_is_fitted_again_where_there_is_nothing_to_decide(
 
 
 def test_rerank_may_change_on_resume(bench: Bench) -> None:
-    bench.run(Fitting(LUCKY), **STUDY, rerank=0)
+    bench.run(Fitting(LUCKY), **STUDY | {"rerank": 0})
     assert choice_of(bench).trial == 0
     executor = Fitting(LUCKY, probe=probed(AGAIN))
-    outcome = bench.run(executor, **STUDY, rerank=2)
+    outcome = bench.run(executor, **STUDY | {"rerank": 2})
     assert executor.trials == []
     assert sorted({job.number for job in executor.probes}) == [0, 1]
     assert outcome.selected is not None
     assert outcome.selected.number == 1
     # More of them: those that are there are not fitted again.
     executor = Fitting(LUCKY, probe=probed(AGAIN))
-    bench.run(executor, **STUDY, rerank=3)
+    bench.run(executor, **STUDY | {"rerank": 3})
     assert sorted({job.number for job in executor.probes}) == [2]
 
 
@@ -191,12 +191,12 @@ def test_clean_leaves_a_fit_that_was_cut_off_to_the_next_run(bench: Bench) -> No
 
 
 def test_a_result_that_a_killed_driver_did_not_store_is_taken_up(bench: Bench) -> None:
-    bench.run(Fitting(LUCKY, probe=probed(AGAIN)), **STUDY, rerank=2)
+    bench.run(Fitting(LUCKY, probe=probed(AGAIN)), **STUDY | {"rerank": 2})
     view = bench.view()
     view.study.set_user_attr("probed", {})
     view.study.set_user_attr("choice", None)
     executor = Fitting(LUCKY)
-    bench.run(executor, **STUDY, rerank=2)
+    bench.run(executor, **STUDY | {"rerank": 2})
     assert executor.probes == []
     assert choice_of(bench).values == pytest.approx({1: 0.9025, 0: 0.8375})
 
@@ -220,7 +220,7 @@ def test_what_crashes_is_tried_again_with_smaller_batches(bench: Bench) -> None:
         return {"val/image_auroc": AGAIN[job.number][0]}
 
     executor = Fitting(LUCKY, probe=script)
-    bench.run(executor, **STUDY, rerank=2)
+    bench.run(executor, **STUDY | {"rerank": 2})
     retried = [job for job in executor.probes if job.attempt == 2]
     assert [(job.number, job.memory_halvings) for job in retried] == [(1, 1)]
     assert choice_of(bench).trial == 1
