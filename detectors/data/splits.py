@@ -33,6 +33,8 @@ MOST_FOLDS = 5
 """Turns in which normals are held out; each is a fit of every trial."""
 LEAST_PAINTED, LEAST_PAINTED_TEST = 3 * len(CELLS), len(CELLS)
 """Painted images of validation and of test, at least: three and one of each cell."""
+ENOUGH_LABELLED = 40
+"""Labelled images of validation, copies counted once, from which on the other half is kept for test; see `make_splits`."""
 
 Groups = list[list[Sample]]
 """Samples by content: those in one list have the same pixels and stay on one side."""
@@ -60,6 +62,10 @@ class Splits:
     folds: int = 0
     """Turns in which the normals of train are held out: validation is then these normals, and what is painted into each, and is
     scored by detectors that were fitted without them. 0 where validation is held out for good."""
+    nested: bool = False
+    """Whether the labelled images are too few to keep any for test: validation then holds all of them, and `test` is the same
+    images under its name, for models to be compared on. What a search is worth is told by a nested estimate
+    (`detectors.scoring.nested`), never by these."""
 
     def __post_init__(self) -> None:
         owners: dict[object, str] = {}
@@ -74,8 +80,9 @@ class Splits:
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
-        """Train, validation where there is one, and test."""
-        return tuple(image_set for image_set in (self.train, self.validation, self.test) if image_set is not None)
+        """Train, validation where there is one, and test unless `nested`."""
+        test = None if self.nested else self.test
+        return tuple(image_set for image_set in (self.train, self.validation, test) if image_set is not None)
 
     @property
     def unseen(self) -> ImageSet | None:
@@ -117,13 +124,15 @@ def make_splits(
     image_size: Size,
     seed: int = 0,
     recipes: int = RECIPES,
+    nested_below: int = 0,
     cache: PixelDigests | None = None,
     progress: Progress | None = None,
 ) -> Splits:
     """Divide a data set; the same images are always divided in the same way.
 
     - ``holdout``: within each type of the labelled images, ordered by `stable_order`, even ranks are validation and
-      odd ranks test.
+      odd ranks test. Where fewer than `nested_below` would be validation, all are (`Splits.nested`): half of so few chooses
+      badly, and the other half judges as badly. At least two of each label are needed in either case.
     - ``paper``: no validation, every labelled image is test.
     - ``synthetic``: a tenth of the normals is test. Of 100 or more, a fifth (at least 30) is validation and the others are
       train; fewer are all train, and validation holds them out in turns (`Splits.folds`). Every image of validation and test
@@ -139,6 +148,7 @@ def make_splits(
 
     Args:
         recipes: version of the painted defects and of the division that goes with them, 1 or 2.
+        nested_below: copies counted once; 0 keeps a half for test however few there are.
         cache: pixels of files that are known already; see `content_groups`.
         progress: called while other files are decoded.
 
@@ -156,10 +166,14 @@ def make_splits(
     validation: Iterable[Sample] = ()
     test: Iterable[Sample] = dataset.test
     notes: tuple[str, ...] = ()
-    folds = 0
+    folds, nested = 0, False
     if protocol == "holdout":
         train, notes = _without_labelled(dataset, contents)
         validation, test = _halves_within_types(dataset.test, contents)
+        nested = len({contents[sample] for sample in validation}) < nested_below
+        if nested:
+            validation = test = dataset.test
+            _require_two_of_each_label(dataset, contents)
         _require_both_labels(dataset, "validation", validation)
     elif protocol == "synthetic" and recipes == 1:
         train, validation, test = _held_out_with_defects(dataset, contents, seed)
@@ -176,6 +190,7 @@ def make_splits(
         notes=notes,
         copies=len(samples) - len(set(contents.values())),
         folds=folds,
+        nested=nested,
     )
 
 
@@ -251,6 +266,19 @@ def _halves_within_types(
                 rank += 1
             halves[side_of[content]].extend(group)
     return halves
+
+
+def _require_two_of_each_label(dataset: Dataset, contents: Mapping[Sample, int]) -> None:
+    """Raise `InputError` where an image cannot be left out without leaving none of its label."""
+    for label, name in ((0, "good"), (1, "defective")):
+        there = len({contents[sample] for sample in dataset.test if sample.label == label})
+        name = name if dataset.test else "labelled"
+        if there < 2:
+            raise InputError(
+                f"{dataset.category}: protocol holdout needs at least two labelled images of each kind, copies counted once; "
+                f"there {'is' if there == 1 else 'are'} {there or 'no'} {name}; add some, or use protocol synthetic, which "
+                "needs good ones only"
+            )
 
 
 def _held_out_with_defects(

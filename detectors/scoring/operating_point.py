@@ -387,8 +387,12 @@ def at_rates(
     return rows
 
 
-def share_interval(successes: int, of: int) -> Interval:
-    """95 % interval of a share by Wilson's score (1927): sound for few images, and at none and all of them."""
+def share_interval(successes: float, of: int) -> Interval:
+    """95 % interval of a share by Wilson's score (1927): sound for few images, and at none and all of them.
+
+    Args:
+        successes: from 0 to `of`; no whole number where it is a mean over repeats.
+    """
     if of < 1:
         raise UndefinedMetricError("a share needs at least one image")
     z = float(special.ndtri(0.975))

@@ -22,6 +22,7 @@ from detectors.scoring.evaluation import SEG_F1
 from studies.file.checks import MIN_WILCOXON
 from studies.file.config import StudyConfig
 from studies.file.known_pixels import known_pixels
+from studies.file.resolving import nested_below
 from studies.file.sections import DataConfig
 from studies.home import Home, mvtec_folder
 
@@ -55,6 +56,11 @@ class StudyImages:
     def protocol(self) -> Protocol:
         """The protocol of every product: they agree."""
         return self.parts[0].splits.protocol
+
+    @property
+    def nested(self) -> bool:
+        """Whether all labelled images are validated and none is kept for test (`Splits.nested`); of a single product."""
+        return self.parts[0].splits.nested
 
     @cached_property
     def digest(self) -> str:
@@ -174,6 +180,7 @@ def split(
             image_size=config.data.size,
             seed=config.sampler.seed,
             recipes=config.recipes or 1,
+            nested_below=nested_below(config),
             cache=known,
             progress=progress,
         )

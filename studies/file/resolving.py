@@ -1,12 +1,40 @@
-"""What a study file comes to for its images: without labelled defects the objective is the ranking score."""
+"""What a study file comes to for its images: without labelled defects the objective is the ranking score, and few labelled images
+are not halved."""
 
 from __future__ import annotations
 
-from detectors.data.splits import Protocol
+import sys
+
+from detectors.data.splits import ENOUGH_LABELLED, Protocol
 from detectors.errors import InputError
-from detectors.scoring.evaluation import IMAGE_METRICS
+from detectors.scoring.evaluation import FALSE_ALARMS, IMAGE_METRICS, RECALL
 from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.config import StudyConfig
+from studies.file.sections import COST_METRICS
+
+BY_IMAGE = (*IMAGE_METRICS, RECALL, FALSE_ALARMS)
+"""Metrics that follow from the score of each image, so that a choice by them can be made again without some of the images."""
+
+
+def nested_below(config: StudyConfig) -> int:
+    """Labelled images of validation below which none is kept for test, as `make_splits` takes it.
+
+    Studies of before there was a choice, which have no version of recipes, or the first, keep their halves.
+
+    Raises:
+        InputError: the study file asks for it where it cannot be done.
+    """
+    aims = [name for name in (*config.objectives, *config.constraints) if name not in (*BY_IMAGE, *COST_METRICS)]
+    if config.nested:
+        if config.protocol in ("paper", "synthetic"):
+            raise InputError(f"nested: true is for protocol holdout, and this one is {config.protocol}; leave it out")
+        if aims or config.data.is_several:
+            why = f"{aims[0]} does not follow from the score of each image" if aims else "there are several products"
+            raise InputError(f"nested: true is not possible where {why}; leave it out, and half of the images is kept for test")
+        return sys.maxsize
+    if config.nested is False or aims or config.data.is_several or (config.recipes or 1) == 1:
+        return 0
+    return ENOUGH_LABELLED
 
 
 def resolved(config: StudyConfig, protocol: Protocol) -> tuple[StudyConfig, tuple[str, ...]]:

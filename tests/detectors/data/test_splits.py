@@ -18,7 +18,7 @@ from detectors.data import copies
 from detectors.data.mvtec import read_mvtec
 from detectors.data.painting.recipe import CELLS
 from detectors.data.samples import GOOD, Dataset, ImageSet, Sample
-from detectors.data.splits import MIN_NORMALS_V1, Splits, make_splits, stable_order
+from detectors.data.splits import ENOUGH_LABELLED, MIN_NORMALS_V1, Splits, make_splits, stable_order
 from detectors.data.synthetic_defects import DEFECT_KINDS
 from detectors.errors import InputError
 
@@ -105,6 +105,37 @@ def test_ties_in_the_order_are_broken_by_the_key():
         Sample(key=f"scratch/{day}/000.png", file=Path(day), defect_type="scratch") for day in ("tuesday", "monday")
     ]
     assert [sample.key for sample in stable_order(twins)] == ["scratch/monday/000.png", "scratch/tuesday/000.png"]
+
+
+def test_few_labelled_images_are_all_validated_and_none_is_kept_for_test():
+    dataset = make_dataset(good=40, dent=39)
+    few = make_splits(dataset, protocol="holdout", image_size=SIZE, nested_below=ENOUGH_LABELLED)
+    assert not few.nested  # 20 + 20 are validated
+    dataset = make_dataset(good=39, dent=38)
+    few = make_splits(dataset, protocol="holdout", image_size=SIZE, nested_below=ENOUGH_LABELLED)
+    assert few.nested
+    assert few.counts == {"train": {GOOD: 30}, "validation": {GOOD: 39, "dent": 38}}
+    assert keys(few.validation) == keys(few.test)
+    assert few.test.name == "test"
+    assert few.unseen is few.validation  # detectors are fitted to train alone
+    halves = make_splits(dataset, protocol="holdout", image_size=SIZE)
+    assert not halves.nested
+    assert halves.counts["test"] == {GOOD: 19, "dent": 19}
+    assert [image_set.name for image_set in few.sets] == ["train", "validation"]
+
+
+def test_two_of_each_label_are_enough_where_all_are_validated():
+    splits = make_splits(make_dataset(good=2, dent=1, scratch=1), protocol="holdout", image_size=SIZE, nested_below=40)
+    assert splits.counts["validation"] == {GOOD: 2, "dent": 1, "scratch": 1}
+
+
+@pytest.mark.parametrize(
+    ("test", "there"),
+    [({"good": 4, "dent": 1}, "is 1 defective"), ({"dent": 4}, "are no good"), ({}, "are no labelled")],
+)
+def test_one_image_of_a_label_cannot_be_left_out(test, there):
+    with pytest.raises(InputError, match=f"at least two labelled images of each kind.*there {there}"):
+        make_splits(make_dataset(**test), protocol="holdout", image_size=SIZE, nested_below=40)
 
 
 # --- paper
