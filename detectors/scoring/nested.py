@@ -3,8 +3,9 @@
 All settings have scored all labelled images, with detectors that were fitted to other images. The images are divided into K
 folds, R times over. For each fold a setting is chosen on the images outside it, as the search itself chooses; the images of the
 fold are judged by the scores of that setting. So every image is judged in every repeat, and none has a say in what it is judged
-by. The figures are those of the procedure "choose, then use": folds may choose different settings (Varma and Simon, "Bias in error
-estimation when using cross-validation for model selection", 2006; Cawley and Talbot, "On over-fitting in model selection", 2010).
+by. The figures are those of the procedure "choose, then use": folds may choose different settings (Varma and Simon, "Bias in
+error estimation when using cross-validation for model selection", 2006; Cawley and Talbot, "On over-fitting in model selection",
+2010).
 They are a little low, for a fold chooses with fewer images than the search has.
 
 Scores of different settings have no common scale: one setting's 3 may be another's 300. So good and defective images are only
@@ -113,12 +114,17 @@ def nested_estimate(
                     alarms[inside] += values >= value
     if not pairs:
         raise UndefinedMetricError("no fold has both good and defective images")
-    sizes = [len({group for group, label in zip(groups or range(count), labels, strict=True) if label == one}) for one in (0, 1)]
+    sizes = [
+        len({group for group, label in zip(groups or range(count), labels, strict=True) if label == one})
+        for one in (0, 1)
+    ]
     auroc = ordered / pairs
     shares: list[float | None] = [None, None]
     if alarms is not None:
         shares = [float(alarms[labels == label].mean()) / len(folds) for label in (0, 1)]
-    intervals = [None if share is None else share_interval(share * size, size) for share, size in zip(shares, sizes, strict=True)]
+    intervals = [
+        None if share is None else share_interval(share * size, size) for share, size in zip(shares, sizes, strict=True)
+    ]
     return NestedEstimate(
         auroc=auroc,
         auroc_interval=auroc_interval(auroc, good=sizes[0], defective=sizes[1]),

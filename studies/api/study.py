@@ -12,8 +12,8 @@ from studies.api.detector import Predictor, load_detector
 from studies.file.config import StudyConfig
 from studies.home import home_at
 from studies.release.locate import open_home, open_view, saved_detector
+from studies.search import nested, threshold_words
 from studies.search import storage as studies_storage
-from studies.search import threshold_words
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.summary import headline, trial_row
@@ -239,6 +239,7 @@ class Study:
                 ("best trial", best.number),
                 (next(iter(self.config.objectives)), best.value),
                 (f"on {prefix}", headline({**best.metrics, **best.test_metrics}, prefix, pooled(points)) or None),
+                *([(nested.CALLED, nested.headline(found))] if (found := self._view.nested()) is not None else []),
                 ("setting", ", ".join(f"{name} {html.shown(value)}" for name, value in best.params.items())),
             ]
             for point in points:

@@ -25,7 +25,7 @@ def print_outcome(outcome: Promotion, console: Console, *, dry_run: bool, force:
     console.print(tables.table(("rule", "verdict", ""), rows=rules, title=f"gate of {model}"))
     figures = [(name, *cells) for name, cells in report.figures()]
     labels = ("", *(measured.label for measured in report.models))
-    console.print(tables.table(labels, rows=figures, title=f"on the test images of {report.data}"))
+    console.print(tables.table(labels, rows=figures, title=f"on the {report.images} of {report.data}"))
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if not report.passed:

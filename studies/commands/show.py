@@ -56,4 +56,5 @@ def _row(study: api.Study) -> dict[str, Any]:
         "best": selected.value if selected else None,
         "test image_auroc": final.get("test/image_auroc"),
         "test ranking_score": final.get(f"test/{RANKING_SCORE}"),
+        "nested image_auroc": estimate.metrics["nested/image_auroc"] if (estimate := view.nested()) else None,
     }

@@ -48,9 +48,9 @@ class StudyConfig(Section):
     `search` and `fixed` (``padim: {n_features: ...}``); those that stand there directly are for all detectors."""
     data: DataConfig = DataConfig()
     protocol: Literal["holdout", "paper", "synthetic", "auto"] = "holdout"
-    """``holdout`` searches on half of the labelled images and scores the selected setting on the other half; see `nested` for few.
-    ``paper`` scores all of them and allows no search. ``synthetic`` searches on painted defects and needs no labelled one.
-    ``auto`` takes holdout where there are labelled defects, else synthetic."""
+    """``holdout`` searches on half of the labelled images and scores the selected setting on the other half; few are not halved
+    (`nested`). ``paper`` scores all of them and allows no search. ``synthetic`` searches on painted defects and needs no labelled
+    one. ``auto`` takes holdout where there are labelled defects, else synthetic."""
     nested: bool | None = None
     """With ``holdout``, whether all labelled images choose and none is kept for test; what the choice is worth is then told by a
     nested estimate, in which no image has a say in what it is judged by. By default where half of them would be fewer than 40

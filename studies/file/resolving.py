@@ -4,7 +4,9 @@ are not halved."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
+from detectors.data.samples import GOOD
 from detectors.data.splits import ENOUGH_LABELLED, Protocol
 from detectors.errors import InputError
 from detectors.scoring.evaluation import FALSE_ALARMS, IMAGE_METRICS, RECALL
@@ -25,16 +27,31 @@ def nested_below(config: StudyConfig) -> int:
         InputError: the study file asks for it where it cannot be done.
     """
     aims = [name for name in (*config.objectives, *config.constraints) if name not in (*BY_IMAGE, *COST_METRICS)]
+    if config.protocol in ("paper", "synthetic"):
+        return 0
     if config.nested:
-        if config.protocol in ("paper", "synthetic"):
-            raise InputError(f"nested: true is for protocol holdout, and this one is {config.protocol}; leave it out")
         if aims or config.data.is_several:
             why = f"{aims[0]} does not follow from the score of each image" if aims else "there are several products"
-            raise InputError(f"nested: true is not possible where {why}; leave it out, and half of the images is kept for test")
+            raise InputError(
+                f"nested: true is not possible where {why}; leave it out, and half of the images is kept for test"
+            )
         return sys.maxsize
     if config.nested is False or aims or config.data.is_several or (config.recipes or 1) == 1:
         return 0
     return ENOUGH_LABELLED
+
+
+def not_halved(counts: Mapping[str, int]) -> str:
+    """What it means for a study that its labelled images are too few to keep some for test, in a line.
+
+    Args:
+        counts: {type: labelled images}, ``good`` among them.
+    """
+    good = counts.get(GOOD, 0)
+    return (
+        f"the {good} good and {sum(counts.values()) - good} defective labelled images are few: all of them choose, none is "
+        "kept for test, and what the choice is worth is told by a nested estimate (nested: false keeps half of them for test)"
+    )
 
 
 def resolved(config: StudyConfig, protocol: Protocol) -> tuple[StudyConfig, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from detectors.scoring.operating_point import count
 from studies.file.sections import GateConfig
 from studies.release.gate_report import GateReport
 from studies.release.measured import Measured, warnings_of
-from studies.release.rules import Rule, Verdict, champion_rules, limit_rules, threshold_rule, warning_rules
+from studies.release.rules import Rule, Verdict, champion_rules, limit_rules, nested_rule, threshold_rule, warning_rules
 from studies.release.timing import quiet_latency
 from tracking.model import ask
 
@@ -79,6 +79,7 @@ class Gate:
         environment: dict[str, str],
         scored: Scored,
         study: str,
+        nested: Mapping[str, float] | None = None,
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Args:
@@ -88,9 +89,11 @@ class Gate:
         seed: of the bootstrap.
         scored: puts a scoring of the test images on record, before its figures are shown anywhere.
         study: name of the study, or ``STUDY/product``, for messages.
+        nested: of a study that keeps no images for test, its nested estimate (``nested/image_auroc`` ...), empty where there is
+            none: all of `test` took part in the choice of the challenger, so that floors and ceilings use this. Else None.
         progress: called with a line about each step.
         """
-        self.study = study
+        self.study, self.nested = study, nested
         self.config, self.test, self.data = config, test, data
         self.device, self.lock, self.seed = device, lock, seed
         self.environment, self.scored, self.progress = environment, scored, progress
@@ -112,7 +115,13 @@ class Gate:
         """
         measured = self.measure(challenger)
         measured_champion = self.measure(champion) if champion else None
-        rules = [*objections, *limit_rules(self.config, measured), threshold_rule(measured, self.study)]
+        rules = [
+            *objections,
+            *limit_rules(self.config, measured, nested=self.nested),
+            threshold_rule(measured, self.study),
+        ]
+        if self.nested is not None:
+            rules.append(nested_rule(self.nested, self.study, len(self.test)))
         rules.append(self._reload(challenger, measured))
         rules.append(self._serving(challenger, measured))
         difference = None
@@ -138,6 +147,7 @@ class Gate:
             config=self.config,
             difference=difference,
             environment=self.environment,
+            nested=self.nested,
         )
 
     def measure(self, contender: Contender) -> Measured:

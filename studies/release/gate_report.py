@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,8 @@ class GateReport:
     environment: dict[str, str] = field(default_factory=dict)
     """Host, device and versions."""
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    nested: Mapping[str, float] | None = None
+    """Of a study that keeps no images for test, the nested estimate of its choice, empty where there is none; else None."""
     forced: str = ""
     """Why a person had it promoted though it was refused; empty where that is not so."""
 
@@ -68,6 +71,7 @@ class GateReport:
             "test_digest": self.test.digest,
             "test_counts": self.test.counts,
             "pictures": [sample.key for sample in self.test.samples],
+            "nested": None if self.nested is None else dict(self.nested),
             "rules": [rule.to_json() for rule in self.rules],
             "warnings": self.warnings,
             "difference": self.difference,
@@ -82,7 +86,7 @@ class GateReport:
         lines = [
             f"# Gate report: {self.model}",
             "",
-            f"**{'Passed' if self.passed else 'Refused'}** on {self.time}, measured on the test images of {self.data} "
+            f"**{'Passed' if self.passed else 'Refused'}** on {self.time}, measured on the {self.images} of {self.data} "
             f"({', '.join(f'{count} {kind}' for kind, count in self.test.counts.items())}; digest "
             f"`{self.test.digest[:16]}`), {self.environment.get('device', '')} of {self.environment.get('host', '')}.",
             "",
@@ -105,10 +109,19 @@ class GateReport:
             ]
         return "\n".join(lines)
 
+    @property
+    def images(self) -> str:
+        """What the models were measured on, in words."""
+        return "test images" if self.nested is None else "labelled images (which took part in the choice)"
+
     def figures(self) -> list[tuple[str, list[str]]]:
         """Rows of the table of figures: name, and one cell for each of `models`."""
         models = self.models
-        rows = [("image AUROC (95 % interval)", [_with_interval(model) for model in models])]
+        rows = []
+        if self.nested is not None:
+            others = ["-"] * (len(models) - 1)
+            rows.append(("image AUROC, nested estimate (95 % interval)", [_nested_auroc(self.nested), *others]))
+        rows.append(("image AUROC (95 % interval)", [_with_interval(model) for model in models]))
         for name, title in (("pixel_auroc", "pixel AUROC"), ("pixel_aupro", "AUPRO")):
             rows.append((title, [_shown(model.evaluation.metrics.get(name)) for model in models]))
         rows += [
@@ -154,6 +167,13 @@ def _with_interval(model: Measured) -> str:
     if (low := metrics.get("image_auroc_low")) is None:
         return _shown(model.auroc)
     return f"{_shown(model.auroc)} ({low:.3f} to {metrics['image_auroc_high']:.3f})"
+
+
+def _nested_auroc(nested: Mapping[str, float]) -> str:
+    name = "nested/image_auroc"
+    if name not in nested:
+        return "-"
+    return f"{_shown(nested[name])} ({nested[f'{name}_low']:.3f} to {nested[f'{name}_high']:.3f})"
 
 
 def _shown(value: float | None, form: str = ".4f") -> str:

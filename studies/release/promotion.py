@@ -28,6 +28,7 @@ from studies.release.retrain import Retrained
 from studies.release.rules import Rule, product_rule
 from studies.release.same_product import EXPERIMENT, PRODUCT, ProductImages, other_product
 from studies.release.study_gate import open_gate
+from studies.search import nested
 from studies.search import storage as studies_storage
 from studies.search.lease import Lease
 from studies.search.patient_storage import PatientStorage
@@ -331,6 +332,7 @@ class Promoter:
             "gate.reasons": "; ".join(report.reasons)[:4000],
             "gate.champion": report.champion.label if report.champion else "",
             **{f"gate.{name}": _figure(report, name) for name in GATE_METRICS},
+            **({"gate.nested_image_auroc": _nested_figure(report)} if report.nested is not None else {}),
             "gate.forced": report.forced[:4000],
             "gate.warnings": "; ".join(report.warnings)[:4000],
             "gate.difference": "" if report.difference is None else " ".join(f"{v:+.6f}" for v in report.difference),
@@ -360,7 +362,11 @@ class Promoter:
         """The detector of a trial as the source of a version."""
         folder, header = trial.detectors[product], view.header
         test = trial.test_metrics if not product else {}
-        figures = headline(test, "test")
+        estimate = view.nested() if trial.selected else None
+        judged = "validation" if view.is_nested else "test"
+        figures = f"On test: {on_test}" if (on_test := headline(test, "test")) else ""
+        if estimate is not None:
+            figures = f"By a {nested.CALLED}: {nested.headline(estimate)}"
         # The description contains the digests of all tensors, and where the detector comes from.
         digest = file_sha256(folder / DESCRIPTION)
         return Source(
@@ -369,7 +375,7 @@ class Promoter:
             run_id=self.registry.run_of_trial(header.experiment, header.uid, trial.number),
             description=f"{trial.detector_name}, trial {trial.number} of study {view.study.study_name}"
             + (f", {product}" if product else "")
-            + (f". On test: {figures}." if figures else "."),
+            + (f". {figures}." if figures else "."),
             tags={
                 "study.name": view.study.study_name,
                 STUDY_UID: header.uid,
@@ -380,8 +386,9 @@ class Promoter:
                 ORIGINAL: str(folder),
                 **({PRODUCT: product} if product else {}),
             },
-            metrics={name: value for name, value in test.items() if name.startswith("test/")},
-            dataset=(header.experiment, header.identity["data"][f"{product}/test" if product else "test"][:32]),
+            metrics={name: value for name, value in test.items() if name.startswith("test/")}
+            | (estimate.metrics if estimate else {}),
+            dataset=(header.experiment, header.identity["data"][f"{product}/{judged}" if product else judged][:32]),
         )
 
 
@@ -406,6 +413,12 @@ def check_name(name: str) -> str:
 def _figure(report: GateReport, name: str) -> str:
     """A metric of the challenger as a tag; empty where it is not known."""
     value = report.challenger.evaluation.metrics.get(name)
+    return "" if value is None else f"{value:.6f}"
+
+
+def _nested_figure(report: GateReport) -> str:
+    """The nested estimate of the image AUROC as a tag; empty where it is not known."""
+    value = (report.nested or {}).get("nested/image_auroc")
     return "" if value is None else f"{value:.6f}"
 
 

@@ -8,6 +8,7 @@ show little, so a rule says both, the counts and whether chance may explain them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from detectors.data.painting.painted_set import PaintedSet
 from detectors.runtime.latency import is_disturbed
-from detectors.scoring.evaluation import IMAGE_METRICS, NO_THRESHOLD, OPERATING_METRICS
+from detectors.scoring.evaluation import IMAGE_METRICS, NO_THRESHOLD, OPERATING_METRICS, PIXEL_METRICS, SEG_F1
 from detectors.scoring.metrics import PairedDifference, UndefinedMetricError, paired_bootstrap_difference
 from detectors.scoring.ranking import RANKING_SCORE, paired_ranking_difference
 from detectors.scoring.significance import sign_test_p
@@ -58,14 +59,19 @@ class Rule:
         }
 
 
-def limit_rules(config: GateConfig, measured: Measured) -> list[Rule]:
-    """Whether metrics, latency and size are within the absolute limits of the study file."""
+def limit_rules(config: GateConfig, measured: Measured, *, nested: Mapping[str, float] | None = None) -> list[Rule]:
+    """Whether metrics, latency and size are within the absolute limits of the study file.
+
+    Args:
+        nested: the nested estimate of a study whose labelled images all took part in the choice, by which floors and ceilings
+            judge then; empty where it has none. None where the test images are kept from the search.
+    """
     size = config.model_size_mb
     text = f"{measured.size_mb:.1f} MB" + ("" if size is None else f", at most {size:g}")
     verdict: Verdict = "not applicable" if size is None else ("passed" if measured.size_mb <= size else "refused")
     return [
-        _floor(config, measured),
-        *([_ceiling(config, measured)] if config.ceiling else []),
+        _floor(config, measured, nested),
+        *([_ceiling(config, measured, nested)] if config.ceiling else []),
         _latency(config, measured),
         Rule("size", verdict, measured.size_mb, size, text),
     ]
@@ -127,21 +133,40 @@ def product_rule(objection: str) -> Rule:
     return Rule("same product", "refused", None, None, objection)
 
 
-def _floor(config: GateConfig, measured: Measured) -> Rule:
+def nested_rule(nested: Mapping[str, float], study: str, images: int) -> Rule:
+    """That the images on which models are compared took part in the choice: a warning, for that flatters the challenger.
+
+    Args:
+        nested: the nested estimate; empty where there is none.
+        study: name of the study.
+        images: how many.
+    """
+    text = f"the study keeps no images for test: all {images} labelled images took part in the choice, so what is measured on "
+    text += "them is too good; floors use the nested estimate"
+    value = nested.get("nested/image_auroc")
+    if value is None:
+        text += f", and there is none: `study run {study}` makes it when the search ends"
+    return Rule("choice", "warning", value, None, text)
+
+
+def _floor(config: GateConfig, measured: Measured, nested: Mapping[str, float] | None) -> Rule:
     """Whether the metrics are at least the floors of the study file."""
     missed, limits = [], _floors(config, measured)
     for name, floor in limits.items():
-        value = measured.evaluation.metrics.get(name.removeprefix("test/"))
+        shown, value = _judged(name, measured, nested)
         if value is None:
-            missed.append(_unknown(name, measured))
+            missed.append(_unknown(name, measured, nested))
         elif value < floor:
-            missed.append(f"{name} {value:.4f} is below {floor:g}")
-    floors = ", ".join(f"{name} {floor:g}" for name, floor in limits.items())
+            missed.append(f"{shown} {value:.4f} is below {floor:g}")
+    floors = ", ".join(f"{_judged(name, measured, nested)[0]} {floor:g}" for name, floor in limits.items())
     limit = limits.get("test/image_auroc", limits.get(f"test/{RANKING_SCORE}"))
     if not floors:
         return Rule("floor", "not applicable", measured.ranks, limit, "none is set")
     verdict: Verdict = "refused" if missed else "passed"
     text = "; ".join(missed) or f"at least {floors}"
+    if nested is not None:
+        shown = nested.get("nested/image_auroc")
+        return Rule("floor", verdict, shown, limit, text)
     if RANKING_SCORE in measured.evaluation.metrics:
         text += "; the defects are painted, so nothing shows yet how many real ones it finds"
     return Rule("floor", verdict, measured.ranks, limit, text)
@@ -156,24 +181,40 @@ def _floors(config: GateConfig, measured: Measured) -> dict[str, float]:
     return {f"test/{RANKING_SCORE}": PAINTED_FLOOR} | kept if len(kept) < len(config.floor) else kept
 
 
-def _ceiling(config: GateConfig, measured: Measured) -> Rule:
+def _judged(name: str, measured: Measured, nested: Mapping[str, float] | None) -> tuple[str, float | None]:
+    """How a metric ``test/...`` is named where it is judged, and its value; None where that is not known.
+
+    A nested estimate has whole images alone: pixels are judged as they were measured, on images that took part in the choice.
+    """
+    plain = name.removeprefix("test/")
+    if nested is None or (plain in PIXEL_METRICS or plain == SEG_F1):
+        return name, measured.evaluation.metrics.get(plain)
+    return f"nested/{plain}", nested.get(f"nested/{plain}")
+
+
+def _ceiling(config: GateConfig, measured: Measured, nested: Mapping[str, float] | None) -> Rule:
     """Whether the rates are at most the ceilings of the study file."""
     missed = []
     for name, ceiling in config.ceiling.items():
-        value = measured.evaluation.metrics.get(name.removeprefix("test/"))
+        shown, value = _judged(name, measured, nested)
         if value is None:
-            missed.append(_unknown(name, measured))
+            missed.append(_unknown(name, measured, nested))
         elif value > ceiling:
-            missed.append(f"{name} {value:.4f} is above {ceiling:g}")
-    ceilings = ", ".join(f"{name} {ceiling:g}" for name, ceiling in config.ceiling.items())
+            missed.append(f"{shown} {value:.4f} is above {ceiling:g}")
+    ceilings = ", ".join(
+        f"{_judged(name, measured, nested)[0]} {ceiling:g}" for name, ceiling in config.ceiling.items()
+    )
     name = next(iter(config.ceiling))
-    value, limit = measured.evaluation.metrics.get(name.removeprefix("test/")), config.ceiling[name]
+    value, limit = _judged(name, measured, nested)[1], config.ceiling[name]
     return Rule("ceiling", "refused" if missed else "passed", value, limit, "; ".join(missed) or f"at most {ceilings}")
 
 
-def _unknown(name: str, measured: Measured) -> str:
+def _unknown(name: str, measured: Measured, nested: Mapping[str, float] | None) -> str:
     """That a metric has no value, and why."""
     plain = name.removeprefix("test/")
+    shown = _judged(name, measured, nested)[0]
+    if shown != name:
+        return f"{shown} is unknown ({'the nested estimate has none' if nested else 'there is no nested estimate'})"
     without = measured.threshold is None and plain in OPERATING_METRICS
     why = NO_THRESHOLD if without else measured.evaluation.undefined.get(plain, "the test images do not define it")
     return f"{name} is unknown ({why})"

@@ -165,7 +165,7 @@ class ProductOnTest:
 
 
 def products_on_test(view: StudyView, trial: TrialView, *, id: str) -> list[ProductOnTest]:
-    """The selected trial on the test images of each product; empty if it was not scored on test yet.
+    """The selected trial on the test images of each product; empty if it was not scored on test, or the study keeps none for it.
 
     Args:
         id: id of the study's element in the page, from which those of the products follow.
@@ -173,7 +173,7 @@ def products_on_test(view: StudyView, trial: TrialView, *, id: str) -> list[Prod
     is_paper = view.config.protocol == "paper"
     folder = trial.folder if is_paper else trial.final_folder
     result = read_result(folder)
-    if result is None:
+    if result is None or view.is_nested:
         return []
     products = sorted(path.name for path in (folder / PRODUCTS).glob("*") if read_result(path) is not None)
     if not products:

@@ -224,7 +224,9 @@ def measurement_tables(search: Search) -> Iterator[tuple[str, Table]]:
     ledger = view.ledger()
     if ledger:
         yield (
-            "Ledger: each time the test images were scored",
+            "Ledger: each look at the nested estimate, and each time the gate scored the labelled images"
+            if view.is_nested
+            else "Ledger: each time the test images were scored",
             Table(
                 ("time", "trial", "purpose", "image AUROC", "host"),
                 tuple((line.time, line.trial, line.purpose, line.image_auroc, line.host) for line in ledger),

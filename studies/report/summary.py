@@ -11,9 +11,10 @@ from detectors.scoring.ranking import ranks_by
 from studies.report import phrases
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
-from studies.search import threshold_words
+from studies.search import nested, threshold_words
 from studies.search.choice import sentences
-from studies.search.operating_point import OperatingPoint, pooled
+from studies.search.nested import Estimate
+from studies.search.operating_point import OperatingPoint, points_on_test, pooled
 from studies.search.summary import headline
 from studies.search.view import TrialView
 
@@ -48,7 +49,9 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
     scored = [test for test in tests if test.auroc is not None]
     yield _headline(search, selected, scored)
     yield _choice(search)
-    if not scored:
+    if search.view.is_nested:
+        yield from _by_nested(search, selected)
+    elif not scored:
         figures = headline(selected.metrics, "val")
         name = search.view.address
         yield f"`study run {name}` scores it on test when the search is over."
@@ -62,7 +65,20 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
         machine = _machine(selected)
         place = f" on {machine}" if machine else ""
         yield f"Its speed is {phrases.speed(fps)}{place}, measured one image at a time with nothing else running."
-    yield _scorings(search)
+    if not search.view.is_nested:
+        yield _scorings(search)
+
+
+def _by_nested(search: Search, selected: TrialView) -> Iterator[str]:
+    """How a study without test images is judged, and what its threshold rests on."""
+    found = search.view.nested()
+    if found is None:
+        yield f"No image is kept for test; `study run {search.view.address}` makes a nested estimate when the search is over."
+    else:
+        yield from (f"{text[0].upper()}{text[1:]}." for text in nested.sentences(found))
+    for point in points_on_test(search.view, selected):
+        if point.threshold is not None:
+            yield from (f"{text[0].upper()}{text[1:]}." for text in threshold_words.lines(point.threshold))
 
 
 def _nothing_selected(search: Search) -> str:
@@ -87,6 +103,10 @@ def _headline(search: Search, selected: TrialView, tests: Sequence[ProductOnTest
     what = f"{phrases.detector(selected.detector_name)} with {selected.params.get('backbone', 'its backbone')}"
     begin = f"{what} (trial {selected.number})"
     begin = f"Best here: {begin}" if search.config.protocol == "paper" else f"Selected: {begin}"
+    if search.view.is_nested:
+        estimate = search.view.nested()
+        judged = "not yet judged" if estimate is None else f"by a {nested.CALLED} {nested.headline(estimate)}"
+        return f"{begin}, {judged}."
     tested = {**selected.metrics, **selected.test_metrics}
     value, what = tested.get(ranks_by(tested, "test")), phrases.metric(ranks_by(tested, "test"))
     if not tests or value is None:
@@ -241,6 +261,8 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
             yield _rate_tile(f"{painted}defects found on test", counts.caught, counts.defective)
         if counts.good:
             yield _rate_tile("false alarms on test", counts.alarms, counts.good)
+    if (estimate := search.view.nested()) is not None:
+        yield from _nested_tiles(estimate)
     tested = {**selected.metrics, **selected.test_metrics}
     value, on_validation = tested.get(ranks_by(tested, "test")), ranks_by(selected.metrics, "val")
     if scored and value is not None:
@@ -251,7 +273,8 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
         yield Tile(f"{'ranking score' if scored[0].painted else 'image AUROC'} on test", f"{value:.3f}", detail)
     elif (value := selected.metrics.get(on_validation)) is not None:
         what = "image AUROC" if on_validation == "val/image_auroc" else "ranking score"
-        yield Tile(f"{what} on validation", f"{value:.3f}", "not scored on test yet")
+        detail = "which chose it" if search.view.is_nested else "not scored on test yet"
+        yield Tile(f"{what} on validation", f"{value:.3f}", detail)
     metrics = selected.metrics
     if "fps" in metrics:
         yield Tile("speed", f"{metrics['fps']:.3g} / s", _machine(selected))
@@ -260,6 +283,17 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
         yield Tile("time to fit", phrases.duration(metrics["train_seconds"]), size)
     finished = sum(trial.state in ("COMPLETE", "PRUNED") for trial in search.trials)
     yield Tile("trials", str(finished), f"of {search.config.budget.trials} in the budget")
+
+
+def _nested_tiles(found: Estimate) -> Iterator[Tile]:
+    labels = {"image_recall": "defects found", "false_alarm_rate": "false alarms"}
+    metrics = found.metrics
+    for name in ("image_recall", "false_alarm_rate", "image_auroc"):
+        if (value := metrics.get(f"{nested.NESTED}/{name}")) is not None:
+            low, high = metrics[f"{nested.NESTED}/{name}_low"], metrics[f"{nested.NESTED}/{name}_high"]
+            shown = f"{value:.3f}" if name not in labels else threshold_words.percent(value)
+            detail = f"95 % interval {low:.2f} to {high:.2f}"
+            yield Tile(f"{labels.get(name, 'image AUROC')}, {nested.CALLED}", shown, detail)
 
 
 def _rate_tile(label: str, count: int, of: int) -> Tile:

@@ -9,6 +9,7 @@ from detectors.scoring.evaluation import FALSE_ALARMS, RECALL, SEG_F1
 from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.config import metric_of
 from studies.search.attributes import INTERRUPTED
+from studies.search.nested import NESTED
 from studies.search.operating_point import metrics_on_test
 from studies.search.view import StudyView, TrialView
 from tracking.records import Point
@@ -28,6 +29,10 @@ ON_TEST = tuple(
     )
     for end in ends
 )
+BY_NESTED = tuple(
+    f"{NESTED}/{name}{end}" for name in ("image_auroc", RECALL, FALSE_ALARMS) for end in ("", "_low", "_high")
+)
+"""Metrics of a study that keeps no images for test: those of its nested estimate."""
 COUNTED = {"COMPLETE": "trials/complete", "PRUNED": "trials/pruned", "FAIL": "trials/failed"}
 """{state: metric that counts the trials in it}"""
 BEST = "best/"
@@ -54,6 +59,11 @@ def _latest(view: StudyView, trials: Sequence[TrialView]) -> Iterator[Point]:
     # The threshold may have been chosen anew since the refit.
     tested_at = (final.threshold_set or final.finished) if final is not None else ended
     yield from _points(on_test, tested, tested_at or view.header.created)
+    if view.is_nested:
+        estimate = view.nested()
+        yield from _points(
+            BY_NESTED, estimate.metrics if estimate else {}, estimate.time if estimate else view.header.created
+        )
     last = max((end for trial in trials if (end := trial.outcome.finished) is not None), default=view.header.created)
     # One that was interrupted is tried again.
     states = [trial.state for trial in trials if trial.failure != INTERRUPTED]

@@ -14,6 +14,7 @@ from studies.search import summary
 from studies.search.attributes import PROBED, REMEASURED, Remeasured
 from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import count_ledger
+from studies.search.nested import NESTED, Estimate
 from studies.search.notices import Listener, Remark
 from studies.search.plan import Plan
 from studies.search.records import study_record, trial_record
@@ -93,6 +94,10 @@ class OpenStudy:
     def keep_choice(self, choice: Choice) -> None:
         """Keep which trial was selected and why."""
         self.study.set_user_attr(CHOICE, choice.model_dump(mode="json"))
+
+    def keep_nested(self, estimate: Estimate) -> None:
+        """Keep what the choice is worth."""
+        self.study.set_user_attr(NESTED, estimate.model_dump(mode="json"))
 
     # MLflow
 

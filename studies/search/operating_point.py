@@ -28,7 +28,8 @@ class OperatingPoint:
 
 
 def points_on_test(view: StudyView, trial: TrialView) -> list[OperatingPoint]:
-    """The operating points of a trial on test, one for each product; empty where it was not refitted.
+    """The operating points of a trial on test, one for each product; empty where it was not refitted. Of a study that keeps no
+    images for test they have a threshold and no counts.
 
     Raises:
         InputError: a stored threshold is not what this version or an earlier one writes.
@@ -40,7 +41,7 @@ def points_on_test(view: StudyView, trial: TrialView) -> list[OperatingPoint]:
     points = []
     for key, images in view.header.counts.items():
         product, _, name = key.rpartition("/")
-        if name == "test":
+        if name == "test" or (view.is_nested and name == "validation"):
             before = f"product/{product}/test/" if product else "test/"
             points.append(OperatingPoint(product, counts_from(final.metrics, images, before), thresholds.get(product)))
     return points

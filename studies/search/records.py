@@ -12,9 +12,13 @@ from studies.file.encoding import encode
 from studies.file.keys import SHARED_PARAMETERS, ParameterKey
 from studies.search.attributes import TrialOutcome
 from studies.search.figures import study_figures
+from studies.search.nested import CALLED
 from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import ARTIFACTS, LOG_FILE
 from tracking.records import DatasetRecord, StudyRecord, StudyState, TrialRecord
+
+JUDGED_BY = "study.judged_by"
+"""Tag of the runs of a study that keeps no images for test, and of those of its trials."""
 
 
 def study_record(view: StudyView, *, state: StudyState, note: str = "", finished_ms: int | None = None) -> StudyRecord:
@@ -48,6 +52,7 @@ def study_record(view: StudyView, *, state: StudyState, note: str = "", finished
             "study.protocol": config.protocol,
             "study.data": header.experiment,
             "study.sampler": config.sampler.name,
+            **({JUDGED_BY: CALLED} if view.is_nested else {}),
         },
         datasets=tuple(
             DatasetRecord(
@@ -121,6 +126,7 @@ def trial_record(view: StudyView, trial: TrialView) -> TrialRecord:
         feasible=trial.feasible,
         tags={
             "study.selected": str(trial.selected).lower(),
+            **({JUDGED_BY: CALLED} if view.is_nested else {}),
             "trial.detector": trial.detector_name,
             **({"trial.backbone": str(trial.params["backbone"])} if "backbone" in trial.params else {}),
             **({"trial.pareto": str(trial.pareto).lower()} if len(view.config.objectives) > 1 else {}),

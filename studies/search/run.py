@@ -17,6 +17,7 @@ from studies.search.driver import Driver
 from studies.search.holding import held_study
 from studies.search.job_factory import JobFactory
 from studies.search.lease import Lease
+from studies.search.nested_run import judge_nested
 from studies.search.notices import Listener, Opened, Remark
 from studies.search.opened import OpenStudy
 from studies.search.outcome import LeaseLostError, Outcome
@@ -97,6 +98,7 @@ def run_study(
         refit = Refit(opened, executor, jobs, check_lease=session.check_lease)
         remeasured = Remeasurement(opened, refit).run()
         Reranking(opened, executor, jobs, check_lease=session.check_lease).run()
+        judge_nested(opened)
         selected = refit.finish_selected()
         Advising(opened, refit).run(selected)
         listener(Remark(f"search ended: {reason}"))

@@ -13,7 +13,7 @@ from detectors.files import write_json, write_text
 from detectors.scoring.operating_point import Counts
 from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
-from studies.search import advice_words, threshold_words
+from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.space import SearchSpace
@@ -106,6 +106,8 @@ def note(view: StudyView, reason: str = "") -> str:
     lines = [
         f"{what}. {figure}." if selected is not None and (figure := _honest_figure(view, selected)) else f"{what}."
     ]
+    if selected is not None and (estimate := view.nested()) is not None:
+        lines += [f"{text[0].upper()}{text[1:]}." for text in nested.sentences(estimate)]
     if selected is not None:
         setting = ", ".join(f"{name} {_short(value)}" for name, value in selected.params.items())
         lines.append(f"Selected: trial {selected.number} ({setting}).")
@@ -119,7 +121,8 @@ def note(view: StudyView, reason: str = "") -> str:
     if selected is not None and (help_most := advice_words.lines(view, selected)):
         lines.append("What would help most:\n\n" + "\n".join(f"- {line}" for line in help_most))
     ended = f" The search ended: {reason}." if reason else ""
-    scorings = f" Test was scored {count} time(s) in this study." if (count := len(view.ledger())) else ""
+    count = 0 if view.is_nested else len(view.ledger())
+    scorings = f" Test was scored {count} time(s) in this study." if count else ""
     lines.append(f"Trials: {counted}; protocol {view.config.protocol}.{ended}{scorings}")
     lines += [f"**The ledger of the test images is at fault: {fault}.**" for fault in view.ledger_faults()]
     if again := ", ".join(str(number) for number in sorted(view.remeasured)):
@@ -137,7 +140,10 @@ def note(view: StudyView, reason: str = "") -> str:
 
 
 def _honest_figure(view: StudyView, selected: TrialView) -> str:
-    """What the selected trial is worth on test; empty where it was not scored there."""
+    """What the selected trial is worth on test, or its choice by a nested estimate; empty where neither was measured."""
+    if view.is_nested:
+        estimate = view.nested()
+        return "" if estimate is None else f"By a {nested.CALLED}: **{nested.headline(estimate)}**"
     if selected.config.protocol == "paper":
         figure = headline(selected.metrics, "test")
         return f"On the whole test set, which chose it: **{figure}**" if figure else ""

@@ -22,6 +22,7 @@ from studies.search import candidates
 from studies.search.attributes import PROBED, REMEASURED, Remeasured, Submission, TrialAttributes, TrialOutcome
 from studies.search.choice import CHOICE, Choice
 from studies.search.ledger_count import ledger_faults
+from studies.search.nested import NESTED, Estimate, basis_of
 from studies.search.selection import best_by_value, is_feasible, pareto_front
 from studies.search.storage import GENERATION, Header, latest
 from studies.worker.jobs import DETECTOR, PRODUCTS, TrialResult, read_result
@@ -234,6 +235,20 @@ class StudyView:
         """Which trial is selected and why: as it was stored at the end of the search, while that stands; None where none is
         feasible."""
         return self._choice(self._frozen())
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether all labelled images were validated and none is kept for test; see `detectors.data.splits.Splits.nested`."""
+        return not any(name.rpartition("/")[2] == "test" for name in self.header.identity["data"])
+
+    def nested(self) -> Estimate | None:
+        """What the choice of a study without test images is worth; None where it has some, and while its search goes on."""
+        stored = self.study.user_attrs.get(NESTED)
+        if stored is None or not self.is_nested:
+            return None
+        estimate = Estimate.model_validate(stored)
+        stands = estimate.basis == basis_of(self.config, self._frozen(), self.remeasured)
+        return estimate if stands else None
 
     def best(self) -> TrialView | None:
         """The feasible trial with the best value, which need not be the selected one."""

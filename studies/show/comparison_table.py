@@ -28,6 +28,14 @@ def _interval(row: Row) -> str | None:
     return f"{row.image_auroc_low:.3f} to {row.image_auroc_high:.3f}"
 
 
+def _nested(row: Row) -> str | None:
+    """``0.912 (0.840 to 0.970)``: a nested estimate of the image AUROC with its 95 % interval."""
+    value, low, high = row.nested_image_auroc, row.nested_image_auroc_low, row.nested_image_auroc_high
+    if value is None:
+        return None
+    return f"{value:.3f} ({low:.3f} to {high:.3f})" if low is not None and high is not None else f"{value:.3f}"
+
+
 def _seeds(row: Row) -> str | None:
     if row.image_auroc_seeds_mean is None or row.image_auroc_seeds_std is None:
         return None
@@ -61,6 +69,8 @@ def row_columns(comparison: Comparison) -> Columns:
         ]
     if not painted or any(row.image_auroc is not None for row in comparison.rows):
         columns += [("image AUROC", lambda row: row.image_auroc), ("95 % interval", _interval)]
+    if any(row.nested_image_auroc is not None for row in comparison.rows):
+        columns.append(("nested estimate", _nested))
     if any(row.image_auroc_seeds_mean is not None for row in comparison.rows):
         columns.append(("over seeds", _seeds))
     if any(row.val_image_auroc is not None for row in comparison.rows):

@@ -78,6 +78,10 @@ class Row(BaseModel):
     """As AUPRO, up to a false-positive rate of 0.05 in the place of 0.3."""
     seg_f1: float | None = None
     """F1 of the pixels at the threshold for pixels."""
+    nested_image_auroc: float | None = None
+    """Nested estimate of a study that keeps no images for test; it is no figure on test and is not compared with one."""
+    nested_image_auroc_low: float | None = None
+    nested_image_auroc_high: float | None = None
     train_seconds: float | None
     """Seconds of the fit on stored features, without their extraction; stored work of other trials included."""
     fps: float | None
@@ -139,6 +143,8 @@ def _row(view: StudyView, trial: TrialView) -> Row:
     counts, threshold = pooled(points), points[0].threshold if len(points) == 1 else None
     params, environment = trial.params, trial.outcome.environment
     seeds, images = metrics.get("seeds"), count_images(view, "test")
+    estimate = view.nested() if trial.selected else None
+    nested = estimate.metrics if estimate is not None else {}
     device = " ".join(str(environment[name]) for name in ("device", "device_name") if environment.get(name))
     return Row(
         study=view.study.study_name,
@@ -170,6 +176,9 @@ def _row(view: StudyView, trial: TrialView) -> Row:
         pixel_aupro=metrics.get("test/pixel_aupro"),
         pixel_aupro_05=metrics.get("test/pixel_aupro_05"),
         seg_f1=metrics.get("test/seg_f1"),
+        nested_image_auroc=nested.get("nested/image_auroc"),
+        nested_image_auroc_low=nested.get("nested/image_auroc_low"),
+        nested_image_auroc_high=nested.get("nested/image_auroc_high"),
         train_seconds=metrics.get("train_seconds"),
         fps=metrics.get("fps"),
         throughput=metrics.get("throughput"),
@@ -189,7 +198,10 @@ def count_images(view: StudyView, name: str) -> dict[str, int]:
 
 
 def _test_digest(view: StudyView) -> str:
-    """sha256 of the test images; of several products one over their names and digests."""
+    """sha256 of the test images; of several products one over their names and digests; of a study without test images that of its
+    labelled ones, marked so that they are taken for no other study's test images."""
+    if view.is_nested:
+        return f"nested:{view.header.identity['data'].get('validation', '')}"
     digests = {key.rpartition("/")[::2]: digest for key, digest in view.header.identity["data"].items()}
     each = {product: digest for (product, name), digest in digests.items() if name == "test"}
     if set(each) <= {""}:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from studies.search import advice_words, threshold_words
+from studies.search import advice_words, nested, threshold_words
 from studies.search.answers import stored_advice
 from studies.search.choice import sentences
 from studies.search.operating_point import OperatingPoint, points_on_test
@@ -31,6 +31,7 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "trials": [trial_json(trial) for trial in view.trials()],
         "choice": choice_json(view),
         "advice": advice_json(view),
+        "nested": nested.to_json(view.nested()),
         "savings": asdict(saved) if (saved := insight.savings(view)) else None,
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],

@@ -13,7 +13,7 @@ from rich.text import Text
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.keys import ParameterKey
-from studies.search import advice_words, threshold_words
+from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
@@ -171,18 +171,31 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         yield from (Text(f"  {text}") for text in sentences(choice, view.config))
     prefix = "test" if view.config.protocol == "paper" else "val"
     metrics = metrics_on_test(view, selected) if selected.final and prefix == "val" else selected.metrics
+    if view.is_nested:
+        yield from _nested(view)
     yield from _on_test(view, selected, metrics)
     if prefix == "val" and (validation := headline(selected.metrics, "val")):
-        yield Text(f"  on validation, which chose it: {validation}")
+        where = "all labelled images" if view.is_nested else "validation"
+        yield Text(f"  on {where}, which chose it: {validation}")
     rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
     if rows:
         yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
         yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
-    yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
+    if not view.is_nested:
+        yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
     if help_most := advice_words.lines(view, selected):
         yield Text("what would help most:")
         yield from (Text(f"  {line}") for line in help_most)
+
+
+def _nested(view: StudyView) -> Iterator[Text]:
+    """What the choice of a study without test images is worth."""
+    if (found := view.nested()) is None:
+        yield Text("  no image is kept for test; a nested estimate is made when the search ends", "yellow")
+        return
+    yield Text(f"  {nested.CALLED}: {nested.headline(found)}", "bold green")
+    yield from (Text(f"  {sentence}") for sentence in nested.sentences(found))
 
 
 def _on_test(view: StudyView, selected: TrialView, metrics: Mapping[str, float]) -> Iterator[Text]:

@@ -31,7 +31,8 @@ class LedgerLine(BaseModel):
     trial: int
     purpose: str
     """``selected`` after a search; ``replicate`` with another seed; ``paper`` under protocol paper; ``gate`` where a promotion
-    was judged, one line for each model that was scored."""
+    was judged, one line for each model that was scored; ``nested`` where a study that keeps no images for test was judged by a
+    nested estimate: its trials score all labelled images, and each look at the estimate of their choice is a line."""
     protocol: str
     test_digest: str
     image_auroc: float | None

@@ -161,7 +161,10 @@ class _Worker:
     def _keep_validation_scores(self, judged: _Judged, validation: ImageSet, folder: Path) -> None:
         masks = masks_of(validation) if SEG_F1 in self.config.objectives else None
         threshold = judged.detector.threshold
-        write_validation_scores(judged.prediction, validation, folder, threshold=threshold, masks=masks)
+        good = [image.score for image in self.fitting.collector.good if image.origin in ("fold", "left out")]
+        write_validation_scores(
+            judged.prediction, validation, folder, threshold=threshold, masks=masks, out_of_fold=good
+        )
 
     def speed(self) -> TrialResult:
         """Fit the setting of a trial and measure its speed alone, once the machine is quiet or does not get so."""
@@ -180,17 +183,18 @@ class _Worker:
     def final(self) -> TrialResult:
         """Refit the selected trial, choose its threshold, score it on test and save it; a replicate is not saved.
 
-        Under protocol ``paper`` the trial was scored on test already, so it is refitted and saved only.
+        Under protocol ``paper`` the trial was scored on test already, and where all labelled images were validated there is no
+        test: then it is refitted and saved only.
         """
         metrics, evaluation = dict[str, float](), Evaluation(metrics={})
         with self.lock.shared():
             detector = self.fitting.fit(with_folds=True)
             folder = self._fresh_folder(ARTIFACTS)
             calibration = self._calibrate(detector)
-            if self.splits.validation is not None:
-                metrics, evaluation = self._score_on_test(detector, folder)
-            else:
+            if self.splits.validation is None:
                 metrics, evaluation = self._on_scores_of_trial(detector)
+            elif not self.splits.nested:
+                metrics, evaluation = self._score_on_test(detector, folder)
             metrics |= threshold_metrics(detector.threshold)
         if self.job.task == "final":
             with self.stage("save"):

@@ -46,6 +46,9 @@ class ValidationScores(BaseModel):
     """Images of one group depend on each other, such as those painted into one good image; None where each is its own."""
     folds: list[int] | None = None
     """The turn in which each image was held out; None where one detector scored all."""
+    out_of_fold: list[float] | None = None
+    """Scores of good images of train by detectors that were fitted without them, which the threshold rests on too; in no order.
+    None where the trial has none."""
     pixels: list[tuple[int, int, int]] | None = None
     """Pixels of each image that are both marked and defective, that are marked, and that are defective; None where no objective
     needs them."""
@@ -75,6 +78,7 @@ def write_validation_scores(
     *,
     threshold: Threshold | None,
     masks: NDArray[np.bool_] | None = None,
+    out_of_fold: Sequence[float] = (),
 ) -> None:
     """Write ``validation_scores.json`` into a folder, unless the set has more than `MOST_IMAGES`.
 
@@ -82,6 +86,7 @@ def write_validation_scores(
         prediction: what the trial is judged by: scores [N] and maps [N, H, W].
         masks: of the images of `ImageSet.with_pixels`, bool [n, H, W], for an objective that depends on how many pixels are
             marked; None where none does.
+        out_of_fold: scores of good images of train by detectors that were fitted without them.
 
     Raises:
         InputError: the folder cannot be written.
@@ -97,6 +102,7 @@ def write_validation_scores(
         weights=None if painted is None else _weights(painted),
         groups=None if painted is None else [str(source) for source in painted.sources],
         folds=None if painted is None else painted.folds.tolist(),
+        out_of_fold=list(out_of_fold) or None,
         pixels=_pixels(prediction, threshold, masks, rows),
     )
     write_json(artifacts / VALIDATION_SCORES_FILE, scores.model_dump(mode="json", exclude_none=True))
