@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from detectors.errors import InputError, NumericalError
 from detectors.scoring.metrics import UndefinedMetricError, auroc
-from detectors.scoring.nested import auroc_interval, nested_estimate, repeated_folds
+from detectors.scoring.nested import Choose, auroc_interval, nested_estimate, repeated_folds
 
 LABELS = np.repeat(np.array([0, 1], dtype=np.int8), 10)
 KINDS = ["good"] * 10 + ["dent"] * 6 + ["scratch"] * 4
@@ -19,7 +19,7 @@ def folds_of(labels: NDArray[np.int8], *, seed: int = 0, repeats: int = 10) -> N
     return repeated_folds(kinds, labels, range(len(labels)), seed=seed, repeats=repeats)
 
 
-def best_on(scores: NDArray[np.float64], labels: NDArray[np.int8]):
+def best_on(scores: NDArray[np.float64], labels: NDArray[np.int8]) -> Choose:
     """The rule of a search: the setting with the best AUROC on the images that it is given."""
 
     def choose(rows: NDArray[np.int64]) -> int:
@@ -29,7 +29,7 @@ def best_on(scores: NDArray[np.float64], labels: NDArray[np.int8]):
     return choose
 
 
-def test_every_image_is_in_one_fold_of_each_repeat_and_every_fold_has_both_labels():
+def test_every_image_is_in_one_fold_of_each_repeat_and_every_fold_has_both_labels() -> None:
     folds = repeated_folds(KINDS, LABELS, range(20), seed=3)
     assert folds.shape == (10, 20)
     assert len({tuple(row) for row in folds}) == 10
@@ -44,7 +44,7 @@ def test_every_image_is_in_one_fold_of_each_repeat_and_every_fold_has_both_label
     assert (folds != repeated_folds(KINDS, LABELS, range(20), seed=4)).any()
 
 
-def test_copies_lie_in_one_fold_and_the_rarer_label_limits_the_folds():
+def test_copies_lie_in_one_fold_and_the_rarer_label_limits_the_folds() -> None:
     groups = [0, 0, 1, 2, 3, 4, 4, 5]
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 1], dtype=np.int8)
     folds = repeated_folds(["good"] * 5 + ["dent"] * 3, labels, groups, seed=0)
@@ -56,7 +56,7 @@ def test_copies_lie_in_one_fold_and_the_rarer_label_limits_the_folds():
         repeated_folds(["good", "good", "dent", "dent"], np.array([0, 0, 1, 1], dtype=np.int8), [0, 1, 2, 2], seed=0)
 
 
-def test_a_single_setting_is_judged_by_its_pairs_within_folds():
+def test_a_single_setting_is_judged_by_its_pairs_within_folds() -> None:
     scores = np.array([[1.0, 2, 3, 4, 2.5, 3.5]])
     labels = np.array([0, 0, 0, 1, 1, 1], dtype=np.int8)
     folds = np.array([[1, 2, 3, 1, 2, 3], [1, 2, 3, 3, 2, 1]])
@@ -70,7 +70,7 @@ def test_a_single_setting_is_judged_by_its_pairs_within_folds():
     assert tied.auroc == 0.5
 
 
-def test_the_scale_of_a_setting_does_not_matter():
+def test_the_scale_of_a_setting_does_not_matter() -> None:
     generator = np.random.default_rng(0)
     scores = generator.normal(size=(4, 20)) + LABELS * np.array([0.2, 0.5, 0.8, 1.2])[:, None]
     folds = folds_of(LABELS)
@@ -80,7 +80,7 @@ def test_the_scale_of_a_setting_does_not_matter():
     assert len(plain.chosen) > 1
 
 
-def test_no_image_has_a_say_in_what_it_is_judged_by():
+def test_no_image_has_a_say_in_what_it_is_judged_by() -> None:
     """One setting for each image that is right about it alone: who knows the image would choose that one."""
     count = len(LABELS)
     scores = np.full((count + 1, count), 0.5)
@@ -98,7 +98,7 @@ def test_no_image_has_a_say_in_what_it_is_judged_by():
     assert sum(found.chosen.values()) == len(seen) == 50
 
 
-def test_settings_that_know_nothing_are_not_flattered_while_their_best_is():
+def test_settings_that_know_nothing_are_not_flattered_while_their_best_is() -> None:
     """30 settings of pure chance on 24 images: the best of them looks good, the nested estimate does not."""
     labels = np.repeat(np.array([0, 1], dtype=np.int8), 12)
     best, nested = [], []
@@ -112,7 +112,7 @@ def test_settings_that_know_nothing_are_not_flattered_while_their_best_is():
     assert 0.42 < np.mean(nested) < 0.55
 
 
-def test_thresholds_come_from_outside_the_fold():
+def test_thresholds_come_from_outside_the_fold() -> None:
     scores = np.vstack((np.arange(20.0), 100 * np.arange(20.0)))
     used: list[tuple[int, tuple[int, ...]]] = []
 
@@ -129,6 +129,7 @@ def test_thresholds_come_from_outside_the_fold():
     assert found.recall_interval is not None
     assert found.recall_interval.low == pytest.approx(0.722, abs=0.001)
     assert found.false_alarm_interval is not None
+    assert found.false_alarm_rate is not None
     assert found.false_alarm_interval.low < found.false_alarm_rate < found.false_alarm_interval.high
     assert len(used) == 50
     assert all(len(rows) == 16 for _, rows in used)
@@ -137,7 +138,7 @@ def test_thresholds_come_from_outside_the_fold():
 
 
 @pytest.mark.parametrize("value", [0.5, 0.8, 0.95, 0.0, 1.0])
-def test_the_interval_is_symmetric_in_the_labels_and_narrows(value: float):
+def test_the_interval_is_symmetric_in_the_labels_and_narrows(value: float) -> None:
     wide, narrow = auroc_interval(value, good=10, defective=10), auroc_interval(value, good=100, defective=100)
     assert 0 <= wide.low <= narrow.low <= value <= narrow.high <= wide.high <= 1
     mirrored = auroc_interval(1 - value, good=10, defective=10)
@@ -145,14 +146,14 @@ def test_the_interval_is_symmetric_in_the_labels_and_narrows(value: float):
     assert auroc_interval(value, good=5, defective=9) == pytest.approx(auroc_interval(value, good=9, defective=5))
 
 
-def test_the_interval_of_a_perfect_estimate_has_a_width():
+def test_the_interval_of_a_perfect_estimate_has_a_width() -> None:
     """A bootstrap of 8 + 8 separated images says [1, 1]."""
     interval = auroc_interval(1.0, good=8, defective=8)
     assert interval.high == 1.0
     assert 0.75 < interval.low < 0.9
 
 
-def test_the_interval_covers():
+def test_the_interval_covers() -> None:
     """Of 400 samples of 15 + 15 images with a true AUROC of about 0.921, about 95 % of the intervals hold it."""
     generator = np.random.default_rng(1)
     labels = np.repeat(np.array([0, 1], dtype=np.int8), 15)
@@ -165,7 +166,7 @@ def test_the_interval_covers():
     assert 0.92 <= covered / 400 <= 0.99
 
 
-def test_what_contradicts_itself_is_refused():
+def test_what_contradicts_itself_is_refused() -> None:
     with pytest.raises(InputError, match=r"scores \[1, 19\]"):
         nested_estimate(np.zeros((1, 19)), LABELS, folds_of(LABELS), choose=lambda rows: 0)
     with pytest.raises(NumericalError, match="scores"):

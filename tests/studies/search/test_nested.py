@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from detectors.files import write_json
 from detectors.scoring.operating_point import threshold_at_false_alarm_rate
@@ -29,7 +31,7 @@ from studies.worker.validation_scores import VALIDATION_SCORES_FILE, ValidationS
 from tests.helpers.bench import Bench, ScriptedExecutor
 from tests.helpers.builders import build_job, build_plan, make_config
 
-THREE = {
+THREE: dict[str, Any] = {
     "nested": True,
     "search": {},
     "baselines": [{"n_features": 12}, {"n_features": 30}, {"n_features": 40}],
@@ -180,7 +182,9 @@ def test_a_study_with_test_images_has_no_nested_estimate(bench: Bench) -> None:
     assert "nested" not in shown(view)
 
 
-def estimated(few: Bench, scores: Sequence[Sequence[float]], out_of_fold: list[float] | None = None, **changes: Any):
+def estimated(
+    few: Bench, scores: Sequence[NDArray[np.float64]], out_of_fold: list[float] | None = None, **changes: Any
+) -> tuple[nested.Estimate, NDArray[np.int8]]:
     """The estimate of trials with these scores of the images of `few`."""
     few.run(executor(few), **{**THREE, **changes})
     view, images = few.view(), few.base.splits.validation
@@ -243,7 +247,9 @@ def test_a_constraint_is_met_on_the_other_images(few: Bench) -> None:
     assert found.chosen == {0: 50}
 
 
-def test_a_refit_of_a_study_without_test_images_scores_none(tiny_mvtec, tmp_path, monkeypatch) -> None:
+def test_a_refit_of_a_study_without_test_images_scores_none(
+    tiny_mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from studies.worker.trial import run_job
 
     monkeypatch.setattr("detectors.runtime.latency.MIN_SECONDS", 0.0)
@@ -274,11 +280,11 @@ def test_a_refit_of_a_study_without_test_images_scores_none(tiny_mvtec, tmp_path
         ({"recipes": 2, "protocol": "synthetic", "nested": True}, 0),
     ],
 )
-def test_when_labelled_images_are_halved(tmp_path, changes: dict[str, Any], expected: int) -> None:
+def test_when_labelled_images_are_halved(tmp_path: Path, changes: dict[str, Any], expected: int) -> None:
     assert nested_below(make_config(tmp_path, **changes)) == expected
 
 
-def test_what_cannot_be_nested_is_refused(tmp_path) -> None:
+def test_what_cannot_be_nested_is_refused(tmp_path: Path) -> None:
     from detectors.errors import InputError
 
     assert nested_below(make_config(tmp_path, nested=True)) > 10**6
