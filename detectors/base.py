@@ -123,6 +123,8 @@ class FitContext:
     count_stored: Callable[[float], None] = lambda seconds: None
     """Called by a fit that uses finished work, of `memo` or a checkpoint, with the seconds that the work would have taken more
     from scratch than was spent on it now; negative where it was done now and the fit waited for others before."""
+    turned_copies: int = 0
+    """Copies of each image among the features because the images are few; see `Head.turned_copies`."""
     weights_dir: Path | None = None
     """Where weights are looked for first by a head that starts from pretrained ones, as for `build_backbone`."""
 
@@ -162,6 +164,8 @@ class Head(nn.Module, ABC):
     trained: ClassVar[bool] = False
     """Whether it learns by gradient, over epochs. A fit then takes long, and two fits do not score on one scale: a threshold
     rests on images that are left out of the one fit, where other heads are fitted again without each part of the images."""
+    turned_copies: ClassVar[bool] = False
+    """Whether it compares patches wherever they lie, so that turned copies of few images help (`detectors.data.turning`)."""
 
     _settings: dict[str, ParameterValue]
 

@@ -50,7 +50,7 @@ def read_folder(
         progress: called while other files are decoded.
 
     Raises:
-        InputError: no such folder, no or only one good image, defects without good images.
+        InputError: no such folder, no good image, defects without good images.
     """
     root = root.expanduser()
     require_folder(root, way_out="name the folder that holds your images")
@@ -58,8 +58,6 @@ def read_folder(
     if has_mvtec_layout(root):
         return read_category(root, category=category, name="folder")
     good, defective = _find_samples(root)
-    if len(good) < 2:
-        raise InputError(f"{root}: one good image is not enough to learn from; add more")
     if not defective:
         return Dataset(name="folder", category=category, root=root, train=by_key(good))
     ranked = stable_order(good)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Sample:
     """A defect that is painted into the good image when it is loaded: of the first version of recipes, or of the second."""
     fold: int = 0
     """Where images are held out in turns, the turn of this one, from 1 on."""
+    turn: int = 0
+    """How it is turned when it is loaded: quarter turns to the left, 0 to 3, and 4 more where it is mirrored afterwards."""
 
     @property
     def label(self) -> int:
@@ -85,6 +88,7 @@ class ImageSet:
             parts = [sample.key, sample.defect_type, file_sha256(sample.file)]
             parts.append(file_sha256(sample.mask_file) if sample.mask_file else "-")
             parts.append(sample.recipe.identity if sample.recipe else "-")
+            parts += [f"turn {sample.turn}"] if sample.turn else []
             total.update("\0".join(parts).encode() + b"\n")
         return total.hexdigest()
 
@@ -151,7 +155,11 @@ class ImageSet:
             mask = read_mask(sample.mask_file, rgb.shape[:2])
         elif not sample.label:
             mask = np.zeros(rgb.shape[:2], dtype=bool)
-        return resize_image(rgb, self.image_size), None if mask is None else resize_mask(mask, self.image_size)
+        resized = resize_image(rgb, self.image_size)
+        resized_mask = None if mask is None else resize_mask(mask, self.image_size)
+        if sample.turn:
+            return _turned(resized, sample.turn), None if resized_mask is None else _turned(resized_mask, sample.turn)
+        return resized, resized_mask
 
     def images(self, indices: Sequence[int] | None = None) -> Tensor:
         """uint8 [B, 3, h, w] of the samples at `indices` (all by default)."""
@@ -184,6 +192,12 @@ def _decoded(path: Path, changed: int, size: int) -> NDArray[np.uint8]:
     rgb = read_image(path)
     rgb.setflags(write=False)
     return rgb
+
+
+def _turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
+    """An image [h, w, 3] or mask [h, w] turned as `Sample.turn` says."""
+    turned = np.rot90(values, turn % 4)
+    return np.ascontiguousarray(turned[:, ::-1] if turn >= 4 else turned)
 
 
 def file_sha256(path: Path) -> str:

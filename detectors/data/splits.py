@@ -26,13 +26,15 @@ RECIPES = 2
 MIN_NORMALS_V1 = 10
 """Normals that the first version needs, copies counted once: four are held out, a good and a defective one in each half."""
 MIN_NORMALS = 4
-"""Normals that the second version needs: one is for test, and the others are held out in turns."""
+"""Normals from which on the second version holds some out: one is for test, and the others are held out in turns."""
 ENOUGH_TO_HOLD_OUT, LEAST_HELD_OUT = 100, 30
 """From so many normals on some are held out for good, at least so many; fewer are all held out in turns."""
 MOST_FOLDS = 5
 """Turns in which normals are held out; each is a fit of every trial."""
 LEAST_PAINTED, LEAST_PAINTED_TEST = 3 * len(CELLS), len(CELLS)
 """Painted images of validation and of test, at least: three and one of each cell."""
+PAINTED_IN_SAMPLE = 4
+"""Painted images of a validation that nothing is held out for."""
 ENOUGH_LABELLED = 40
 """Labelled images of validation, copies counted once, from which on the other half is kept for test; see `make_splits`."""
 
@@ -62,14 +64,14 @@ class Splits:
     folds: int = 0
     """Turns in which the normals of train are held out: validation is then these normals, and what is painted into each, and is
     scored by detectors that were fitted without them. 0 where validation is held out for good."""
-    nested: bool = False
-    """Whether the labelled images are too few to keep any for test: validation then holds all of them, and `test` is the same
-    images under its name, for models to be compared on. What a search is worth is told by a nested estimate
-    (`detectors.scoring.nested`), never by these."""
+    keeps_test: bool = True
+    """Whether `test` is kept from the search. Else it is validation under the name of test, for models to be compared on: all
+    labelled images where these are few (`nested`), or few normals, of which nothing is held out (`in_sample`)."""
 
     def __post_init__(self) -> None:
         owners: dict[object, str] = {}
-        for image_set in (self.train, self.test) if self.folds else self.sets:
+        apart = (self.train,) if self.in_sample else (self.train, self.test) if self.folds else self.sets
+        for image_set in apart:
             for sample in image_set.samples:
                 if sample.key in owners:
                     raise ValueError(f"{sample.key} is in {owners[sample.key]} and in {image_set.name}")
@@ -80,14 +82,26 @@ class Splits:
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
-        """Train, validation where there is one, and test unless `nested`."""
-        test = None if self.nested else self.test
+        """Train, validation where there is one, and test where it `keeps_test`."""
+        test = self.test if self.keeps_test else None
         return tuple(image_set for image_set in (self.train, self.validation, test) if image_set is not None)
 
     @property
     def unseen(self) -> ImageSet | None:
         """The validation images if a detector that was fitted to all of train has not seen them; None where they are its own."""
-        return None if self.folds else self.validation
+        return None if self.folds or self.in_sample else self.validation
+
+    @property
+    def nested(self) -> bool:
+        """Whether the labelled images are too few to keep any for test, and validation holds all of them. What a search is worth
+        is told by a nested estimate (`detectors.scoring.nested`), never by these."""
+        return not self.keeps_test and self.protocol == "holdout"
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether the normals are so few that none is held out: validation shows them and what is painted into them, and no
+        figure of a detector, which was fitted to the same images, means anything."""
+        return not self.keeps_test and self.protocol == "synthetic"
 
     def resized(self, size: Size) -> Splits:
         """The same images and painted defects, resized to another height and width in pixels."""
@@ -137,8 +151,9 @@ def make_splits(
     - ``synthetic``: a tenth of the normals is test. Of 100 or more, a fifth (at least 30) is validation and the others are
       train; fewer are all train, and validation holds them out in turns (`Splits.folds`). Every image of validation and test
       counts as good and is painted several times; all kinds of defects, sizes and opacities come equally often
-      (`detectors.data.painting`). Labelled images, if any, are not used. In the first version of recipes a fifth of the
-      normals (at least four) was halved into validation and test, and every second image of each half was painted once.
+      (`detectors.data.painting`). Labelled images, if any, are not used. Of fewer than `MIN_NORMALS` nothing is held out
+      (`Splits.in_sample`). In the first version of recipes a fifth of the normals (at least four) was halved into validation
+      and test, and every second image of each half was painted once.
 
     Copies, which are images with the same decoded pixels, have the rank of the first of them and go where it goes. With
     ``holdout`` a training image that is labelled too is left out of train: there are many normals, few labelled images.
@@ -166,12 +181,12 @@ def make_splits(
     validation: Iterable[Sample] = ()
     test: Iterable[Sample] = dataset.test
     notes: tuple[str, ...] = ()
-    folds, nested = 0, False
+    folds, keeps_test = 0, True
     if protocol == "holdout":
         train, notes = _without_labelled(dataset, contents)
         validation, test = _halves_within_types(dataset.test, contents)
-        nested = len({contents[sample] for sample in validation}) < nested_below
-        if nested:
+        keeps_test = len({contents[sample] for sample in validation}) >= nested_below
+        if not keeps_test:
             validation = test = dataset.test
             _require_two_of_each_label(dataset, contents)
         _require_both_labels(dataset, "validation", validation)
@@ -179,6 +194,8 @@ def make_splits(
         train, validation, test = _held_out_with_defects(dataset, contents, seed)
     elif protocol == "synthetic":
         train, validation, test, folds = _painted(dataset, contents, seed, side=min(image_size))
+        keeps_test = bool(test)
+        test = test or validation
     else:
         notes = _both_trained_and_tested(dataset, contents)
     _require_both_labels(dataset, "test", test)
@@ -190,7 +207,7 @@ def make_splits(
         notes=notes,
         copies=len(samples) - len(set(contents.values())),
         folds=folds,
-        nested=nested,
+        keeps_test=keeps_test,
     )
 
 
@@ -309,8 +326,12 @@ def _enough(dataset: Dataset, contents: Mapping[Sample, int], least: int) -> Gro
 def _painted(
     dataset: Dataset, contents: Mapping[Sample, int], seed: int, *, side: int
 ) -> tuple[list[Sample], list[Sample], list[Sample], int]:
-    """Train, validation and test of the second version of recipes, and the number of folds."""
-    order = _enough(dataset, contents, MIN_NORMALS)
+    """Train, validation and test of the second version of recipes, and the number of folds; no test of too few normals."""
+    order = _enough(dataset, contents, 1)
+    if len(order) < MIN_NORMALS:
+        # As many as show that the detector works.
+        painted = _painted_several_times(order, seed, least=PAINTED_IN_SAMPLE, side=side, part="validation")
+        return [sample for group in order for sample in group], painted, [], 0
     n_test = max(1, len(order) // 10)
     test, rest = order[:n_test], order[n_test:]
     painted_test = _painted_several_times(test, seed, least=LEAST_PAINTED_TEST, side=side, part="test")

@@ -55,6 +55,9 @@ class StudyConfig(Section):
     """With ``holdout``, whether all labelled images choose and none is kept for test; what the choice is worth is then told by a
     nested estimate, in which no image has a say in what it is judged by. By default where half of them would be fewer than 40
     (copies counted once), in a study of one product that aims at whole images or costs. ``false`` keeps half for test."""
+    turned_copies: bool | None = None
+    """Whether detectors that compare patches wherever they lie (patchcore, spade) are fitted to turned and mirrored copies of the
+    good images too. By default where these are 16 or fewer. ``false`` where a part that lies the wrong way round is a defect."""
     search: dict[str, Dimension] = Field({})
     """Parameters that each trial draws."""
     fixed: dict[str, ParameterValue] = Field({})

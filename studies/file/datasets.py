@@ -58,6 +58,11 @@ class StudyImages:
         return self.parts[0].splits.protocol
 
     @property
+    def keeps_test(self) -> bool:
+        """Whether test images are kept from the search (`Splits.keeps_test`), of every product."""
+        return all(part.splits.keeps_test for part in self.parts)
+
+    @property
     def nested(self) -> bool:
         """Whether all labelled images are validated and none is kept for test (`Splits.nested`); of a single product."""
         return self.parts[0].splits.nested

@@ -12,6 +12,7 @@ from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.base import PATIENCE, Detector, FitContext
 from detectors.data.samples import ImageSet
+from detectors.data.turning import References
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.scoring.evaluation import METRICS, SEG_F1
@@ -23,6 +24,7 @@ from studies.worker.epochs import Validation
 from studies.worker.feature_store import FeatureStore
 from studies.worker.memo import FileMemo
 from studies.worker.out_of_fold import FOLDS, LEAST, LEAST_TRAINED, Part, divide, predictions, twin_predictions
+from studies.worker.references import references
 
 Tell = Callable[[str], None]
 
@@ -98,7 +100,9 @@ class FitAgain:
             InputError: the weights of a network that the head starts from are missing, or not those of the study.
         """
         self._check_networks()
-        features = self._features(train)
+        fitted_to = references(train, type(self.champion.head), self.config)
+        features = self._features(fitted_to.image_set)
+        parts = [Part(tuple(fitted_to.rows(part.fitted)), part.held_out) for part in parts]
         detector = self._new_detector()
         validate = self._validation(detector, validation)
         if validate is None and PATIENCE.name in self.champion.head.settings:
@@ -106,7 +110,8 @@ class FitAgain:
         left_out = parts[0] if len(parts) == 1 else None
         fitted = features.take(left_out.fitted) if left_out else features
         detector.fit_features(
-            fitted, self._context(train, f"without the {len(left_out.held_out)} left out" if left_out else "", validate)
+            fitted,
+            self._context(fitted_to, f"without the {len(left_out.held_out)} left out" if left_out else "", validate),
         )
         detector.to(self.device)
         self.parts = len(parts)
@@ -117,7 +122,7 @@ class FitAgain:
         def fit(fitted: Features, number: int) -> Detector:
             self.tell(f"threshold: fold {number + 1} of {len(parts)}")
             twin = self._new_detector()
-            twin.fit_features(fitted, self._context(train, f"without fold {number + 1} of {len(parts)}", None))
+            twin.fit_features(fitted, self._context(fitted_to, f"without fold {number + 1} of {len(parts)}", None))
             return twin.to(self.device)
 
         for block, prediction in twin_predictions(features, parts, fit):
@@ -173,14 +178,15 @@ class FitAgain:
             smoothing_sigma=self.champion.smoothing_sigma,
         )
 
-    def _context(self, train: ImageSet, images: str, validate: Validation | None) -> FitContext:
+    def _context(self, train: References, images: str, validate: Validation | None) -> FitContext:
         """What a fit may know. Args: `images` says which of train it is fitted to; empty for all."""
-        identity = self.store.identity_of(train, self.champion.backbone, self.device)
+        identity = self.store.identity_of(train.image_set, self.champion.backbone, self.device)
         seed = self.config.sampler.seed
         return FitContext(
             device=self.device,
             seed=seed,
             structural_seed=seed,
+            turned_copies=train.copies,
             validate=validate,
             memo=FileMemo(self.home.memos, features=f"{identity} {images}" if images else identity),
             weights_dir=self.weights_dir,

@@ -31,7 +31,16 @@ from detectors.scoring.operating_point import count
 from studies.file.sections import GateConfig
 from studies.release.gate_report import GateReport
 from studies.release.measured import Measured, warnings_of
-from studies.release.rules import Rule, Verdict, champion_rules, limit_rules, nested_rule, threshold_rule, warning_rules
+from studies.release.rules import (
+    Rule,
+    Verdict,
+    champion_rules,
+    in_sample_rule,
+    limit_rules,
+    nested_rule,
+    threshold_rule,
+    warning_rules,
+)
 from studies.release.timing import quiet_latency
 from tracking.model import ask
 
@@ -80,6 +89,7 @@ class Gate:
         scored: Scored,
         study: str,
         nested: Mapping[str, float] | None = None,
+        in_sample: bool = False,
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Args:
@@ -91,9 +101,10 @@ class Gate:
         study: name of the study, or ``STUDY/product``, for messages.
         nested: of a study that keeps no images for test, its nested estimate (``nested/image_auroc`` ...), empty where there is
             none: all of `test` took part in the choice of the challenger, so that floors and ceilings use this. Else None.
+        in_sample: whether models were fitted to the very images of `test`, of which too few are there to hold any out.
         progress: called with a line about each step.
         """
-        self.study, self.nested = study, nested
+        self.study, self.nested, self.in_sample = study, nested, in_sample
         self.config, self.test, self.data = config, test, data
         self.device, self.lock, self.seed = device, lock, seed
         self.environment, self.scored, self.progress = environment, scored, progress
@@ -122,6 +133,8 @@ class Gate:
         ]
         if self.nested is not None:
             rules.append(nested_rule(self.nested, self.study, len(self.test)))
+        if self.in_sample:
+            rules.append(in_sample_rule())
         rules.append(self._reload(challenger, measured))
         rules.append(self._serving(challenger, measured))
         difference = None

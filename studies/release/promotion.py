@@ -363,7 +363,7 @@ class Promoter:
         folder, header = trial.detectors[product], view.header
         test = trial.test_metrics if not product else {}
         estimate = view.nested() if trial.selected else None
-        judged = "validation" if view.is_nested else "test"
+        judged = "test" if view.keeps_test else "validation"
         figures = f"On test: {on_test}" if (on_test := headline(test, "test")) else ""
         if estimate is not None:
             figures = f"By a {nested.CALLED}: {nested.headline(estimate)}"

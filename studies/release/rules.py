@@ -149,6 +149,12 @@ def nested_rule(nested: Mapping[str, float], study: str, images: int) -> Rule:
     return Rule("choice", "warning", value, None, text)
 
 
+def in_sample_rule() -> Rule:
+    """That nothing was held out of so few good images: nobody knows what the model is worth."""
+    text = "the good images are too few to hold any out: what is measured here is on images the model was fitted to; add some"
+    return Rule("held-out images", "refused", None, None, text)
+
+
 def _floor(config: GateConfig, measured: Measured, nested: Mapping[str, float] | None) -> Rule:
     """Whether the metrics are at least the floors of the study file."""
     missed, limits = [], _floors(config, measured)

@@ -35,7 +35,7 @@ def open_gate(
     config = view.config
     images = datasets.load(config, home)
     part = next(part for part in images.parts if product in ("", part.category))
-    name = "validation" if part.splits.nested else "test"
+    name = "test" if part.splits.keeps_test else "validation"
     key = f"{product}/{name}" if product else name
     if part.splits.test.digest != view.header.identity["data"].get(key):
         raise InputError(
@@ -52,6 +52,7 @@ def open_gate(
         environment=environment(device),
         scored=lambda contender, auroc: _write_ledger(view, home, part.splits, contender, auroc, tell),
         study=f"{view.study.study_name}/{product}" if product else view.study.study_name,
+        in_sample=part.splits.in_sample,
         nested=(estimate.metrics if (estimate := view.nested()) else {}) if view.is_nested else None,
         progress=tell,
     )

@@ -173,7 +173,7 @@ def products_on_test(view: StudyView, trial: TrialView, *, id: str) -> list[Prod
     is_paper = view.config.protocol == "paper"
     folder = trial.folder if is_paper else trial.final_folder
     result = read_result(folder)
-    if result is None or view.is_nested:
+    if result is None or not view.keeps_test:
         return []
     products = sorted(path.name for path in (folder / PRODUCTS).glob("*") if read_result(path) is not None)
     if not products:

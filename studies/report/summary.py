@@ -15,7 +15,7 @@ from studies.search import nested, threshold_words
 from studies.search.choice import sentences
 from studies.search.nested import Estimate
 from studies.search.operating_point import OperatingPoint, points_on_test, pooled
-from studies.search.summary import headline
+from studies.search.summary import IN_SAMPLE, headline
 from studies.search.view import TrialView
 
 WIDE_INTERVAL = 0.1
@@ -49,7 +49,9 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
     scored = [test for test in tests if test.auroc is not None]
     yield _headline(search, selected, scored)
     yield _choice(search)
-    if search.view.is_nested:
+    if search.view.is_in_sample:
+        yield f"{IN_SAMPLE[0].upper()}{IN_SAMPLE[1:]}."
+    elif search.view.is_nested:
         yield from _by_nested(search, selected)
     elif not scored:
         figures = headline(selected.metrics, "val")
@@ -65,7 +67,7 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
         machine = _machine(selected)
         place = f" on {machine}" if machine else ""
         yield f"Its speed is {phrases.speed(fps)}{place}, measured one image at a time with nothing else running."
-    if not search.view.is_nested:
+    if search.view.keeps_test:
         yield _scorings(search)
 
 
@@ -103,6 +105,8 @@ def _headline(search: Search, selected: TrialView, tests: Sequence[ProductOnTest
     what = f"{phrases.detector(selected.detector_name)} with {selected.params.get('backbone', 'its backbone')}"
     begin = f"{what} (trial {selected.number})"
     begin = f"Best here: {begin}" if search.config.protocol == "paper" else f"Selected: {begin}"
+    if search.view.is_in_sample:
+        return f"{begin}, the first setting, of which nothing is known."
     if search.view.is_nested:
         estimate = search.view.nested()
         judged = "not yet judged" if estimate is None else f"by a {nested.CALLED} {nested.headline(estimate)}"
@@ -271,7 +275,7 @@ def tiles(search: Search, selected: TrialView | None, tests: Sequence[ProductOnT
             f"95 % interval {interval}" if interval else f"mean of {len(scored)} products" if len(scored) > 1 else ""
         )
         yield Tile(f"{'ranking score' if scored[0].painted else 'image AUROC'} on test", f"{value:.3f}", detail)
-    elif (value := selected.metrics.get(on_validation)) is not None:
+    elif not search.view.is_in_sample and (value := selected.metrics.get(on_validation)) is not None:
         what = "image AUROC" if on_validation == "val/image_auroc" else "ranking score"
         detail = "which chose it" if search.view.is_nested else "not scored on test yet"
         yield Tile(f"{what} on validation", f"{value:.3f}", detail)

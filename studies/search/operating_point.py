@@ -41,7 +41,7 @@ def points_on_test(view: StudyView, trial: TrialView) -> list[OperatingPoint]:
     points = []
     for key, images in view.header.counts.items():
         product, _, name = key.rpartition("/")
-        if name == "test" or (view.is_nested and name == "validation"):
+        if name == "test" or (not view.keeps_test and name == "validation"):
             before = f"product/{product}/test/" if product else "test/"
             points.append(OperatingPoint(product, counts_from(final.metrics, images, before), thresholds.get(product)))
     return points

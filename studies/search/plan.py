@@ -22,6 +22,7 @@ from studies.file import datasets
 from studies.file.config import StudyConfig
 from studies.file.datasets import StudyImages
 from studies.file.encoding import encode
+from studies.file.few import with_few
 from studies.file.keys import DETECTOR_KEY
 from studies.file.resolving import not_halved, resolved
 from studies.file.sections import Baseline
@@ -159,6 +160,8 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     device = torch.device("cpu") if options.remote else choose_device(options.device)
     images = datasets.load(config, home, progress=step("reading images"))
     config, resolutions = resolved(config, images.protocol)
+    config, certainty = with_few(config, images.parts[0].splits) if not images.several else (config, ())
+    resolutions += certainty
     if images.nested and not config.nested:
         resolutions += (not_halved(images.parts[0].splits.counts["validation"]),)
     warnings = datasets.check(images, config, home, progress=step("checking images"))

@@ -44,8 +44,8 @@ class Refit:
             self.run(selected, "final")
         if not thresholds.follow_section(self._opened.view, selected):
             self._choose_threshold_anew(selected)
-        # Where all labelled images chose the trial, another seed has none to be scored on.
-        for replicate in range(1, 1 if self._opened.plan.images.nested else self._opened.config.seeds):
+        # Where no image is kept for test, another seed has none to be scored on.
+        for replicate in range(1, self._opened.config.seeds if self._opened.plan.images.keeps_test else 1):
             if read_result(selected.replicate_folder(replicate)) is None:
                 self.run(selected, "replicate", replicate)
         # The mark of the selected trial may have moved.

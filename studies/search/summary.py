@@ -19,6 +19,12 @@ from studies.search.operating_point import points_on_test, pooled
 from studies.search.space import SearchSpace
 from studies.search.view import StudyView, TrialView
 
+IN_SAMPLE = (
+    "the good images are too few to hold any out: its figures are on images that it was fitted to and say nothing, and there is "
+    "no threshold"
+)
+"""On a study whose images are `detectors.data.splits.Splits.in_sample`."""
+
 
 def write_files(view: StudyView, space: SearchSpace) -> None:
     """Write what the parent run shows as artifacts."""
@@ -121,7 +127,7 @@ def note(view: StudyView, reason: str = "") -> str:
     if selected is not None and (help_most := advice_words.lines(view, selected)):
         lines.append("What would help most:\n\n" + "\n".join(f"- {line}" for line in help_most))
     ended = f" The search ended: {reason}." if reason else ""
-    count = 0 if view.is_nested else len(view.ledger())
+    count = len(view.ledger()) if view.keeps_test else 0
     scorings = f" Test was scored {count} time(s) in this study." if count else ""
     lines.append(f"Trials: {counted}; protocol {view.config.protocol}.{ended}{scorings}")
     lines += [f"**The ledger of the test images is at fault: {fault}.**" for fault in view.ledger_faults()]
@@ -141,6 +147,8 @@ def note(view: StudyView, reason: str = "") -> str:
 
 def _honest_figure(view: StudyView, selected: TrialView) -> str:
     """What the selected trial is worth on test, or its choice by a nested estimate; empty where neither was measured."""
+    if view.is_in_sample:
+        return f"Beware: **{IN_SAMPLE}**"
     if view.is_nested:
         estimate = view.nested()
         return "" if estimate is None else f"By a {nested.CALLED}: **{nested.headline(estimate)}**"

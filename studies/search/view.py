@@ -237,9 +237,19 @@ class StudyView:
         return self._choice(self._frozen())
 
     @property
+    def keeps_test(self) -> bool:
+        """Whether test images are kept from the search; see `detectors.data.splits.Splits.keeps_test`."""
+        return any(name.rpartition("/")[2] == "test" for name in self.header.identity["data"])
+
+    @property
     def is_nested(self) -> bool:
         """Whether all labelled images were validated and none is kept for test; see `detectors.data.splits.Splits.nested`."""
-        return not any(name.rpartition("/")[2] == "test" for name in self.header.identity["data"])
+        return not self.keeps_test and self.config.protocol == "holdout"
+
+    @property
+    def is_in_sample(self) -> bool:
+        """Whether the good images were too few to hold any out, so that no figure of quality means anything."""
+        return not self.keeps_test and self.config.protocol == "synthetic"
 
     def nested(self) -> Estimate | None:
         """What the choice of a study without test images is worth; None where it has some, and while its search goes on."""

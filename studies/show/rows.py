@@ -200,7 +200,7 @@ def count_images(view: StudyView, name: str) -> dict[str, int]:
 def _test_digest(view: StudyView) -> str:
     """sha256 of the test images; of several products one over their names and digests; of a study without test images that of its
     labelled ones, marked so that they are taken for no other study's test images."""
-    if view.is_nested:
+    if not view.keeps_test:
         return f"nested:{view.header.identity['data'].get('validation', '')}"
     digests = {key.rpartition("/")[::2]: digest for key, digest in view.header.identity["data"].items()}
     each = {product: digest for (product, name), digest in digests.items() if name == "test"}

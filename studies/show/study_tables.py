@@ -18,7 +18,7 @@ from studies.search.choice import sentences
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
-from studies.search.summary import headline
+from studies.search.summary import IN_SAMPLE, headline
 from studies.search.tried_first import tried_first
 from studies.search.view import StudyView, TrialView
 from studies.show import insight
@@ -171,6 +171,9 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         yield from (Text(f"  {text}") for text in sentences(choice, view.config))
     prefix = "test" if view.config.protocol == "paper" else "val"
     metrics = metrics_on_test(view, selected) if selected.final and prefix == "val" else selected.metrics
+    if view.is_in_sample:
+        yield Text(f"  {IN_SAMPLE}", "yellow")
+        return
     if view.is_nested:
         yield from _nested(view)
     yield from _on_test(view, selected, metrics)
@@ -182,7 +185,7 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
         yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
         yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
-    if not view.is_nested:
+    if view.keeps_test:
         yield Text(f"  times the test images were scored so far: {len(view.ledger())}")
     if help_most := advice_words.lines(view, selected):
         yield Text("what would help most:")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
-from detectors.base import Detector, FitContext, Prediction
+from detectors.base import Detector, FitContext, Head, Prediction
 from detectors.data.copies import content_groups
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import Splits
@@ -34,6 +34,7 @@ from studies.worker.jobs import CHECKPOINTS, Event, Job, Report, Stage
 from studies.worker.memo import FileMemo
 from studies.worker.out_of_fold import Part, divide, predictions, twin_predictions
 from studies.worker.probing import rows_of
+from studies.worker.references import references
 
 Emit = Callable[[Event], None]
 
@@ -96,6 +97,8 @@ class Fitting:
         self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
         self.rows = self._rows_of_probe()
         """Indices of the images of train that are fitted; None for all."""
+        self.references = references(self._fitted_set, self._head_type, config)
+        """What is fitted: the images of train, with turned copies of few."""
 
     def fit(self, *, with_folds: bool) -> Detector:
         """The trial's detector, fitted on train, on the device.
@@ -104,9 +107,7 @@ class Fitting:
             with_folds: collect scores of images of train by detectors that were fitted without them, for the threshold.
         """
         detector = self._new_detector()
-        features = self.features(self.splits.train)
-        if self.rows is not None:
-            features = features.take(self.rows)
+        features = self._features_of_references()
         check_networks(self.job)
         parts = self._divide(trained=detector.head.trained) if with_folds else []
         left_out = parts[0] if parts and detector.head.trained else None
@@ -138,7 +139,7 @@ class Fitting:
         Returns:
             The detector of the last fold, whose speed stands for all, and the prediction of every image of validation.
         """
-        train, validation = self.features(self.splits.train), self.splits.validation
+        train, validation = self._features_of_references(), self.splits.validation
         if validation is None or not self.splits.folds:
             raise RuntimeError("validation is not held out in turns")
         of_validation = self.features(validation)
@@ -146,8 +147,7 @@ class Fitting:
         detector, scores, maps = None, torch.empty(len(validation)), None
         for fold in range(1, self.splits.folds + 1):
             self.stage.step("fit", fold - 1, self.splits.folds)
-            own = range(len(train)) if self.rows is None else self.rows
-            fitted = [index for index in own if self.splits.train.samples[index].fold != fold]
+            fitted = [index for index, sample in enumerate(self._fitted_set.samples) if sample.fold != fold]
             rows = [index for index, sample in enumerate(validation.samples) if sample.fold == fold]
             detector = self._new_detector()
             context = replace(
@@ -157,7 +157,7 @@ class Fitting:
                 checkpoint_dir=self.job.path / CHECKPOINTS / str(fold),
             )
             with self.stage("fit"):
-                detector.fit_features(train.take(fitted), context)
+                detector.fit_features(train.take(self.references.rows(fitted)), context)
             shutil.rmtree(self.job.path / CHECKPOINTS, ignore_errors=True)
             detector = detector.to(self.device)
             with self.stage(f"score ({validation.name})"):
@@ -219,10 +219,21 @@ class Fitting:
             )
         return backbone
 
+    @property
+    def _head_type(self) -> type[Head]:
+        return self.config.head_class(str(self.job.params.get("detector") or self.config.detectors[0]))
+
+    def _features_of_references(self) -> Features:
+        """Features of what is fitted: the images of train, or of a probe's part of it, and then their turned copies."""
+        if self.references.copies or self.rows is None:
+            return self.features(self.references.image_set)
+        # Those of all of train are stored.
+        return self.features(self.splits.train).take(self.rows)
+
     def _new_detector(self) -> Detector:
         """The trial's detector, not fitted yet."""
         params = self.job.params
-        head_type = self.config.head_class(params.get("detector") or self.config.detectors[0])
+        head_type = self._head_type
         head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
         return Detector(
             self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
@@ -234,7 +245,7 @@ class Fitting:
         Args:
             images: which images of train it is fitted to; empty for all.
         """
-        identity = self.store.identity_of(self.splits.train, self.backbone, self.device)
+        identity = self.store.identity_of(self.references.image_set, self.backbone, self.device)
         if self.rows is not None:
             digest = hashlib.sha256(str(self.rows).encode()).hexdigest()
             images = f"of images {digest[:16]} {images}".strip()
@@ -242,21 +253,24 @@ class Fitting:
             device=self.device,
             seed=self.job.seed,
             structural_seed=self.job.structural_seed,
+            turned_copies=self.references.copies,
             weights_dir=Path(self.job.weights_dir) if self.job.weights_dir else None,
             memo=FileMemo(self.home.memos, features=f"{identity} {images}" if images else identity),
         )
 
     def _divide(self, *, trained: bool) -> list[Part]:
         """The folds of train that the threshold rests on; none where none is wanted or there are too few images."""
-        samples, wanted = self._fitted_samples, self.config.threshold.folds
+        samples, wanted = self._fitted_set.samples, self.config.threshold.folds
         if wanted == 0:
             return []
-        return divide(samples, self._contents(samples), wanted, trained=trained)
+        parts = divide(samples, self._contents(samples), wanted, trained=trained)
+        return [Part(tuple(self.references.rows(part.fitted)), part.held_out) for part in parts]
 
     @property
-    def _fitted_samples(self) -> Sequence[Sample]:
-        samples = self.splits.train.samples
-        return samples if self.rows is None else [samples[index] for index in self.rows]
+    def _fitted_set(self) -> ImageSet:
+        """Train, or a probe's part of it."""
+        train = self.splits.train
+        return train if self.rows is None else replace(train, samples=tuple(train.samples[row] for row in self.rows))
 
     def _rows_of_probe(self) -> tuple[int, ...] | None:
         if self.job.probe is None or self.job.probe.train_share == 1:
@@ -271,7 +285,7 @@ class Fitting:
 
     def _collect(self, detector: Detector, features: Features, parts: Sequence[Part]) -> None:
         """Collect scores of the images of train by detectors that did not see them."""
-        samples, self.parts = self._fitted_samples, len(parts)
+        samples, self.parts = self._fitted_set.samples, len(parts)
         with self.stage("threshold"):
             if detector.head.trained:
                 done = 0

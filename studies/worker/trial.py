@@ -193,7 +193,7 @@ class _Worker:
             calibration = self._calibrate(detector)
             if self.splits.validation is None:
                 metrics, evaluation = self._on_scores_of_trial(detector)
-            elif not self.splits.nested:
+            elif self.splits.keeps_test:
                 metrics, evaluation = self._score_on_test(detector, folder)
             metrics |= threshold_metrics(detector.threshold)
         if self.job.task == "final":
@@ -255,7 +255,8 @@ class _Worker:
             images: what ``threshold.images`` names.
         """
         labelled = []
-        if validation is not None and self.splits.validation is not None:
+        # Nothing rests on images that the detector was fitted to.
+        if validation is not None and self.splits.validation is not None and not self.splits.in_sample:
             samples = self.splits.validation.samples
             labelled = labelled_images(samples, validation.scores.tolist())
             good = [index for index, sample in enumerate(samples) if not sample.label]

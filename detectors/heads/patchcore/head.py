@@ -48,6 +48,8 @@ from detectors.heads.patchcore.graph import PatchcoreGraph
 from detectors.heads.patchcore.index import EXTRA, SAMPLE, BankSearch, InvertedFile, fit_inverted_file
 from detectors.heads.patchcore.whitening import Whitening, mean_and_covariance
 
+LEAST_BANK_OF_FEW = 1024
+"""Patches in the bank, at least, where images are few: those of one image of 256 px at stride 8."""
 ORDER_VERSION = 2
 """Of everything that decides the order of a coreset, and of what is stored; one of another version is not found. Version 1 did
 not say how long the work took."""
@@ -61,6 +63,7 @@ class Patchcore(Head):
 
     name: ClassVar[str] = "patchcore"
     title: ClassVar[str] = "PatchCore"
+    turned_copies: ClassVar[bool] = True
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter(
             "coreset_ratio", "float", 0.01, "share of the training patches in the bank; 1 keeps all of them", 1e-5, 1.0
@@ -145,6 +148,9 @@ class Patchcore(Head):
         self._grid = features.grids[features.strides[0]]
         patches = self._grid[0] * self._grid[1] * len(features)
         size = _bank_size(self.coreset_ratio, patches)
+        if context.turned_copies:
+            # A coreset saves time that few images do not take; a hundredth of one image is no memory.
+            size = max(size, min(patches, LEAST_BANK_OF_FEW))
         self._figures = {}
         self._fit_whitening(features, context)
         picks = torch.arange(patches) if size == patches else self._coreset(features, context, size)

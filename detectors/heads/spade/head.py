@@ -47,6 +47,7 @@ class Spade(Head):
 
     name: ClassVar[str] = "spade"
     title: ClassVar[str] = "SPADE"
+    turned_copies: ClassVar[bool] = True
     searchable: ClassVar[tuple[Parameter, ...]] = (
         Parameter("n_neighbors", "int", 5, "normal images that are retrieved; at most all of them", 1, 1000),
         Parameter("n_correspondences", "int", 1, "nearest positions whose mean distance is a position's score", 1, 50),
