@@ -34,7 +34,8 @@ def with_few(config: StudyConfig, splits: Splits) -> tuple[StudyConfig, tuple[st
             f"{images}: too few to hold any out, so nothing is searched; the first setting is fitted, its figures say nothing, "
             f"and no threshold can be promised (from {MIN_NORMALS} good images on there are both)"
         )
-        return config.model_copy(update={"budget": budget, "rerank": 0}), (line, *_copies(config, heads))
+        changed = {"budget": budget, "rerank": 0, "advice": False}
+        return config.model_copy(update=changed), (line, *_copies(config, heads))
     lines = [f"{images}: {_certainty(config, splits)}", *_copies(config, heads)]
     lines += [
         f"{name} {_learns(head)}: {images} {_are(count)} few for that; {INSTEAD}" for name, head in unsuited.items()

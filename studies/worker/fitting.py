@@ -97,7 +97,7 @@ class Fitting:
         self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
         self.rows = self._rows_of_probe()
         """Indices of the images of train that are fitted; None for all."""
-        self.references = references(self._fitted_set, self._head_type, config)
+        self.references = references(self._fitted_set, self._head_type, config, of=len(splits.train))
         """What is fitted: the images of train, with turned copies of few."""
 
     def fit(self, *, with_folds: bool) -> Detector:

@@ -539,3 +539,17 @@ def test_synthetic_defects_on_the_real_screws(real_data):
     assert rgb.shape == (128, 128, 3)
     assert mask is not None
     assert 0 < mask.mean() < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_very_few_normals_nothing_is_held_out(count):
+    splits = make_splits(make_dataset(train=count), protocol="synthetic", image_size=SIZE)
+    assert len(splits.train) == count
+    assert (splits.keeps_test, splits.in_sample, splits.nested, splits.folds) == (False, True, False, 0)
+    assert splits.unseen is None  # whatever is fitted has seen them
+    assert splits.validation is not None
+    assert splits.validation.counts[GOOD] == count
+    assert len(splits.validation) - count >= 4
+    assert [image_set.name for image_set in splits.sets] == ["train", "validation"]
+    assert keys(splits.test) == keys(splits.validation)
+    assert not make_splits(make_dataset(train=4), protocol="synthetic", image_size=SIZE).in_sample
