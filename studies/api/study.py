@@ -141,6 +141,14 @@ class Study:
         selected = self._view.selected()
         return None if selected is None else Trial.of(selected)
 
+    @property
+    def nested_estimate(self) -> dict[str, float]:
+        """What the choice of `best` is worth where the labelled images are too few to keep any for test: ``nested/image_auroc``,
+        ``nested/image_recall`` and ``nested/false_alarm_rate`` (0 to 1), each with ``_low`` and ``_high``, the ends of its 95 %
+        interval. Empty where there are test images, and while the search goes on."""
+        found = self._view.nested()
+        return dict(found.metrics) if found is not None else {}
+
     def trial(self, number: int) -> Trial:
         """One trial by its number. Raises `KeyError` where there is none."""
         for view in self._view.trials():

@@ -150,6 +150,12 @@ def load(config: StudyConfig, home: Home, *, progress: Progress | None = None) -
             parts.append(
                 Part(category or dataset.category, dataset, split(dataset, config, cache=known, progress=progress))
             )
+    for part in parts if len(parts) > 1 else ():
+        if part.splits.in_sample:
+            raise InputError(
+                f"{part.category}: {len(part.splits.train)} good images are too few in a study of several products; add some, or "
+                "run a study of this product alone"
+            )
     protocols = {part.splits.protocol: part.category for part in parts}
     if len(protocols) > 1:
         each = ", ".join(f"{protocol} for {category}" for protocol, category in protocols.items())

@@ -36,6 +36,8 @@ def raw_config(root: Path, **changes: Any) -> dict[str, Any]:
         # A Gaussian process, which `auto` would take here, needs a second for a suggestion.
         "sampler": {"name": "tpe"},
         "budget": {"trials": 3},
+        # So few labelled images are not halved by default.
+        "nested": False,
         "advice": False,
         "rerank": 0,
     }

@@ -80,6 +80,8 @@ def raw_study(root: Path, **changes: Any) -> dict[str, Any]:
         "search": {"n_features": {"int": [4, 40]}, "shrinkage": {"float": [0.0, 0.5]}},
         "fixed": {"backbone": BACKBONE, "layers": [8, 16], "smoothing_sigma": 2.0},
         "budget": {"trials": 2},
+        # So few labelled images are not halved by default.
+        "nested": False,
     }
     return raw | changes
 
