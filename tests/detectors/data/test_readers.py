@@ -366,13 +366,20 @@ def test_relative_folder_has_a_name(tmp_path, monkeypatch):
     assert read_folder(Path()).category == "widgets"
 
 
+@pytest.mark.parametrize("files", [["a.png"], ["good/a.png"]])
+def test_one_good_image_is_a_data_set(tmp_path, files):
+    for name in files:
+        image(tmp_path / name)
+    dataset = read_folder(tmp_path)
+    assert len(dataset.train) == 1
+    assert dataset.test == ()
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ([], "no images in it"),
         (["notes.txt"], "no images in it"),
-        (["a.png"], "one good image is not enough"),
-        (["good/a.png", "bad/a.png"], "one good image is not enough"),
         (["scratch/a.png", "dent/a.png"], r"no good images, only dent, scratch; put .*good"),
         (["a.png", "b.png", "scratch/a.png"], r"no good images, only scratch; put .*good"),
         (["good/notes.txt", "scratch/a.png"], r"no good images, only scratch; put .*good"),

@@ -410,11 +410,6 @@ def test_another_seed_paints_otherwise_and_holds_out_the_same():
     assert not recipes[0] & recipes[1]
 
 
-def test_too_few_normals_for_turns_are_refused():
-    with pytest.raises(InputError, match="at least 4 good training images, there are 3; add some"):
-        make_splits(make_dataset(train=3), protocol="synthetic", image_size=SIZE)
-
-
 def test_only_some_masks_of_many_painted_images_are_painted_again():
     splits = make_splits(make_dataset(train=320), protocol="synthetic", image_size=(256, 256))
     chosen = splits.validation.with_pixels
