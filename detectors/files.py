@@ -16,6 +16,9 @@ import portalocker
 
 from detectors.errors import InputError
 
+LONGEST_BEGIN = 200
+"""Bytes of a file's name that its temporary sibling's begins with."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content in one step, on disk when this returns. Raises as `os_errors_as_input_errors` does."""
@@ -65,7 +68,9 @@ def new_file(target: Path) -> Iterator[Path]:
     """
     with os_errors_as_input_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        # A name may have 255 bytes, and that of the target may have them already.
+        begin = target.name.encode()[:LONGEST_BEGIN].decode(errors="ignore")
+        temporary = target.with_name(f".{begin}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             yield temporary
             _sync_file(temporary)

@@ -74,6 +74,9 @@ LIGHTNING = "imports Lightning, which takes seconds; only a training needs it"
 FREIA = "imports FrEIA, which takes a second; only fresh flows need it"
 WORKER = "what a worker needs; the driver, which hands out the work, does not wait for it"
 HEAVY: dict[str, dict[str, str]] = {
+    "detectors/backbones/hub.py": {
+        "huggingface_hub": "reads its environment when it is imported, which must be after `--offline` was",
+    },
     "detectors/backbones/pyramid.py": {
         "timm": "takes seconds; `pixels` and whoever only looks at a study need none of it"
     },

@@ -230,7 +230,7 @@ def test_a_tracking_server_that_does_not_answer_is_told(shell: Shell, tiny_mvtec
 )
 def test_reading_commands_create_nothing(bare: Shell, words: list[str]) -> None:
     Image.new("RGB", (64, 64)).save(bare.folder / "image.png")
-    assert_told(bare(*words), "no studies in", "study run padim_screw --demo")
+    assert_told(bare(*words), "no studies in", "study run --demo")
     assert not bare.home.exists()
 
 
@@ -499,7 +499,7 @@ def test_a_folder_of_any_name_makes_a_study(bare: Shell) -> None:
 
 
 def test_images_and_name_go_together(bare: Shell) -> None:
-    assert_told(bare("run", "padim_screw", "--name", "x"), "--name goes with --images")
+    assert_told(bare("run", "padim_screw", "--name", "x"), "--name goes with a folder of images")
     assert_told(bare("run", "padim", "--images", "nowhere"), "nowhere", "no such folder")
     assert_told(bare("run", "padim", "--images", ".", "--demo"), "--demo", "--images")
 

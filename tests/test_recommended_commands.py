@@ -30,15 +30,15 @@ VALUES = {
     "' '.join(missing)": "resnet18",
     "model": "tiny",
     "version.version": "1",
+    "study": "tiny",
     "result.file": "tiny.onnx",
     "value_at(base, TRIALS)": "2",
 }
 """{what stands between braces in a message: what it is for the study of this test}"""
 NAMES = {
-    **dict.fromkeys(
-        ("NAME", "padim_screw", "patchcore_screw", "cflow_screw", "padim_parts", "patchcore_parts", "MODEL"), "tiny"
-    ),
+    **dict.fromkeys(("NAME", "padim_screw", "patchcore_screw", "cflow_screw", "padim_parts", "parts", "MODEL"), "tiny"),
     **dict.fromkeys(("IMAGE...", "IMAGE", "part.png", "new/"), "part.png"),
+    **dict.fromkeys(("DIR", "parts/"), "parts"),
     "FILE.yaml": "tiny.yaml",
     "tiny.onnx": "tiny",  # a detector's file is read in tests.studies.commands.test_export_command
     "line-3": "tiny",
@@ -51,6 +51,7 @@ NOT_RUN = {
     r"run .*--demo": "takes minutes; tests.test_cli runs one with small settings",
     r"run .*(--images|--executor|--jobs)": "a long search, or a cluster; tests.studies.api.test_settings has a small one",
     r"run (best|all)_screw": "needs MVTec AD, and hours",
+    r"run (padim )?(DIR|parts/)": "a long search; tests.test_first_run and tests.studies.api have small ones",
     r"retrain ": "needs a champion; tests.test_promotion has one",
     r"rollback ": "needs two champions; tests.test_promotion has them",
     r".*(models:/|--version|--to\b)": "needs a champion; tests.test_promotion and tests.test_story have one",
@@ -180,6 +181,30 @@ def test_the_check_of_damaged_images_lists_them_all(tmp_path: Path, layout: str)
     listed = shell(*shlex.split(command), "--json")
     assert listed.code == 2
     assert all(file.name in listed.out for file in damaged), (told, listed)
+
+
+def test_what_is_not_understood_is_answered_with_commands_that_are(tmp_path: Path) -> None:
+    shell = make_shell(tmp_path / "work")
+    draw_parts(shell.folder / "all parts" / "a", good=20, dent=6)
+    draw_parts(shell.folder / "all parts" / "b", good=20)
+    some = [f"all parts/a/good/{name}.png" for name in ("00", "01")]
+    for words in (
+        ["all parts"],
+        ["padim", "all parts/"],
+        ["--images", "all parts"],
+        some[:1],
+        some,
+        ["all parts/a", "all parts/b"],
+    ):
+        told = shell("run", *words)
+        assert told.code == 2
+        (command,) = re.findall(r"`study (run [^`]*)`", told.err)
+        planned = shell(*shlex.split(command), "--dry-run", *RUNS)
+        assert planned.code == 0, (words, command, planned)
+    listed = shell("data", "check", "all parts")
+    (first, second) = re.findall(r"next: study (run .*)", listed.out)
+    assert [shlex.split(one) for one in (first, second)] == [["run", f"all parts/{name}"] for name in "ab"]
+    assert shell(*shlex.split(first), "--dry-run", *RUNS).code == 0
 
 
 def test_what_a_report_recommends_is_run_and_starts_no_search(shell: Shell) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.data.copies import MAX_READERS, PixelDigests, named, pixel_sha256
-from detectors.data.folder import GOOD_FOLDERS, MASK_FOLDERS
+from detectors.data.folder import is_mask_folder
 from detectors.data.images import open_image, read_mask, to_rgb
-from detectors.data.mvtec import MASK_MARK, direct_images, list_images, subfolders
+from detectors.data.mvtec import MASK_MARK, direct_images, is_good_name, list_images, subfolders
 from detectors.data.near_copies import MAX_IMAGES, Thumbnail, near_copies, thumbnail
 from detectors.data.samples import Dataset, ImageSet, Sample, file_sha256
 from detectors.data.splits import Protocol, make_splits
@@ -121,7 +121,7 @@ def check_dataset(
     problems += _missing_masks(dataset)
     problems += _unused_masks(dataset)
     sizes = _histogram(finding.size for finding in findings)
-    problems += _set_problems(dataset, sizes, known)
+    problems += _set_problems(dataset, sizes, known, protocol)
     return CheckReport(
         dataset=dataset.name,
         category=dataset.category,
@@ -259,7 +259,7 @@ def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
         return
     for path in candidates:
         subject = path.relative_to(dataset.root).as_posix()
-        if path.parent.name.casefold() not in GOOD_FOLDERS:
+        if not is_good_name(path.parent.name):
             yield Problem("warning", subject, "a mask that no image uses; is the image missing, or named otherwise?")
             continue
         try:
@@ -274,13 +274,15 @@ def _unused_masks(dataset: Dataset) -> Iterator[Problem]:
 
 def _mask_files(dataset: Dataset) -> Iterator[Path]:
     for folder in subfolders(dataset.root):
-        if folder.name.casefold() in MASK_FOLDERS:
+        if is_mask_folder(folder):
             yield from list_images(folder)
     for parent in sorted({sample.file.parent for sample in (*dataset.train, *dataset.test)}):
         yield from (path for path in direct_images(parent) if path.stem.endswith(MASK_MARK))
 
 
-def _set_problems(dataset: Dataset, sizes: dict[str, int], known: PixelDigests) -> Iterator[Problem]:
+def _set_problems(
+    dataset: Dataset, sizes: dict[str, int], known: PixelDigests, protocol: Protocol | None
+) -> Iterator[Problem]:
     if len(sizes) > 1:
         most = ", ".join(f"{size} ({count})" for size, count in list(sizes.items())[:3])
         message = f"images of {len(sizes)} sizes, most often {most}; all are stretched to the study's image size"
@@ -289,6 +291,8 @@ def _set_problems(dataset: Dataset, sizes: dict[str, int], known: PixelDigests) 
     if normals < MIN_NORMALS:
         message = f"only {normals} good training images; {MIN_NORMALS} or more show what is normal better"
         yield Problem("warning", dataset.category, message)
+    if not dataset.test and protocol != "holdout":
+        return  # good images alone are no fault
     try:
         make_splits(dataset, protocol="holdout", image_size=(256, 256), cache=known)
     except InputError as error:

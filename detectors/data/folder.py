@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from detectors.data.copies import PixelDigests, Progress, content_groups
 from detectors.data.images import IMAGE_SUFFIXES
 from detectors.data.mvtec import (
+    GOOD_FOLDERS,
     MaskIndex,
     by_key,
     categories,
@@ -14,6 +16,7 @@ from detectors.data.mvtec import (
     divide_masks,
     has_mvtec_layout,
     index_masks,
+    is_good_name,
     labelled,
     list_images,
     read_category,
@@ -24,10 +27,10 @@ from detectors.data.samples import Dataset, Sample
 from detectors.data.splits import grouped, stable_order
 from detectors.errors import InputError
 
-GOOD_FOLDERS = ("good", "ok", "normal")
-"""Names, in any case, of a folder of images without defects."""
 MASK_FOLDERS = ("masks", "mask", "ground_truth")
-"""Names, in any case, of a folder of masks; never a type of defect."""
+"""Names, in any case and with ``_dir`` after them if you like, of a folder of masks; never a type of defect."""
+DEFECT_FOLDERS = ("ng", "nok", "ko", "bad", "defect", "defects", "defective", "abnormal", "anomaly", "anomalous")
+"""Names, in any case and with ``_dir`` after them if you like, of a folder whose folders are types of defects."""
 
 
 def read_folder(
@@ -38,7 +41,8 @@ def read_folder(
     1. MVTec AD's: ``train/good``, ``test/<type>``, ``ground_truth/<type>``;
     2. ``good/`` (or ``ok``, ``normal``) and any other folders, each a type of defect, at any depth. A mask is
        ``masks/<type>/<stem>.*`` (or ``mask``, ``ground_truth``; with ``_mask`` after the stem if you like; without
-       ``<type>`` where there is only one) or lies beside its image as ``<stem>_mask.*``;
+       ``<type>`` where there is only one) or lies beside its image as ``<stem>_mask.*``. Types may lie together in a folder
+       such as ``NG/`` or ``defective/`` without images of its own;
     3. images directly in the folder: all are good.
 
     Where there are defects, a fifth of the good images (at least two, at most half; chosen by `stable_order`) joins
@@ -74,9 +78,9 @@ def read_folder(
 
 def _find_samples(root: Path) -> tuple[list[Sample], list[Sample]]:
     """Good and defective samples of layout 2 or 3."""
-    folders = [folder for folder in subfolders(root) if folder.name.casefold() not in MASK_FOLDERS]
-    good_folders = [folder for folder in folders if folder.name.casefold() in GOOD_FOLDERS]
-    types = [folder for folder in folders if folder not in good_folders and list_images(folder)]
+    folders = [folder for folder in subfolders(root) if not is_mask_folder(folder)]
+    good_folders = [folder for folder in folders if is_good_name(folder.name)]
+    types = [one for folder in folders if folder not in good_folders for one in _types_in(folder)]
     good = [sample for folder in good_folders for sample in labelled(root, folder)]
     if not good and (types or good_folders):
         raise _no_good_folder(root, types)
@@ -87,21 +91,38 @@ def _find_samples(root: Path) -> tuple[list[Sample], list[Sample]]:
         raise InputError(f"{root}: no images in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     defective: list[Sample] = []
     for folder in types:
-        masks = _masks_of(root, folder.name, only_type=len(types) == 1)
+        masks = _masks_of(root, folder, only_type=len(types) == 1)
         defective.extend(labelled(root, folder, defect_type=folder.name, masks=masks))
     return good, defective
 
 
-def _masks_of(root: Path, defect_type: str, *, only_type: bool) -> list[MaskIndex]:
+def _types_in(folder: Path) -> list[Path]:
+    """The folder as a type of defect, or the folders in it where it is one of `DEFECT_FOLDERS`; those with images."""
+    below = subfolders(folder) if _is_called(folder, DEFECT_FOLDERS) and not direct_images(folder) else []
+    return [one for one in below or [folder] if list_images(one)]
+
+
+def _masks_of(root: Path, defect_type: Path, *, only_type: bool) -> list[MaskIndex]:
+    """The masks of a type's folder: in a folder of masks under its name, or under the same path as its own."""
     indices = []
     for folder in subfolders(root):
-        if folder.name.casefold() not in MASK_FOLDERS:
+        if not is_mask_folder(folder):
             continue
-        if (folder / defect_type).is_dir():
-            indices.append(index_masks(folder / defect_type))
+        places = dict.fromkeys((folder / defect_type.name, folder / defect_type.relative_to(root)))
+        if any(place.is_dir() for place in places):
+            indices += [index_masks(place) for place in places if place.is_dir()]
         elif only_type:
             indices.append(index_masks(folder, direct_images(folder)))
     return indices
+
+
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder holds masks, by its name."""
+    return _is_called(folder, MASK_FOLDERS)
+
+
+def _is_called(folder: Path, names: Collection[str]) -> bool:
+    return folder.name.casefold().removesuffix("_dir") in names
 
 
 def _no_good_folder(root: Path, types: list[Path]) -> InputError:

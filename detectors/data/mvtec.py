@@ -1,4 +1,7 @@
-"""Reader of MVTec AD's folder layout, for any category: ``train/good``, ``test/<type>``, ``ground_truth/<type>``."""
+"""Reader of MVTec AD's folder layout, for any category: ``train/good``, ``test/<type>``, ``ground_truth/<type>``.
+
+``good`` may be called otherwise, see `GOOD_FOLDERS`: data sets of this layout have ``ok`` there.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from detectors.data.images import is_image
 from detectors.data.samples import GOOD, Dataset, Sample
 from detectors.errors import InputError
 
+GOOD_FOLDERS = ("good", "ok", "normal")
+"""Names, in any case and with ``_dir`` after them if you like, of a folder of images without defects."""
 MASK_MARK = "_mask"
 """What a mask's file name has in addition to its image's, before the suffix."""
 
@@ -68,20 +73,33 @@ def require_folder(root: Path, *, way_out: str) -> None:
 
 
 def has_mvtec_layout(folder: Path) -> bool:
-    """Whether `folder` is one category: it has ``train/good``."""
-    return (folder / "train" / GOOD).is_dir()
+    """Whether `folder` is one category: it has ``train/good``, or another of `GOOD_FOLDERS` there."""
+    return _normals(folder).is_dir()
+
+
+def is_good_name(name: str) -> bool:
+    """Whether a folder of this name holds images without defects."""
+    return name.casefold().removesuffix("_dir") in GOOD_FOLDERS
+
+
+def _normals(folder: Path) -> Path:
+    """The folder of a category's good training images: ``train/good``, else one of another of `GOOD_FOLDERS`."""
+    usual = folder / "train" / GOOD
+    if usual.is_dir() or not usual.parent.is_dir():
+        return usual
+    return next((one for one in subfolders(usual.parent) if is_good_name(one.name)), usual)
 
 
 def read_category(folder: Path, *, category: str, name: str) -> Dataset:
     """Read the category that lies in `folder`. Raises `InputError` where it has no good training images."""
-    normals = folder / "train" / GOOD
+    normals = _normals(folder)
     train = list(labelled(folder, normals)) if normals.is_dir() else []
     if not train:
         raise InputError(f"{folder}: no good training images; put images without defects into {normals}")
     test: list[Sample] = []
     if (folder / "test").is_dir():
         for kind in subfolders(folder / "test"):
-            defect_type = GOOD if kind.name.casefold() == GOOD else kind.name
+            defect_type = GOOD if is_good_name(kind.name) else kind.name
             masks = index_masks(folder / "ground_truth" / kind.name)
             test.extend(labelled(folder, kind, defect_type=defect_type, masks=[masks]))
     return Dataset(name=name, category=category, root=folder, train=by_key(train), test=by_key(test))

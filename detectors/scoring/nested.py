@@ -176,8 +176,8 @@ def repeated_folds(
             mixed = [chosen[place] for place in generator.permutation(len(chosen))]
             mixed.sort(key=lambda group: kinds[group[0]])
             names = generator.permutation(folds) + 1
-            for place, group in enumerate(mixed):
-                row[group] = names[place % folds]
+            for place, rows in enumerate(mixed):
+                row[rows] = names[place % folds]
     return drawn
 
 

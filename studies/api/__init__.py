@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         data_source,
         default_root,
         fetch_images,
+        foresee_images,
         render_images,
         run_command,
     )
@@ -40,7 +41,8 @@ _MODULES = {
     "studies.api.detector": ("Predictor", "Result", "Results", "image_files", "load_detector"),
     "studies.api.exporting": ("Export", "export_model"),
     "studies.api.images": (
-        "CheckReport", "check_images", "data_source", "default_root", "fetch_images", "render_images", "run_command",
+        "CheckReport", "check_images", "data_source", "default_root", "fetch_images", "foresee_images",
+        "render_images", "run_command",
     ),
     "studies.api.predictions": ("Predictions", "write_predictions"),
     "studies.api.models": ("ModelVersions", "list_models"),
@@ -83,6 +85,7 @@ __all__ = [
     "export_model",
     "fetch_images",
     "fetch_weights",
+    "foresee_images",
     "format_of",
     "image_files",
     "insight_parts",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from detectors.data.images import is_image
 from detectors.errors import InputError
-from detectors.runtime.artifact import is_artifact, load_artifact
+from detectors.runtime.artifact import Artifact, is_artifact, load_artifact
 from detectors.runtime.devices import choose_device
 from detectors.runtime.exported import is_exported, load_exported
 from detectors.runtime.inputs import Source, as_rgb
@@ -24,6 +24,7 @@ from studies.api import html
 from studies.home import home_at
 from studies.release.locate import detector_folder
 from studies.search import threshold_words
+from studies.search.usable_words import provisional_remark
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,6 +186,12 @@ class Predictor:
         return self._model.threshold
 
     @property
+    def provisional(self) -> str:
+        """What to know of a detector that a search left on its way, in a line; empty for one of a refit."""
+        model = self._model.model if isinstance(self._model, AtThreshold) else self._model
+        return provisional_remark(model.provenance) if isinstance(model, Artifact) else ""
+
+    @property
     def normal_scores(self) -> NDArray[np.float64]:
         """Ascending scores of held-out good images, [N]."""
         return self._model.normal_scores
@@ -240,10 +247,13 @@ class Predictor:
 
     def __repr__(self) -> str:
         limit = f"threshold {self.threshold.value:.4g}" if self.threshold else "no threshold"
-        return f"<Predictor {self.name}: {limit}>"
+        mark = ", provisional" if self.provisional else ""
+        return f"<Predictor {self.name}: {limit}{mark}>"
 
     def _repr_html_(self) -> str:
         rows: list[tuple[str, Any]] = [("detector", self.name)]
+        if self.provisional:
+            rows += [("beware", self.provisional)]
         if (limit := self.threshold) is not None:
             rows += [("threshold", limit.value), ("which", threshold_words.basis(limit)), ("on", limit.source)]
             rows += [("beware", remark) for remark in threshold_words.remarks(limit)]
@@ -256,8 +266,9 @@ def load_detector(
     """Load a fitted detector.
 
     Args:
-        model: a study or ``STUDY/product`` (its selected detector), ``models:/NAME@champion`` or ``models:/NAME/3``, the folder
-            of a saved detector, an ``.onnx`` file, or the folder of an OpenVINO model.
+        model: a study or ``STUDY/product`` (its selected detector; while it is searched, that of the best trial so far),
+            ``models:/NAME@champion`` or ``models:/NAME/3``, the folder of a saved detector, an ``.onnx`` file, or the folder of
+            an OpenVINO model.
         threshold: score from which on an image is defective, in the place of the detector's own.
         device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``; an exported file runs on the CPU.
         home: where studies and models are kept; default ``STUDY_HOME`` or ``./outputs``.

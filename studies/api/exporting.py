@@ -20,6 +20,7 @@ from studies.api.detector import image_files
 from studies.file import datasets
 from studies.home import Home, home_at
 from studies.release.locate import detector_folder, open_view
+from studies.search.usable_words import provisional_remark
 
 T = TypeVar("T")
 IMAGES = 16
@@ -96,6 +97,8 @@ def export_model(
     target = Path(out or (f"{name}.onnx" if format == "onnx" else f"{name}-openvino"))
     check_target(target, format, force=force)
     artifact = load_artifact(folder)
+    if remark := provisional_remark(artifact.provenance):
+        raise InputError(f"{model}: only a detector of a refit is exported. It is {remark}")
     compared, source = _compared_images(model, images, artifact, place)
     comparison = export_detector(artifact, target, format, images=compared, tolerance=tolerance, force=force)
     lock = DeviceLock(place.locks, torch.device("cpu")).exclusive() if place.root.is_dir() else nullcontext()

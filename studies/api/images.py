@@ -13,12 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from detectors.data.check import CheckReport, check_dataset
+from detectors.data.copies import PixelDigests
 from detectors.data.fetch import SOURCES, Source, fetch
 from detectors.data.mvtec import categories, require_folder
 from detectors.data.rendered import RenderSpec, render_dataset
 from detectors.data.samples import Dataset
 from detectors.errors import InputError
-from studies.file import datasets
+from studies.api.outlook import Outlook, next_command, outlook
+from studies.file import datasets, own_images
 from studies.file.config import StudyConfig
 from studies.file.sections import DataConfig
 from studies.home import MVTEC_ROOT, Home, home_at
@@ -41,7 +43,7 @@ def check_images(
 
     Args:
         images: folder of one's own images with ``good/``, and optional folders of defects and masks.
-        study: a study that was run, or a study file by name or path, whose data section says which images.
+        study: a study that was run, or a study file by name or path, whose data section says which images; or a folder.
         root: folder of a data set of MVTec AD's layout.
         category: one product of it; default all.
         dataset: name of the data set: ``"mvtec"``, ``"rendered"`` or one's own.
@@ -58,14 +60,40 @@ def check_images(
     >>> report.ok, report.counts["train"]["good"] > 0
     (True, True)
     """
+    return [
+        report
+        for report, _ in foresee_images(
+            images, study=study, root=root, category=category, dataset=dataset, home=home, progress=progress
+        )
+    ]
+
+
+def foresee_images(
+    images: str | Path | None = None,
+    *,
+    study: str | None = None,
+    root: str | Path | None = None,
+    category: str | None = None,
+    dataset: str | None = None,
+    home: str | Path | None = None,
+    progress: Progress = lambda name, done, total: None,
+) -> list[tuple[CheckReport, Outlook | None]]:
+    """`check_images`, and what a study would make of each product; None where its images have errors. Arguments are the same."""
     place = home_at(home)
+    if study is not None and images is None and own_images.names_a_folder(study):
+        study, images = None, study
     config = _config_of(study, place) if study else None
     data = _data_section(config, root=root, category=category, dataset=dataset, images=images)
     protocol = None if config is None or config.protocol == "auto" else config.protocol
-    return [
-        check_dataset(product, protocol=protocol, progress=partial(progress, f"checking {product.category}"))
-        for product in _datasets(data, place, progress)
-    ]
+    found: list[tuple[CheckReport, Outlook | None]] = []
+    for product in _datasets(data, place, progress):
+        known: PixelDigests = {}
+        report = check_dataset(
+            product, protocol=protocol, cache=known, progress=partial(progress, f"checking {product.category}")
+        )
+        command = next_command(product, study)
+        found.append((report, outlook(product, config, command, cache=known) if report.ok else None))
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,6 +199,10 @@ def _data_section(
 
 def _datasets(data: DataConfig, home: Home, progress: Progress) -> Iterator[Dataset]:
     """The data set, or where it holds several products and none is named, one for each."""
+    if data.dataset == "folder" and isinstance(data.root, Path) and (below := own_images.products_in(data.root)):
+        for folder in below:
+            yield datasets.open_dataset(data.model_copy(update={"root": folder}), home)
+        return
     if data.category or data.dataset == "folder" or (data.dataset == "rendered" and data.root is None):
         yield datasets.open_dataset(data, home, progress=partial(progress, "rendering"))
         return

@@ -110,6 +110,11 @@ def promote_trial(
     promoter = _promoter(view.home, device, progress, remark)
     chosen = view.selected() if trial is None else _with_detector(view, trial, promoter)
     study = view.study.study_name
+    if trial is None and (usable := view.usable()) is not None and usable.provisional:
+        raise InputError(
+            f"study {study!r} has a provisional detector only, which is not promoted: `study run {study}` ends the search with a "
+            f"refit; --trial {usable.number} fits that trial once more and scores it on test"
+        )
     saved_detector(chosen, study, product)
     assert chosen is not None
     return promoter.promote_trial(view, chosen, product=product, to=to, dry_run=dry_run, force=reason)

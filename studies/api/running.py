@@ -65,7 +65,7 @@ def run(
 
     Args:
         study: name of a study file (``"padim_screw"``) or of a study that was run here (``"padim_parts"``, ``"padim_parts#2"``),
-            path of a ``.yaml`` file, or with `images` a detector (``"padim"``).
+            path of a ``.yaml`` file, a folder of images (``"parts/"``), or with `images` a detector (``"padim"``).
         settings: overrides of the study file by dotted key, ``{"data.image_size": 320}`` or ``["data.image_size=320"]``.
         trials: finished trials in all, over every resumption; default what was given last, else what the file says.
         timeout: time limit of this run, ``"30m"`` or seconds.
@@ -73,7 +73,8 @@ def run(
         name: of the study, with `images`.
         demo: on rendered screws, with the bundled backbone; needs neither data nor network.
         fresh: start a new study beside the one of this name.
-        offline: open no connection; backbones without weights on this machine are left out.
+        offline: open no connection; backbones without weights on this machine are left out, as they are where the hub does not
+            answer.
         enqueue: settings to try first, ``{"n_features": 100}`` or ``"n_features=100,layers=8+16"``.
         warm_from: names of stored studies, also ``"padim_screw,padim_parts#2"``, whose three best settings each are tried next;
             what this study cannot take of them is told.
@@ -213,7 +214,13 @@ def remarks(plan: Plan) -> list[str]:
     """What a person should know before the run: where its settings came from, warnings, and backbones that are left out."""
     lines = [*plan.remarks, *plan.resolutions]
     lines += [f"warning: {warning}" for warning in plan.warnings]
-    if plan.dropped:
+    if plan.out_of_reach:
+        here = ", ".join(plan.backbones)
+        lines.append(
+            f"{plan.out_of_reach} cannot be reached: the search goes on with the weights that are here ({here}), "
+            f"without {', '.join(plan.dropped)}"
+        )
+    elif plan.dropped:
         lines.append(f"left out, no weights on this machine: {', '.join(plan.dropped)}")
     return lines
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from detectors.data.splits import RECIPES
 from detectors.errors import InputError
 from detectors.head_files import is_reference
 from detectors.head_texts import look_in
-from studies.file import datasets, library
+from studies.file import datasets, library, own_images
 from studies.file.config import StudyConfig, validate
 from studies.file.demo import read_demo
 from studies.file.messages import did_you_mean
@@ -43,9 +42,6 @@ from studies.search.plan import Plan
 from studies.search.stopping import reached
 from studies.search.storage import GENERATION, Stored, check_same_study, look_up, stored_names
 from studies.search.view import StudyView
-
-NAME_LENGTH = 64
-"""Letters of a name that is made from a folder's."""
 
 
 @dataclass(frozen=True)
@@ -109,24 +105,28 @@ def run_settings(
 
     A study that goes on keeps what earlier command lines set, unless the file says otherwise since: its trials in all, for
     instance. A name stands for the file of that name, if the stored study of that name was made from it, else for the stored
-    study; ``NAME#N`` is always the stored one, a path always the file.
+    study; ``NAME#N`` is always the stored one, a path always the file. A folder of images is searched by the study file
+    `own_images.SEARCH_OF_A_FOLDER`.
 
     Args:
-        study: name, path, ``NAME#N``, or with `images` a detector.
+        study: name, path, ``NAME#N``, a folder of images, or with `images` a detector.
         given: what this command line sets, by dotted key.
         fresh: a new study begins: it keeps nothing of one from the same file.
 
     Raises:
         InputError: an unknown study, or something in it is wrong.
     """
-    _check_combination(images, name, demo=demo)
     look_in(home.heads)
+    of_folder = images is None and _is_folder_of_images(study, home)
+    if of_folder:
+        study, images = own_images.SEARCH_OF_A_FOLDER, study
+    _check_combination(images, name, demo=demo)
     is_plain = images is None and not (library.is_path(study) or is_reference(study))
     named = look_up(home, study) if is_plain else None
     try:
         if named is None and is_plain and GENERATION in study:
             raise library.UnknownStudyError(f"no study {study!r}")
-        file = _read(study, images=images, name=name, demo=demo)
+        file = _read(study, images=images, name=name, demo=demo, of_folder=of_folder, home=home)
     except library.UnknownStudyError as error:
         if named is not None and (not demo or _is_demo(named)):
             return _as_stored(named, given, home=home, fresh=fresh)
@@ -160,7 +160,7 @@ def run_settings(
         None if fresh else stored,
         sections(given),
         (*remarks, *left_out),
-        "" if stored is None or is_made_of_it else _other_study(stored),
+        _hint(stored, is_made_of_it, file, config) if stored is not None else "",
     )
 
 
@@ -203,12 +203,27 @@ def continued(plan: Plan, settings: RunSettings, *, more: bool) -> dict[str, Any
 
 def _check_combination(images: str | Path | None, name: str | None, *, demo: bool) -> None:
     if images is None and name is not None:
-        raise InputError("--name goes with --images; a study file has its own name")
+        raise InputError("--name goes with a folder of images; a study file has its own name")
     if images is not None and demo:
-        raise InputError("--demo renders its own images; leave out --demo or --images")
+        raise InputError("--demo renders its own images; leave out --demo or the folder")
 
 
-def _read(study: str, *, images: str | Path | None, name: str | None, demo: bool) -> _Written:
+def _is_folder_of_images(study: str, home: Home) -> bool:
+    """Whether what is given in the place of a study is a folder: of a plain word, only where no other study has this name."""
+    folder = Path(study)
+    if library.is_path(study):
+        own_images.require_folder_of_images(folder)
+    if not own_images.names_a_folder(study):
+        return False
+    if library.is_path(study) or study in (".", ".."):
+        return True
+    stored = look_up(home, study)
+    return stored is None or (stored.origin is not None and stored.origin.root == str(folder.expanduser().absolute()))
+
+
+def _read(
+    study: str, *, images: str | Path | None, name: str | None, demo: bool, of_folder: bool, home: Home
+) -> _Written:
     if demo:
         # The file's own search, cut to the bundled backbone and to minutes.
         raw, source = read_demo(study)
@@ -219,9 +234,24 @@ def _read(study: str, *, images: str | Path | None, name: str | None, demo: bool
     if images is None:
         return _Written("file", source, raw)
     folder = Path(images).expanduser().absolute()
-    name = name or re.sub(r"[^A-Za-z0-9.-]+", "_", f"{Path(study).stem}_{folder.name}")[:NAME_LENGTH]
+    own_images.require_folder_of_images(Path(images))
+    own_images.require_one_product(
+        Path(images), command=("study", "run") if of_folder else ("study", "run", study, "--images")
+    )
+    name = name or _name_of(folder, home, detector="" if of_folder else Path(study).stem)
     raw = override(raw, {"data.root": folder, "data.dataset": "folder", "name": name})
     return _Written("images", source, raw)
+
+
+def _name_of(folder: Path, home: Home, *, detector: str) -> str:
+    """The name of a study on a folder's images; one that an earlier version named otherwise keeps its name."""
+    name = own_images.study_name(folder, detector=detector)
+    former = own_images.former_study_name(folder, detector=detector) if detector else name
+    if former != name:
+        stored = look_up(home, former)
+        if stored is not None and value_at(stored.header.config, "data.root") == str(folder):
+            return former
+    return name
 
 
 def _as_stored(stored: Stored, given: Mapping[str, Any], *, home: Home, fresh: bool, hint: str = "") -> RunSettings:
@@ -312,6 +342,15 @@ def _is_demo(stored: Stored) -> bool:
     return bool(value_at(stored.header.config, "data.dataset") == "rendered")
 
 
+def _hint(stored: Stored, is_made_of_it: bool, file: _Written, config: StudyConfig) -> str:
+    """What to do if a stored study that bears the name turns out to be another one."""
+    if not is_made_of_it:
+        return _other_study(stored)
+    if file.kind == "images" and stored.origin is not None and stored.origin.root != _root(config):
+        return f", or under another name with --name NEW, because the stored study is of {stored.origin.root}"
+    return ""
+
+
 def _other_study(stored: Stored) -> str:
     """What to do where a stored study bears the name of another."""
     name = stored.name if GENERATION in stored.name else f"{stored.name}{GENERATION}1"
@@ -334,7 +373,7 @@ def _unknown(study: str, error: InputError, home: Home, *, images: bool, demo: b
     known = [*stored, *library.config_names()]
     return InputError(
         f"no study {study!r}; {did_you_mean(study, known)}stored here: {', '.join(stored)}; "
-        f"files: {', '.join(library.config_names()) or 'none'} (or give a path to a .yaml file)"
+        f"files: {', '.join(library.config_names()) or 'none'} ({library.OTHERWISE})"
     )
 
 

@@ -11,7 +11,7 @@ from studies.api import html
 from studies.api.detector import Predictor, load_detector
 from studies.file.config import StudyConfig
 from studies.home import home_at
-from studies.release.locate import open_home, open_view, saved_detector
+from studies.release.locate import open_home, open_view, usable_detector
 from studies.search import nested, threshold_words
 from studies.search import storage as studies_storage
 from studies.search.operating_point import points_on_test, pooled
@@ -214,7 +214,7 @@ class Study:
         )
 
     def detector(self, product: str = "", *, device: str = "auto") -> Predictor:
-        """The selected trial's detector, ready to predict.
+        """The selected trial's detector, ready to predict; while the search goes on, that of the best trial so far.
 
         Args:
             product: of a study over several products.
@@ -223,7 +223,7 @@ class Study:
         Raises:
             InputError: there is none yet, or none of this product.
         """
-        return load_detector(saved_detector(self._view.selected(), self.name, product), device=device)
+        return load_detector(usable_detector(self._view, self.name, product), device=device)
 
     def __repr__(self) -> str:
         count = len(self._view.trials())

@@ -37,6 +37,8 @@ class Thresholds:
     """Empty where nothing was asked for."""
     promotion: Promotion | None = None
     """What the gate said of the new version of a registered model; None for a study."""
+    provisional: bool = False
+    """Whether the detector is one that a search left on its way."""
 
 
 def threshold(
@@ -113,7 +115,7 @@ def _of_study(name: str, place: Home, asked: _Asked, *, device: str, progress: P
         changes = set_for_study(view, trial, section, one, device=where, reread=reread, tell=progress)
     view = open_view(study, place)
     trial = _with_detector(view, study, product)
-    return Thresholds(name, look(view, trial, one, device=where), changes)
+    return Thresholds(name, look(view, trial, one, device=where), changes, provisional=trial.provisional)
 
 
 def _of_version(name: str, promoter: Promoter, asked: _Asked) -> Thresholds:
@@ -132,9 +134,9 @@ def _of_version(name: str, promoter: Promoter, asked: _Asked) -> Thresholds:
 
 
 def _with_detector(view: StudyView, study: str, product: str) -> TrialView:
-    trial = view.selected()
-    if trial is None or not trial.detectors:
-        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
+    trial = view.usable()
+    if trial is None:
+        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first: `study run {study}`")
     if product and product not in trial.detectors:
         known = ", ".join(f"{study}/{name}" for name in trial.detectors if name) or study
         raise InputError(f"'{study}/{product}' is no detector; there are: {known}")

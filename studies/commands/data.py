@@ -34,6 +34,7 @@ from studies.show import tables
 if TYPE_CHECKING:
     from detectors.data.check import CheckReport
     from detectors.data.fetch import Source
+    from studies.api.outlook import Outlook
 
 PLAIN_SECONDS = 10.0
 """At most one line of a step's progress in this time where the output is not a terminal."""
@@ -45,7 +46,10 @@ app = typer.Typer(name="data", help="Data sets: check, render, fetch.", no_args_
 @app.command("check")
 def check(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE]", help="A study, whose data section says which images.")
+        str | None,
+        typer.Argument(
+            metavar="[DIR|NAME|FILE]", help="Your own images, or a study, whose data section says which images."
+        ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a data set of MVTec AD's layout.")] = None,
     category: Annotated[str | None, typer.Option(help="One product of it; default all.")] = None,
@@ -58,13 +62,17 @@ def check(
     """Read every image and mask and tell what is wrong; exit code 2 where a study would fail."""
     console = tables.console(stderr=json_output)
     with counting_on(console) as progress:
-        reports = api.check_images(images, study=name, root=root, category=category, dataset=dataset, progress=progress)
-    ok = all(report.ok for report in reports)
+        found = api.foresee_images(images, study=name, root=root, category=category, dataset=dataset, progress=progress)
+    ok = all(report.ok and outlook is not None and not outlook.problem for report, outlook in found)
     if json_output:
-        typer.echo(json.dumps({"ok": ok, "reports": [report.to_json() for report in reports]}, indent=1))
+        reports = [
+            report.to_json() | {"outlook": outlook.to_json() if outlook is not None else None}
+            for report, outlook in found
+        ]
+        typer.echo(json.dumps({"ok": ok, "reports": reports}, indent=1))
     else:
-        for report in reports:
-            for part in _report_parts(report):
+        for report, outlook in found:
+            for part in (*_report_parts(report), *_outlook_parts(outlook)):
                 console.print(part)
     if not ok:
         raise typer.Exit(BAD_DATA)
@@ -181,6 +189,16 @@ def _report_parts(report: CheckReport) -> Iterator[RenderableType]:
         yield Text(f"usable, with {_count(warnings, 'warning')}", "yellow")
     else:
         yield Text("no problems", "green")
+
+
+def _outlook_parts(outlook: Outlook | None) -> Iterator[RenderableType]:
+    """What a study would make of the images, and the next command."""
+    if outlook is None:
+        return
+    for line in outlook.lines():
+        yield Text(line, "bold red" if outlook.problem else "")
+    if not outlook.problem:
+        yield Text.assemble("next: ", (outlook.command, "cyan"))
 
 
 def _count(number: int, what: str) -> str:

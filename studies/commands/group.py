@@ -140,9 +140,10 @@ class StudyGroup(TyperGroup):
 
 
 def _make_command(name: str, entry: Entry) -> Any:
-    target = getattr(import_module(f"{__package__}.{entry.module}"), entry.function)
+    module = import_module(f"{__package__}.{entry.module}")
+    target = getattr(module, entry.function)
     if isinstance(target, typer.Typer):
         return typer.main.get_command(target)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    single.command(name)(target)
+    single.command(name, cls=getattr(module, "Command", TyperCommand))(target)
     return typer.main.get_command(single)

@@ -50,6 +50,8 @@ def predict(
     watched = partial(track, description="scoring", console=console, transient=True, disable=not console.is_terminal)
     predictions = api.write_predictions(predictor, files, out, track=watched)
     scored, failed = predictions.scored, predictions.failed
+    if predictor.provisional:
+        console.print(Text(predictor.provisional, style="yellow"))
     if scored and json_output:
         typer.echo(json.dumps(predictions.rows, indent=1))
     elif scored:

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from detectors.errors import InputError
 from studies import api
+from studies.commands.run_words import missing_folder, understood
 from studies.show import tables
 from studies.show.event_lines import EventLines
 from studies.show.live import Live
 
 
+class Command(TyperCommand):
+    """``study run``, which says what to do about ``--images`` without a folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[-1] == "--images":
+            raise InputError(missing_folder([word for word in args if not word.startswith("-")]))
+        return super().parse_args(ctx, args)
+
+
 def run(
-    name: Annotated[
-        str, typer.Argument(help="A study file by name or path, a study of `study list`, or with --images a detector.")
-    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME|DIR",
+            help="A folder of your own images; a study file by name or path; a study of `study list`; a detector and a folder.",
+            show_default=False,
+        ),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(help="Finished trials in all, over every resumption; later runs keep to it.", min=1),
@@ -40,9 +56,12 @@ def run(
         typer.Option(metavar="STUDY[,STUDY]", help="Try the best settings of these studies of `study list` first."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Your own images: a folder with good/, optional defects and masks.")
+        str | None,
+        typer.Option(metavar="DIR", help="Your own images: a folder with good/, optional defects and masks."),
     ] = None,
-    study_name: Annotated[str | None, typer.Option("--name", help="Name of the study, with --images.")] = None,
+    study_name: Annotated[
+        str | None, typer.Option("--name", help="Name of the study, with a folder of images.")
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="On rendered screws with the bundled backbone; needs nothing.")
     ] = False,
@@ -80,6 +99,7 @@ def run(
     if inline and (executor != "local" or jobs not in (None, "1", "auto")):
         raise InputError("--inline runs one trial at a time in this process; leave out --jobs and --executor")
     executor = "inline" if inline else executor
+    name, folder = understood(words or (), images, demo=demo)
     console = tables.console(stderr=json_output)
     with EventLines(typer.echo) if json_lines else Live(console, quiet=quiet) as watcher:
         plan = api.plan_study(
@@ -87,7 +107,7 @@ def run(
             settings=overrides or [],
             trials=trials,
             timeout=timeout,
-            images=images,
+            images=folder,
             name=study_name,
             demo=demo,
             fresh=fresh,

@@ -20,7 +20,7 @@ def list_studies(json_output: Annotated[bool, typer.Option("--json", help="For s
     if json_output:
         typer.echo(json.dumps(rows, indent=1))
     elif not rows:
-        typer.echo(f"no studies in {Home.from_environment().root} yet; try `study run padim_screw --demo`")
+        typer.echo(f"no studies in {Home.from_environment().root} yet; try `study run --demo`")
     else:
         tables.console().print(tables.table(list(rows[0]), [list(row.values()) for row in rows]))
 

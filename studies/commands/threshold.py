@@ -59,7 +59,12 @@ def threshold(
             _print_product(product, console)
         for change in found.changes:
             _print_change(change, console)
-        if found.promotion is not None:
+        if found.provisional:
+            console.print(
+                "provisional: the search has not ended; the refit after it gets a threshold of its own, by the same rule",
+                style="yellow",
+            )
+        elif found.promotion is not None:
             print_outcome(found.promotion, console, dry_run=False)
         elif found.changes:
             console.print(
@@ -119,6 +124,7 @@ def _as_json(found: api.Thresholds) -> dict[str, Any]:
     promotion = found.promotion
     data: dict[str, Any] = {
         "name": found.name,
+        "provisional": found.provisional,
         "products": [
             {
                 "product": product.product,

@@ -96,9 +96,7 @@ def _name_pages(pages: Sequence[Page], server: str, console: Console) -> None:
 def _require_database(home: Home) -> None:
     path = sqlite_file(home.tracking_uri)
     if path is not None and not path.is_file():
-        raise InputError(
-            f"no studies in {home.root} yet; start one with `study run padim_screw --demo`, or set STUDY_HOME"
-        )
+        raise InputError(f"no studies in {home.root} yet; start one with `study run --demo`, or set STUDY_HOME")
 
 
 def _warn_of_strangers(host: str, console: Console) -> None:

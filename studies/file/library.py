@@ -14,6 +14,8 @@ from studies.file.general import study_of
 from studies.file.messages import did_you_mean
 from studies.file.overrides import Overrides, override
 
+OTHERWISE = "or give a path to a .yaml file, or to a folder of images"
+
 
 class UnknownStudyError(InputError):
     """No study file has this name."""
@@ -46,15 +48,15 @@ def find(name: str) -> Path:
     if is_path(name):
         path = Path(name)
         if not path.is_file():
-            raise InputError(f"{path}: no such study file")
+            neither = "" if path.suffix in (".yaml", ".yml") else ", and no folder of images"
+            raise InputError(f"{path}: no such study file{neither}")
         return path
     for folder in (Path("configs"), packaged_configs()):
         if (path := folder / f"{name}.yaml").is_file():
             return path
     known = config_names()
     raise UnknownStudyError(
-        f"no study {name!r}; {did_you_mean(name, known)}known: {', '.join(known) or 'none'} "
-        "(or give a path to a .yaml file)"
+        f"no study {name!r}; {did_you_mean(name, known)}known: {', '.join(known) or 'none'} ({OTHERWISE})"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from detectors.errors import InputError
 from detectors.head_texts import look_in
 from detectors.runtime.artifact import is_artifact
+from studies.file import own_images
 from studies.home import Home, sqlite_file
 from studies.search import storage as studies_storage
 from studies.search.patient_storage import PatientStorage
@@ -23,9 +24,7 @@ def open_home(home: Home | None = None) -> tuple[Home, PatientStorage]:
     look_in(home.heads)
     path = sqlite_file(home.storage_url)
     if path is not None and not path.is_file():
-        raise InputError(
-            f"no studies in {home.root} yet; start one with `study run padim_screw --demo`, or set STUDY_HOME"
-        )
+        raise InputError(f"no studies in {home.root} yet; start one with `study run --demo`, or set STUDY_HOME")
     return home, studies_storage.open_storage(home)
 
 
@@ -63,16 +62,36 @@ def detector_folder(model: str, home: Home | None = None) -> Path:
         return registry.fetch(registry.version(*registered(model)))
     if is_artifact(Path(model)):
         return Path(model)
-    if Path(model).is_dir():
-        raise InputError(f"{model}: no detector in this folder (detector.json is missing)")
     study, _, product = model.partition("/")
-    return saved_detector(open_view(study, home).selected(), study, product)
+    if Path(model).is_dir():
+        study, product = _study_of_folder(Path(model), home), ""
+    return usable_detector(open_view(study, home), study, product)
+
+
+def _study_of_folder(folder: Path, home: Home | None) -> str:
+    """The study on the images of a folder, which bears the folder's name. Raises `InputError` where there is none."""
+    known = studies_storage.stored_names(home or Home.from_environment())
+    name = own_images.study_name(folder)
+    if name not in known:
+        raise InputError(
+            f"{folder}: no detector in this folder (detector.json is missing), and no study of its images here"
+        )
+    return name
+
+
+def usable_detector(view: StudyView, study: str, product: str) -> Path:
+    """Folder of the detector of a study that there is to use now, provisional while the search goes on.
+
+    Raises:
+        InputError: there is none; the message names those there are.
+    """
+    return saved_detector(view.usable(), study, product)
 
 
 def saved_detector(trial: TrialView | None, study: str, product: str) -> Path:
     """Folder of a trial's detector for a product. Raises `InputError` where there is none, naming those there are."""
     if trial is None or not trial.detectors:
-        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first")
+        raise InputError(f"study {study!r} has no saved detector yet; run it to its end first: `study run {study}`")
     if product not in trial.detectors:
         known = ", ".join(f"{study}/{name}" if name else study for name in trial.detectors)
         model = f"{study}/{product}" if product else study

@@ -171,8 +171,7 @@ def _floor(config: GateConfig, measured: Measured, nested: Mapping[str, float] |
     verdict: Verdict = "refused" if missed else "passed"
     text = "; ".join(missed) or f"at least {floors}"
     if nested is not None:
-        shown = nested.get("nested/image_auroc")
-        return Rule("floor", verdict, shown, limit, text)
+        return Rule("floor", verdict, nested.get("nested/image_auroc"), limit, text)
     if RANKING_SCORE in measured.evaluation.metrics:
         text += "; the defects are painted, so nothing shows yet how many real ones it finds"
     return Rule("floor", verdict, measured.ranks, limit, text)

@@ -13,6 +13,7 @@ from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search
 from studies.search import nested, threshold_words
 from studies.search.choice import sentences
+from studies.search.gain import gain
 from studies.search.nested import Estimate
 from studies.search.operating_point import OperatingPoint, points_on_test, pooled
 from studies.search.summary import IN_SAMPLE, headline
@@ -49,6 +50,8 @@ def summary_sentences(search: Search, selected: TrialView | None, tests: Sequenc
     scored = [test for test in tests if test.auroc is not None]
     yield _headline(search, selected, scored)
     yield _choice(search)
+    if (found := gain(search.view)) is not None:
+        yield f"{found.line[0].upper()}{found.line[1:]}."
     if search.view.is_in_sample:
         yield f"{IN_SAMPLE[0].upper()}{IN_SAMPLE[1:]}."
     elif search.view.is_nested:

@@ -17,6 +17,7 @@ from studies.search.job_factory import JobFactory
 from studies.search.notices import Progressed, Retried, Started
 from studies.search.opened import OpenStudy
 from studies.search.outcome import StudyFailedError
+from studies.search.provisional import Provisional
 from studies.search.queue import Attempt, Queue
 from studies.search.stopping import Stopping
 from studies.search.telling import Telling
@@ -43,6 +44,7 @@ class Driver:
         self._opened, self._executor = opened, executor
         self._queue, self._jobs, self._telling, self._stopping = queue, jobs, telling, stopping
         self._check_lease = check_lease
+        self._provisional = Provisional(opened, slots=executor.slots)
         self._running: dict[int, tuple[Trial, Job]] = {}
 
     def search(self) -> str:
@@ -74,7 +76,14 @@ class Driver:
         trial, number = attempt.trial, attempt.trial.number
         Submission(attempt=attempt.attempt, params=params, memory_halvings=attempt.memory_halvings).write(trial)
         self._telling.begin_attempt(number)
-        job = self._jobs.make("trial", number, params, attempt=attempt.attempt, memory_halvings=attempt.memory_halvings)
+        job = self._jobs.make(
+            "trial",
+            number,
+            params,
+            attempt=attempt.attempt,
+            memory_halvings=attempt.memory_halvings,
+            keep_above=self._provisional.keep_above,
+        )
         self._opened.write_trial(self._opened.trial(number))
         self._running[number] = (trial, job)
         self._executor.submit(job)
@@ -99,6 +108,7 @@ class Driver:
                 self._telling.tell(trial, event.result)
             else:
                 self._lose(trial, job, event)
+            self._provisional.update()
         failures = self._telling.failures_in_a_row
         if len(failures) >= self._opened.config.execution.failures_in_a_row:
             raise StudyFailedError(

@@ -28,11 +28,13 @@ class JobFactory:
         memory_halvings: int = 0,
         replicate: int = 0,
         probe: Probe | None = None,
+        keep_above: float | None = None,
     ) -> Job:
         """A job.
 
         Args:
             params: the full setting.
+            keep_above: see `Job.keep_above`.
             replicate: 0 for the study's own seeds; every other number draws others for all that is random.
             probe: of task ``probe``, whose seeds follow from its resample.
         """
@@ -77,4 +79,5 @@ class JobFactory:
             networks=plan.networks_of(params),
             memory_halvings=memory_halvings,
             probe=probe,
+            keep_above=keep_above,
         )

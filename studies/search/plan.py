@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from detectors import catalog
+from detectors.backbones import hub
 from detectors.backbones.pyramid import WeightsIdentity, weights_identity
 from detectors.backbones.weights import BackboneSpec, available_backbones, find_weights, weights_folder
 from detectors.data.samples import Dataset
@@ -88,6 +89,8 @@ class Plan:
     """Whether the study is new, or how far it is and what is left to do, for a person."""
     remarks: tuple[str, ...] = ()
     """Where the settings came from, a line each."""
+    out_of_reach: str = ""
+    """The hub's host, where its weights were wanted and it did not answer; empty otherwise."""
 
     def __post_init__(self) -> None:
         """Raises `InputError` for a search, or an idea, that these backbones do not allow."""
@@ -165,6 +168,10 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     if images.nested and not config.nested:
         resolutions += (not_halved(images.parts[0].splits.counts["validation"]),)
     warnings = datasets.check(images, config, home, progress=step("checking images"))
+    out_of_reach = "" if options.offline or not _absent(config, options) or hub.is_reachable() else hub.hub_name()
+    if out_of_reach:
+        # What is here will do: nobody has to know of an option to be offline.
+        options = replace(options, offline=True)
     backbones, dropped = _find_backbones(config, options)
     return Plan(
         config=config,
@@ -177,7 +184,14 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
         networks=_find_networks(config, options),
         warnings=tuple(warnings),
         resolutions=resolutions,
+        out_of_reach=out_of_reach,
     )
+
+
+def _absent(config: StudyConfig, options: Options) -> list[str]:
+    """The backbones of a study that may be fetched, and have no weights on this machine."""
+    wanted = [name for name in config.backbones if name not in options.left_out]
+    return [name for name in wanted if find_weights(BackboneSpec.parse(name), weights_dir=options.weights_dir) is None]
 
 
 def _keep_heads(config: StudyConfig, home: Home) -> None:

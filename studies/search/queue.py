@@ -57,7 +57,9 @@ class Queue:
         """Queue what is tried first, each setting once over all runs of the study; what cannot be tried is told."""
         for first in tried_first(self._opened.plan):
             if first.skipped:
-                self._opened.notify(Remark(f"{first.name} skipped: {first.skipped}"))
+                # The plan tells which backbones are left out, and needs no line on each baseline that names one.
+                if first.kind != "baseline":
+                    self._opened.notify(Remark(f"{first.name} skipped: {first.skipped}"))
             elif not self._is_known(first):
                 if first.remark or first.source:
                     self._opened.notify(Remark(": ".join(filter(None, (f"{first.name} is tried first", first.remark)))))

@@ -9,7 +9,7 @@ import torch
 from detectors.errors import InputError
 from studies.executors.base import Executor
 from studies.file.encoding import Setting
-from studies.search import thresholds
+from studies.search import provisional, thresholds
 from studies.search.driver import POLL_SECONDS
 from studies.search.job_factory import JobFactory
 from studies.search.notices import Progressed, Remark, Started
@@ -42,6 +42,7 @@ class Refit:
         unfinished = not selected.detectors or selected.final is None
         if unfinished or thresholds.must_be_refitted(self._opened.view, selected):
             self.run(selected, "final")
+        provisional.delete(self._opened.view.provisional())
         if not thresholds.follow_section(self._opened.view, selected):
             self._choose_threshold_anew(selected)
         # Where no image is kept for test, another seed has none to be scored on.

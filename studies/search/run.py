@@ -33,6 +33,7 @@ from studies.search.stopping import Stopping
 from studies.search.storage import ENDED, create_or_resume, ended
 from studies.search.stores import Stores
 from studies.search.telling import Telling
+from studies.search.usable_words import usable_now
 from studies.search.view import TrialView
 from tracking.patience import Patience
 
@@ -184,6 +185,9 @@ def wind_up(session: _Session, patience: Patience, error: BaseException) -> None
     # Who ends a run does not want to wait, and what was waited for in vain does not come back now.
     with suppress(Exception), patience.shortened(LAST_WAIT_SECONDS):
         put_back(session.opened, session.queue, session.telling)
+        usable = session.opened.view.usable()
+        if usable is not None and usable.provisional:
+            session.opened.notify(Remark(usable_now(session.opened.view, usable)))
         if isinstance(error, KeyboardInterrupt):
             session.opened.close_parent("KILLED", "interrupted; the same command goes on")
         else:

@@ -151,6 +151,7 @@ def find_by_uid(storage: BaseStorage, uid: str) -> tuple[optuna.Study, Header] |
 def load_study(storage: BaseStorage, name: str) -> tuple[optuna.Study, Header]:
     """A study that exists, by name (the last generation) or by ``NAME#N``. Raises `InputError` listing those there are."""
     names = study_names(storage)
+    name = name.rstrip("/")  # a folder of images, as the shell completes it
     generation = name.removesuffix(f"{GENERATION}1") if GENERATION in name else latest(storage, name)
     if generation is None or generation not in names:
         near = difflib.get_close_matches(name, names, n=1)

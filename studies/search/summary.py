@@ -15,6 +15,7 @@ from detectors.scoring.ranking import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
 from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences
+from studies.search.gain import gain
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.space import SearchSpace
 from studies.search.view import StudyView, TrialView
@@ -119,6 +120,8 @@ def note(view: StudyView, reason: str = "") -> str:
         lines.append(f"Selected: trial {selected.number} ({setting}).")
         if (choice := view.choice()) is not None:
             lines += [f"{text[0].upper()}{text[1:]}." for text in sentences(choice, view.config)]
+        if (found := gain(view)) is not None:
+            lines.append(f"{found.line[0].upper()}{found.line[1:]}.")
         for point in points_on_test(view, selected):
             if point.threshold is not None:
                 lines += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -68,6 +68,8 @@ class TrialView:
     """Speed that was measured again after the search, and replaces that of the trial."""
     remeasured_at: float | None = None
     """Seconds since the epoch."""
+    provisional: bool = False
+    """Whether `detectors` and `final` are what the trial itself left, for lack of a refit; see `StudyView.usable`."""
 
     @property
     def number(self) -> int:
@@ -168,6 +170,10 @@ class TrialView:
         parts = sorted((self.final_folder / PRODUCTS).glob("*"))
         places = {"": self.final_folder, **{folder.name: folder for folder in parts}}
         return {name: folder / DETECTOR for name, folder in places.items() if (folder / DETECTOR).is_dir()}
+
+    def as_provisional(self) -> TrialView:
+        """The trial with its own fit in the place of the refit's."""
+        return replace(self, final_folder=self.folder, provisional=True)
 
     @property
     def seconds(self) -> float | None:
@@ -349,6 +355,30 @@ class StudyView:
     def selected(self) -> TrialView | None:
         """The trial that a person would deploy."""
         return next((trial for trial in self.trials() if trial.selected), None)
+
+    def usable(self) -> TrialView | None:
+        """The trial whose detector there is to use now; None while there is none.
+
+        That of the selected trial's refit, until then the best of those that were refitted before, until then the best of those
+        that trials left on the way, marked `TrialView.provisional`.
+        """
+        refitted = [trial for trial in self._finished() if trial.detectors and trial.final is not None]
+        if len(refitted) > 1 and (selected := self.selected()) is not None:
+            refitted = [trial for trial in refitted if trial.number == selected.number] or refitted
+        return self._best_of(refitted or self.provisional())
+
+    def provisional(self) -> list[TrialView]:
+        """Finished trials that kept their own detector, `TrialView.provisional`; no more than a few."""
+        own = [trial.as_provisional() for trial in self._finished()]
+        return [trial for trial in own if trial.detectors]
+
+    def _finished(self) -> list[TrialView]:
+        return [self.view(trial) for trial in self._frozen() if trial.state == TrialState.COMPLETE]
+
+    def _best_of(self, trials: Sequence[TrialView]) -> TrialView | None:
+        best = best_by_value(self.config, [trial.frozen for trial in trials], self.remeasured)
+        # Where none meets the constraints, one that misses them is better than nothing.
+        return next((trial for trial in trials if best is None or trial.number == best.number), None)
 
     def ledger(self) -> list[LedgerLine]:
         """Every scoring of this study on test."""

@@ -15,10 +15,11 @@ import torch
 
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
-from detectors.runtime.artifact import DESCRIPTION, Artifact, load_artifact
+from detectors.runtime.artifact import DESCRIPTION, Artifact, is_artifact, load_artifact, read_description
 from detectors.runtime.verdicts import given_threshold, judge
 from studies.home import Home
 from studies.release.locate import REGISTERED, detector_folder, registered
+from studies.worker.jobs import PROVISIONAL
 from tracking.registry import Registry
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 3600.0
@@ -33,7 +34,7 @@ class ModelVersion(NamedTuple):
     """Differs between any two models."""
     name: str
     number: str
-    """Number of a registered version; of a folder, the beginning of its digest."""
+    """Number of a registered version; of a folder, the beginning of its digest, after ``provisional-`` while a search goes on."""
 
 
 class ModelSource(Protocol):
@@ -67,7 +68,8 @@ class FolderSource:
         if not description.is_file():
             raise InputError(f"{self.folder}: no detector here ({DESCRIPTION} is missing)")
         digest = file_sha256(description)
-        return ModelVersion(digest, self.name, digest[:12])
+        mark = "provisional-" if read_description(self.folder).provenance.get(PROVISIONAL) else ""
+        return ModelVersion(digest, self.name, f"{mark}{digest[:12]}")
 
     def fetch(self, version: ModelVersion) -> Path:
         """The folder itself."""
@@ -288,6 +290,8 @@ def find_source(model: str, home: Home, *, open_registry: Callable[[Home], Regis
     if not model.startswith(REGISTERED):
         find = partial(detector_folder, home=home)
         folder = find(model)
-        return FolderSource(folder, folder.resolve().name) if Path(model).is_dir() else StudySource(model, find)
+        if is_artifact(Path(model)):
+            return FolderSource(folder, folder.resolve().name)
+        return StudySource(model.rstrip("/"), find)
     name, alias = registered(model)
     return RegistrySource(open_registry(home), name, alias)

@@ -24,6 +24,8 @@ from rich.table import Column
 from rich.text import Text
 
 from studies.file.encoding import encode
+from studies.file.keys import DETECTOR_KEY, ParameterKey
+from studies.search.durations import duration
 from studies.search.notices import Ended, Finished, Notice, Opened, Progressed, Remark, Retried, Started
 
 if TYPE_CHECKING:  # `study run --help` imports this module and waits for neither torch nor Optuna
@@ -232,17 +234,11 @@ class Live:
             self._last_plain = (name, now)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as ``40 s``, ``3 min`` or ``2 h 05 min``."""
-    if seconds < 90:
-        return f"{max(0.0, seconds):.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
 def describe(trial: TrialView, best: TrialView | None) -> str:
-    """One line on a trial that has ended; an asterisk marks the best one."""
-    params = ", ".join(f"{name} {_short(encode(value))}" for name, value in trial.params.items())
+    """One line on a trial that has ended, with the parameters that differ between trials; an asterisk marks the best one."""
+    shown = {DETECTOR_KEY, *trial.attributes.overrides, *(ParameterKey.parse(key).name for key in trial.config.search)}
+    shown = shown if trial.config.search else set(trial.params)
+    params = ", ".join(f"{name} {_short(encode(value))}" for name, value in trial.params.items() if name in shown)
     if trial.state != "COMPLETE":
         return f"trial {trial.number:>3} {trial.state.lower()}: {trial.failure or 'pruned'} ({params})"
     mark = " *" if best is not None and best.number == trial.number else ""

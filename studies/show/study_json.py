@@ -10,6 +10,7 @@ from typing import Any
 from studies.search import advice_words, nested, threshold_words
 from studies.search.answers import stored_advice
 from studies.search.choice import sentences
+from studies.search.gain import gain
 from studies.search.operating_point import OperatingPoint, points_on_test
 from studies.search.outcome import Outcome
 from studies.search.view import StudyView, TrialView
@@ -18,7 +19,7 @@ from studies.show import insight
 
 def study_json(view: StudyView) -> dict[str, Any]:
     """A study with all its trials as data for `json.dumps`."""
-    header = view.header
+    header, usable = view.header, view.usable()
     return {
         "name": view.study.study_name,
         "uid": header.uid,
@@ -32,6 +33,8 @@ def study_json(view: StudyView) -> dict[str, Any]:
         "choice": choice_json(view),
         "advice": advice_json(view),
         "nested": nested.to_json(view.nested()),
+        "usable": _usable_json(usable) if usable is not None else None,
+        "gain": asdict(found) | {"text": found.line} if (found := gain(view)) is not None else None,
         "savings": asdict(saved) if (saved := insight.savings(view)) else None,
         "importances": insight.importances(view),
         "effects": [asdict(effect) for effect in insight.effects(view)],
@@ -95,6 +98,15 @@ def trial_json(trial: TrialView) -> dict[str, Any]:
         "told": _timestamp(trial.frozen.datetime_complete),
         "folder": str(trial.folder),
         "detector": str(trial.detector) if trial.detector else None,
+        "detectors": {name: str(folder) for name, folder in trial.detectors.items()},
+    }
+
+
+def _usable_json(trial: TrialView) -> dict[str, Any]:
+    """The detector that there is to use now."""
+    return {
+        "trial": trial.number,
+        "provisional": trial.provisional,
         "detectors": {name: str(folder) for name, folder in trial.detectors.items()},
     }
 

@@ -15,11 +15,13 @@ from detectors.scoring.ranking import RANKING_SCORE
 from studies.file.keys import ParameterKey
 from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences
+from studies.search.gain import gain
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.outcome import Outcome
 from studies.search.plan import Plan
 from studies.search.summary import IN_SAMPLE, headline
 from studies.search.tried_first import tried_first
+from studies.search.usable_words import usable_now
 from studies.search.view import StudyView, TrialView
 from studies.show import insight
 from studies.show.insight import Savings
@@ -34,7 +36,9 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     """The tables that ``study run --dry-run`` prints."""
     config = plan.config
     firsts = tried_first(plan)
-    budget = ", ".join(f"{name} {value:g}" for name, value in config.budget.model_dump(exclude_none=True).items())
+    budget = ", ".join(
+        f"{name} {value:g}" for name, value in config.budget.model_dump(exclude_none=True).items() if value
+    )
     yield table(
         ("study", config.name),
         [
@@ -134,8 +138,12 @@ def trial_table(view: StudyView, trials: Sequence[TrialView] | None = None) -> F
     )
 
 
-def study_parts(view: StudyView) -> Iterator[RenderableType]:
-    """What ``study show`` prints before the figures on parameters."""
+def study_parts(view: StudyView, *, all_figures: bool = True) -> Iterator[RenderableType]:
+    """What ``study show`` prints before the figures on parameters.
+
+    Args:
+        all_figures: with the table of every figure on test.
+    """
     header = view.header
     sets = ", ".join(f"{name} {sum(types.values())}" for name, types in header.counts.items())
     yield Text.assemble(
@@ -155,11 +163,11 @@ def study_parts(view: StudyView) -> Iterator[RenderableType]:
         yield Text(f"trial {trial.number} failed: {trial.failure}", "red")
     if (saved := insight.savings(view)) is not None:
         yield Text(savings_text(saved))
-    yield from selected_parts(view)
+    yield from selected_parts(view, all_figures=all_figures)
 
 
-def selected_parts(view: StudyView) -> Iterator[RenderableType]:
-    """The selected trial with its figures on validation and on test."""
+def selected_parts(view: StudyView, *, all_figures: bool = True) -> Iterator[RenderableType]:
+    """The selected trial with its figures on validation and on test; arguments as of `study_parts`."""
     for fault in view.ledger_faults():
         yield Text(f"the ledger of the test images is at fault: {fault}", "bold red")
     selected = view.selected()
@@ -174,14 +182,18 @@ def selected_parts(view: StudyView) -> Iterator[RenderableType]:
     if view.is_in_sample:
         yield Text(f"  {IN_SAMPLE}", "yellow")
         return
+    if not selected.detectors and (usable := view.usable()) is not None:
+        yield Text(f"  {usable_now(view, usable)}", "yellow")
     if view.is_nested:
         yield from _nested(view)
     yield from _on_test(view, selected, metrics)
     if prefix == "val" and (validation := headline(selected.metrics, "val")):
         where = "all labelled images" if view.is_nested else "validation"
         yield Text(f"  on {where}, which chose it: {validation}")
+    if (found := gain(view)) is not None:
+        yield Text(f"  {found.line}")
     rows = [(name.removeprefix("test/"), value) for name, value in metrics.items() if name.startswith("test/")]
-    if rows:
+    if rows and all_figures:
         yield Padding(table(("metric on test", "value"), rows), (0, 0, 0, 2), expand=False)
     if "rendered/" in view.header.experiment:
         yield Text("  the images were drawn by a program: this is a demonstration, not a result", "yellow")
@@ -246,7 +258,7 @@ def insight_parts(view: StudyView) -> Iterator[RenderableType]:
 def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
     """What ``study run`` prints at the end: the study, and where its heat maps, detectors and report are."""
     view = outcome.view
-    yield from study_parts(view)
+    yield from study_parts(view, all_figures=False)
     selected = outcome.selected
     if selected is None:
         return
@@ -256,6 +268,7 @@ def outcome_parts(outcome: Outcome) -> Iterator[RenderableType]:
         yield Text.assemble("heat map: ", (str(images[0]), "cyan"), f" (and {len(images) - 1} more beside it)")
     for category, folder in selected.detectors.items():
         yield Text.assemble(f"detector{f' of {category}' if category else ''}: ", (str(folder), "cyan"))
+    yield Text.assemble("all figures: ", (f"study show {view.address}", "cyan"))
     yield Text.assemble("report: ", (f"study report {view.address} --open", "cyan"))
     yield Text.assemble("trials in MLflow: ", ("study ui", "cyan"), f"  ({without_password(view.home.tracking_uri)})")
     yield Text.assemble("try it: ", (f"study predict {view.address} IMAGE...", "cyan"))

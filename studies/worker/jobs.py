@@ -19,7 +19,9 @@ CHECKPOINTS = "checkpoints"
 PRODUCTS = "products"
 """Folder within a job's folder that contains one job's folder for each of several products."""
 DETECTOR = "detector"
-"""Folder within a final job's folder that is the detector artifact."""
+"""Folder within a final job's folder that is the detector artifact; in a trial's folder it is a provisional one."""
+PROVISIONAL = "provisional"
+"""Key in the provenance of a detector that a trial kept of its own fit, while the search goes on."""
 
 Task = Literal["trial", "final", "replicate", "speed", "probe"]
 LostKind = Literal["bad_input", "exception", "out_of_memory", "crashed", "timeout", "node_lost"]
@@ -83,6 +85,9 @@ class Job:
     """How many attempts ran out of memory. Batches and blocks are halved as many times, which does not change the result."""
     probe: Probe | None = None
     """Of task ``probe``."""
+    keep_above: float | None = None
+    """Of a trial: its detector is kept as the provisional one where the first objective is above this (with its sign turned where
+    less is better); None keeps none."""
 
     @property
     def path(self) -> Path:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
 from detectors.scoring.ranking import RANKING_SCORE
-from studies.file.config import StudyConfig, validate
+from studies.file.config import StudyConfig, metric_of, validate
 from studies.file.known_pixels import known_pixels
 from studies.file.sections import ThresholdConfig
 from studies.home import Home
@@ -41,7 +41,7 @@ from studies.worker.calibration import (
 )
 from studies.worker.fitting import Emit, Fitting, Stages, masks_of
 from studies.worker.good_images import good_images, named
-from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, Job, TrialResult
+from studies.worker.jobs import ARTIFACTS, DETECTOR, PROVISIONAL, RESULT_FILE, Job, TrialResult
 from studies.worker.ledger import LedgerLine, append_to_ledger
 from studies.worker.products import load_images, run_products
 from studies.worker.scores import read_scores, write_scores
@@ -50,6 +50,8 @@ from studies.worker.validation_scores import write_validation_scores
 
 HEAT_MAPS = 6
 """Most heat maps that are kept of a trial."""
+LARGEST_MB = 512.0
+"""Of a detector that a trial keeps: a larger one takes longer to write than many a trial."""
 LATENCY_IMAGES = 4
 """Images on which the latency is measured."""
 
@@ -86,6 +88,8 @@ class _Judged:
     prediction: Prediction
     """What it is judged by; of a training that chose among its epochs, free of that choice."""
     evaluation: Evaluation
+    calibration: Calibration
+    """What the detector's threshold rests on."""
 
 
 class _Worker:
@@ -128,7 +132,23 @@ class _Worker:
             self._keep_validation_scores(judged, scored, folder)
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.fitting.train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
+        if self._is_to_be_kept(metrics):
+            write_calibration(judged.calibration, self.job.path)
+            self._save(detector, judged.calibration, self._provenance(metrics) | {PROVISIONAL: True})
         return self._finish(metrics, evaluation, threshold=detector.threshold)
+
+    def _is_to_be_kept(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the trial's detector is the best so far, and small enough to be written in a moment."""
+        objective, limit = metric_of(self.config, next(iter(self.config.objectives))), self.job.keep_above
+        if limit is None or objective not in metrics or metrics.get("model_size_mb", 0.0) > LARGEST_MB:
+            return False
+        value = metrics[objective] if self.config.direction == "maximize" else -metrics[objective]
+        return value > limit
+
+    def _save(self, detector: Detector, calibration: Calibration, provenance: Mapping[str, Any]) -> None:
+        with self.stage("save"):
+            normal_scores = np.sort(calibration.good_scores.values)
+            save_artifact(Artifact(detector, normal_scores, provenance), self.job.path / DETECTOR)
 
     def probe(self) -> TrialResult:
         """Fit as the job's probe says and score on validation, as a trial does; speed is not measured and nothing is plotted."""
@@ -155,8 +175,9 @@ class _Worker:
         validation = self.fitting.validation
         prediction = (validation.judged() if validation is not None else None) or as_fitted
         of_validation = prediction if self.splits.validation is not None else None
-        detector.threshold = self._calibration(of_validation).threshold(self._rule_of_trial)
-        return _Judged(detector, as_fitted, prediction, self._evaluate(detector, prediction, scored))
+        calibration = self._calibration(of_validation)
+        detector.threshold = calibration.threshold(self._rule_of_trial)
+        return _Judged(detector, as_fitted, prediction, self._evaluate(detector, prediction, scored), calibration)
 
     def _keep_validation_scores(self, judged: _Judged, validation: ImageSet, folder: Path) -> None:
         masks = masks_of(validation) if SEG_F1 in self.config.objectives else None
@@ -197,10 +218,7 @@ class _Worker:
                 metrics, evaluation = self._score_on_test(detector, folder)
             metrics |= threshold_metrics(detector.threshold)
         if self.job.task == "final":
-            with self.stage("save"):
-                normal_scores = np.sort(calibration.good_scores.values)
-                artifact = Artifact(detector, normal_scores, self._provenance(metrics))
-                save_artifact(artifact, self.job.path / DETECTOR)
+            self._save(detector, calibration, self._provenance(metrics))
         return self._finish(metrics, evaluation, threshold=detector.threshold)
 
     def _score_on_test(self, detector: Detector, folder: Path) -> tuple[dict[str, float], Evaluation]:

@@ -62,6 +62,12 @@ def test_a_file_is_written_with_the_folders_above_it(tmp_path):
     assert names(path.parent) == ["c.txt"]
 
 
+@pytest.mark.parametrize("name", ["n" * 251 + ".png", "ä" * 125 + ".png"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, name):
+    write_bytes(tmp_path / name, b"x")
+    assert names(tmp_path) == [name]
+
+
 def test_a_file_has_the_rights_that_any_file_gets(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()

@@ -108,7 +108,10 @@ class ScriptedExecutor:
             if self.leave_result:
                 self._result(job, quality(job))
             raise answer
-        return [Done(job.number, job.attempt, self._result(job, answer))]
+        result = self._result(job, answer)
+        if job.keep_above is not None and answer.get("val/image_auroc", -math.inf) > job.keep_above:
+            (job.path / DETECTOR).mkdir(exist_ok=True)
+        return [Done(job.number, job.attempt, result)]
 
     def stop(self, number: int) -> None:
         raise AssertionError("nothing here is to be pruned")

@@ -360,6 +360,42 @@ def test_mvtec_layout_in_an_own_folder(tmp_path):
     assert read_folder(root, category="line 3").category == "line 3"
 
 
+@pytest.mark.parametrize(("good", "bad", "masks"), [("ok", "ko", "ground_truth"), ("Normal_dir", "ng", "ground_truth")])
+def test_mvtec_layout_with_other_names_for_good_images(tmp_path, good, bad, masks):
+    images(tmp_path / "train" / good, 5)
+    images(tmp_path / "test" / good, 3)
+    for path in images(tmp_path / "test" / bad, 4):
+        image(tmp_path / masks / bad / path.name)
+    dataset = read_folder(tmp_path)
+    assert (len(dataset.train), types(dataset)) == (5, {"good": 3, bad: 4})
+    assert all(sample.mask_file for sample in dataset.test if sample.label)
+    assert categories(tmp_path.parent) == [tmp_path.name]
+
+
+def test_images_called_ok_among_those_called_good_are_good(tmp_path):
+    make_category(tmp_path)
+    images(tmp_path / "test" / "OK", 2)
+    assert types(read_folder(tmp_path)) == {"good": 5, "scratch": 4}
+
+
+@pytest.mark.parametrize("masks", ["mask", "mask_dir/NG"])
+def test_types_of_defects_may_lie_together(tmp_path, masks):
+    images(tmp_path / "good", 10)
+    for kind in ("colour", "crack"):
+        for path in images(tmp_path / "NG" / kind, 3):
+            image(tmp_path / masks / kind / path.name)
+    dataset = read_folder(tmp_path)
+    assert types(dataset) == {"colour": 3, "crack": 3, "good": 2}
+    assert all(sample.mask_file for sample in dataset.test if sample.label)
+
+
+def test_a_folder_of_defects_with_images_of_its_own_is_one_type(tmp_path):
+    images(tmp_path / "normal_dir", 10)
+    images(tmp_path / "abnormal_dir", 2)
+    images(tmp_path / "abnormal_dir" / "later", 3)
+    assert types(read_folder(tmp_path)) == {"abnormal_dir": 5, "good": 2}
+
+
 def test_relative_folder_has_a_name(tmp_path, monkeypatch):
     images(tmp_path / "widgets", 2)
     monkeypatch.chdir(tmp_path / "widgets")

@@ -91,6 +91,49 @@ def test_check_of_own_images(own_widgets: Path) -> None:
     assert "usable, with 1 warning" in ended.out
 
 
+def test_check_names_the_protocol_what_the_threshold_rests_on_and_the_next_command(own_widgets: Path) -> None:
+    images = own_widgets / "widget" / "train"
+    ended = study("data", "check", f"{images}/")
+    assert ended.code == 0, ended
+    assert "protocol synthetic: settings are ranked on defects that are painted into good images" in ended.out
+    # Two of the 24 are the painted test, and the others are each scored without themselves.
+    assert "rest on 22 good images: they support 4.3 % false alarms; for 1 %, which it is to allow, 99" in ended.out
+    assert "next: study run data/widget/train" in ended.out
+    assert "no problems" in ended.out
+    (report,) = json.loads(study("data", "check", "--images", images, "--json").out)["reports"]
+    outlook = report["outlook"]
+    assert (outlook["protocol"], outlook["good"], outlook["needed"]) == ("synthetic", 22, 99)
+    ended = study("data", "check", "--root", own_widgets)
+    assert "protocol holdout: one half of the labelled images chooses the setting" in ended.out
+    assert "rest on 30 good images" in ended.out
+    assert "next: study run data/widget" in ended.out
+
+
+def test_check_counts_what_a_study_of_its_own_would(tiny_mvtec: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(raw_config(tiny_mvtec, threshold={"folds": 0, "rate": 0.2})))
+    ended = study("data", "check", file)
+    assert "rest on 6 good images: enough for the 20 % false alarms" in ended.out
+    assert f"next: study run {file}" in ended.out
+
+
+def test_check_of_too_few_images_says_that_a_study_cannot_be_run(own_widgets: Path) -> None:
+    images = own_widgets / "widget" / "train" / "good"
+    for image in sorted(images.iterdir())[3:]:
+        image.unlink()
+    ended = study("data", "check", images)
+    assert ended.code == 2
+    assert "a study cannot be run: protocol synthetic needs at least 4 good training images" in ended.out
+    assert "next:" not in ended.out
+
+
+def test_check_of_a_folder_of_products_checks_each(own_widgets: Path) -> None:
+    shutil.copytree(own_widgets / "widget" / "train", own_widgets / "gadget")
+    found = json.loads(study("data", "check", f"{own_widgets}/", "--json").out)
+    assert [report["category"] for report in found["reports"]] == ["gadget", "widget"]
+    assert found["reports"][0]["outlook"]["command"] == "study run data/gadget"
+
+
 def test_check_ends_with_2_after_a_report_with_errors(own_widgets: Path) -> None:
     (own_widgets / "widget" / "train" / "good" / "003.png").write_bytes(b"not an image")
     (own_widgets / "widget" / "ground_truth" / "dent" / "000_mask.png").unlink()

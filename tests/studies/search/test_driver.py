@@ -106,7 +106,7 @@ def test_baselines_come_first_and_once(bench: Bench) -> None:
     assert origins == ["baseline", "baseline", "search", "search", "search"]
 
 
-def test_a_baseline_without_weights_is_skipped_aloud(bench: Bench) -> None:
+def test_a_baseline_without_weights_is_skipped_without_a_word(bench: Bench) -> None:
     absent = "mobilenetv3_small_050@random"
     study = {
         "search": {"backbone": {"choices": [BACKBONE, absent]}, "n_features": {"int": [4, 40]}},
@@ -115,7 +115,7 @@ def test_a_baseline_without_weights_is_skipped_aloud(bench: Bench) -> None:
     }
     executor = ScriptedExecutor()
     bench.run(executor, **study)
-    assert f"baseline skipped: no weights for {absent}" in bench.said()
+    assert absent not in bench.said()
     assert executor.trials[0].params["n_features"] == 11
     assert {job.params["backbone"] for job in executor.trials} == {BACKBONE}
     # Its weights came too late: the backbones of a study are fixed when it is created.

@@ -1,0 +1,92 @@
+"""The detector that a person has while the search goes on: which trial's it is, and when it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from studies.search.notices import Remark
+from studies.search.outcome import StudyFailedError
+from studies.worker.jobs import Job
+from tests.helpers.bench import Answer, Bench, Killed, ScriptedExecutor
+
+VALUES = (0.5, 0.7, 0.6, 0.8)
+
+
+def by_number(job: Job) -> dict[str, float]:
+    return {"val/image_auroc": VALUES[job.number], "fps": 50.0}
+
+
+def stopped_after(trials: int, error: BaseException) -> Callable[[Job], Answer]:
+    return lambda job: by_number(job) if job.number < trials else error
+
+
+def kept(bench: Bench) -> list[int]:
+    return [trial.number for trial in bench.view().provisional()]
+
+
+def test_the_first_detector_is_kept_and_told_and_better_ones_replace_it(bench: Bench) -> None:
+    seen: list[list[int]] = []
+
+    def look(notice: object) -> None:
+        if isinstance(notice, Remark) and "usable now" in notice.text:
+            seen.append(kept(bench))
+
+    executor = ScriptedExecutor(stopped_after(3, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(executor, budget={"trials": 4}, listener=look)
+    assert [job.keep_above for job in executor.trials] == [-math.inf, 0.5, 0.7, 0.7]
+    # Told after the first trial, and once more to whoever ended the run.
+    assert seen == [[0], [1]]
+    assert "`study predict tiny IMAGE...` takes that of trial 0, provisional" in bench.said()
+    assert kept(bench) == [1]
+    usable = bench.view().usable()
+    assert usable is not None
+    assert (usable.number, usable.provisional) == (1, True)
+    assert bench.view().ledger() == []
+
+
+def test_the_refit_takes_its_place(bench: Bench) -> None:
+    bench.run(ScriptedExecutor(by_number), budget={"trials": 3})
+    assert kept(bench) == []
+    usable = bench.view().usable()
+    assert usable is not None
+    assert (usable.number, usable.provisional) == (1, False)
+    # Who goes on has a detector that was refitted: no trial keeps another, and until the next refit it is the one to use.
+    later = ScriptedExecutor(by_number, final=lambda job: "exception")
+    with pytest.raises(StudyFailedError):
+        bench.run(later, budget={"trials": 4})
+    assert [job.keep_above for job in later.trials] == [None]
+    assert kept(bench) == []
+    usable = bench.view().usable()
+    assert usable is not None
+    assert (usable.number, usable.provisional) == (1, False)
+    assert (bench.view().selected() or usable).number == 3
+
+
+def test_what_is_better_when_less_is_kept_by_the_turned_sign(bench: Bench) -> None:
+    executor = ScriptedExecutor(lambda job: {"val/false_alarm_rate": 0.5 - job.number / 10, "fps": 50.0})
+    bench.run(executor, objectives={"false_alarm_rate": "minimize"}, budget={"trials": 1})
+    assert [job.keep_above for job in executor.trials] == [-math.inf]
+
+
+def test_a_killed_driver_leaves_the_detector_and_the_next_one_goes_on(bench: Bench) -> None:
+    bench.kill(ScriptedExecutor(stopped_after(2, Killed())), budget={"trials": 4})
+    assert kept(bench) == [1]
+    before = len(bench.notices)
+    later = ScriptedExecutor(by_number)
+    bench.run(later, budget={"trials": 4})
+    assert later.trials[0].keep_above == 0.7
+    assert not any(isinstance(notice, Remark) and "usable now" in notice.text for notice in bench.notices[before:])
+    assert kept(bench) == []
+
+
+def test_one_that_misses_the_constraints_is_better_than_nothing(bench: Bench) -> None:
+    executor = ScriptedExecutor(by_number)
+    with pytest.raises(StudyFailedError):
+        bench.run(executor, constraints={"fps": ">= 60"}, budget={"trials": 2})
+    usable = bench.view().usable()
+    assert usable is not None
+    assert usable.provisional
