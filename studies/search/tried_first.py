@@ -22,9 +22,9 @@ class First:
 
     kind: Kind
     setting: Baseline
-    """As it was given; empty where it cannot be tried."""
+    """As it was given, of a warm start as this study can take it."""
     name: str
-    """``--enqueue``, ``baseline 2`` or ``warm start from padim_screw trial 7``."""
+    """``--enqueue``, ``baseline`` or ``warm start from padim_screw trial 7``."""
     source: str = ""
     """Of a warm start: ``padim_screw trial 7``."""
     skipped: str = ""
@@ -47,16 +47,15 @@ def tried_first(plan: Plan) -> list[First]:
         )
         for one in warm_settings(plan.options.earlier, plan.config, plan.space, networks=plan.networks)
     ]
-    return [*ideas, *warm, *(_baseline(plan, index) for index in range(len(plan.config.baselines)))]
+    return [*ideas, *warm, *(_baseline(plan, one) for one in plan.config.baselines)]
 
 
-def _baseline(plan: Plan, index: int) -> First:
-    baseline, name = plan.config.baselines[index], f"baseline {index + 1}"
+def _baseline(plan: Plan, baseline: Baseline) -> First:
     fixed = plan.config.for_detector(str(baseline.get(DETECTOR_KEY, plan.config.detectors[0]))).fixed
     backbone = str(baseline.get("backbone", fixed.get("backbone", "")))
     if backbone and backbone not in plan.backbones:
-        return First("baseline", {}, name, skipped=f"no weights for {backbone} when the study was created")
-    return First("baseline", baseline, name, remark=_cut(plan, baseline))
+        return First("baseline", baseline, "baseline", skipped=f"no weights for {backbone} when the study was created")
+    return First("baseline", baseline, "baseline", remark=_cut(plan, baseline))
 
 
 def _cut(plan: Plan, setting: Baseline) -> str:

@@ -63,7 +63,7 @@ def test_what_is_cut_is_told(bench: Bench) -> None:
     bench.run(executor, **study)
     first, second = executor.trials[:2]
     assert first.params["n_features"] == 64
-    assert "baseline 1 is tried first: n_features 100 is cut to 64" in bench.said()
+    assert "baseline is tried first: n_features 100 is cut to 64" in bench.said()
     channels = {"4": 64, "8": 128}[encode(second.params["layers"])]
     assert second.params["n_features"] == channels
     assert f"trial 1: n_features 300 became {channels} with this backbone and these layers" in bench.said()

@@ -306,7 +306,9 @@ def test_a_dry_run_shows_what_is_tried_first(bench: Bench) -> None:
     assert "smoothing_sigma 2.0, as this study fixes it" in line
     (line,) = [line for line in text.splitlines() if "old trial 1" in line]
     assert "skipped: n_features: 99 is outside the range [4, 40]" in line
-    (line,) = [line for line in text.splitlines() if "baseline 1" in line]
-    assert f"skipped: no weights for {absent}" in line
-    (line,) = [line for line in text.splitlines() if "baseline 2" in line]
-    assert "n_features 11" in line
+    (line,) = [line for line in text.splitlines() if "skipped: no weights" in line]
+    assert f"backbone {absent}, n_features 9" in line
+    assert f"no weights for {absent}" in line
+    assert [line for line in text.splitlines() if f"backbone {BACKBONE}, n_features 11" in line]
+    (line,) = [line for line in text.splitlines() if "baselines" in line]
+    assert line.split()[-1] == "1"
