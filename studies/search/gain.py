@@ -36,11 +36,13 @@ class Gain:
     """Finished trials."""
     painted: bool
     """Whether the defects of validation are painted ones."""
+    where: str = "validation"
+    """The images, for a person."""
 
     @property
     def line(self) -> str:
         """For a person."""
-        where = "on validation, with painted defects" if self.painted else "on validation"
+        where = f"on {self.where}, with painted defects" if self.painted else f"on {self.where}"
         if self.first.trial == self.selected.trial:
             return (
                 f"{where}, the first setting (trial {self.first.trial}) stayed the best of {self.tried}: "
@@ -65,10 +67,11 @@ def gain(view: StudyView) -> Gain | None:
     """What the search brought; None with less than two finished trials, before one is selected, or without validation."""
     finished = [trial for trial in view.trials() if trial.state == "COMPLETE"]
     selected = next((trial for trial in finished if trial.selected), None)
-    if selected is None or len(finished) < 2 or view.config.protocol == "paper":
+    if selected is None or len(finished) < 2 or view.config.protocol == "paper" or view.is_in_sample:
         return None
     painted = ranks_by(selected.metrics, "val").endswith(RANKING_SCORE)
-    return Gain(_side(view, finished[0]), _side(view, selected), len(finished), painted)
+    where = "all labelled images" if view.is_nested else "validation"
+    return Gain(_side(view, finished[0]), _side(view, selected), len(finished), painted, where)
 
 
 def _side(view: StudyView, trial: TrialView) -> Side:

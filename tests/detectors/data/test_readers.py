@@ -369,7 +369,7 @@ def test_mvtec_layout_with_other_names_for_good_images(tmp_path, good, bad, mask
     dataset = read_folder(tmp_path)
     assert (len(dataset.train), types(dataset)) == (5, {"good": 3, bad: 4})
     assert all(sample.mask_file for sample in dataset.test if sample.label)
-    assert categories(tmp_path.parent) == [tmp_path.name]
+    assert categories(tmp_path) == [tmp_path.name]
 
 
 def test_images_called_ok_among_those_called_good_are_good(tmp_path):
