@@ -45,9 +45,10 @@ def read_demo(name: str) -> tuple[dict[str, Any], str]:
         raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
     elif not raw["search"]:
         raw["fixed"].setdefault("backbone", BUNDLED)
+    # The papers' settings stand last in a file: a demonstration begins with them, so that one sees what a search gains.
     raw["baselines"] = [
         base
-        for base in raw.get("baselines", [])
+        for base in reversed(raw.get("baselines", []))
         if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
     ]
     return raw, f"{source} with --demo"
