@@ -56,7 +56,7 @@ def test_a_name_with_slashes_is_a_path(bare: Shell, name: str) -> None:
 
 def test_a_folder_is_no_study_file(bare: Shell) -> None:
     (bare.folder / "studies.yaml").mkdir()
-    assert_told(bare("run", "studies.yaml"), "studies.yaml", "no such study file")
+    assert_told(bare("run", "studies.yaml"), "studies.yaml", "no images in it")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,9 @@ def test_what_happens_can_be_read_line_by_line(shell: Shell, tmp_path: Path) -> 
     events = [json.loads(line) for line in ended.out.splitlines()]
     kinds = [event["event"] for event in events]
     assert kinds.count("opened") == 1
-    assert [event["task"] for event in events if event["event"] == "started"] == ["trial", "trial", "final"]
+    started = [event["task"] for event in events if event["event"] == "started"]
+    assert [task for task in started if task != "probe"] == ["trial", "trial", "final"]
+    assert started.count("probe") in (0, 6)  # the two best are fitted again three times, where that is quick enough
     finished = [event for event in events if event["event"] == "finished"]
     assert [(event["trial"], event["state"], event["counted"]) for event in finished] == [
         (0, "COMPLETE", 1),
@@ -494,14 +496,16 @@ def test_a_folder_of_any_name_makes_a_study(bare: Shell) -> None:
     ended = bare(*words, "--set", "data.image_size=64")
     assert ended.code == 0, ended.err
     outcome = json.loads(ended.out)
-    assert (outcome["name"], outcome["experiment"]) == ("padim_Teile_gro_2", "folder/Teile (groß) #2")
+    # A name that lost letters has a digest, so that no other folder makes the same one.
+    assert re.fullmatch(r"padim_Teile_gro_2-[0-9a-f]{6}", outcome["name"])
+    assert outcome["experiment"] == "folder/Teile (groß) #2"
     assert_told(bare(*words, "--name", "a/b"), "name", "a/b")
 
 
 def test_images_and_name_go_together(bare: Shell) -> None:
     assert_told(bare("run", "padim_screw", "--name", "x"), "--name goes with a folder of images")
     assert_told(bare("run", "padim", "--images", "nowhere"), "nowhere", "no such folder")
-    assert_told(bare("run", "padim", "--images", ".", "--demo"), "--demo", "--images")
+    assert_told(bare("run", "padim", "--images", ".", "--demo"), "--demo", "the folder")
 
 
 def test_inline_runs_one_trial_at_a_time(shell: Shell, tiny_mvtec: Path) -> None:

@@ -73,8 +73,8 @@ def _conditions(view: StudyView, advice: Advice) -> Iterator[str]:
         else:
             title = head_class(what).title
             yield (
-                f"another detector: {title} with an untuned setting is {gain:.3f} better in {_objective(view)}; search it too, "
-                f"with `study run {what}` or `study run best` on these images"
+                f"another detector: {title} with an untuned setting is {gain:.3f} better in {_objective(view)}; search {what} "
+                "too on these images"
             )
 
 

@@ -39,7 +39,7 @@ def test_the_demo_is_the_search_itself_on_rendered_images(tmp_path):
     assert demo.protocol == "holdout"
     assert demo.search["n_features"] == load(str(path)).search["n_features"]
     assert demo.backbones == [BUNDLED]
-    assert demo.baselines == [{"backbone": BUNDLED, "n_features": 8}, {"n_features": 7}]
+    assert demo.baselines == [{"n_features": 7}, {"backbone": BUNDLED, "n_features": 8}]
     assert (demo.budget.trials, demo.budget.timeout) == (DEMO_TRIALS, None)
     assert demo.fixed == {"smoothing_sigma": 3.0}
     assert demo.constraints == {"fps": ">= 5"}
