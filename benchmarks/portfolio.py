@@ -3,9 +3,13 @@
 ``python benchmarks/portfolio.py [--out studies/search/portfolio.json]``
 
 Sources: ``results/label_free.json`` (the same settings of some detectors on every product) where it is there, and for the other
-detectors what `study run --json` left in ``results/<detector>_<data>.json``. In each product all settings are ranked together
-by image AUROC; the portfolio orders settings by the mean of their ranks over the products. A setting that was tried on one
-product alone is left out.
+detectors what `study run --json` left in ``results/<detector>_<data>.json``. Two steps, for not every product has every
+detector:
+
+- within a detector, settings are ordered by their mean rank over the products, among the settings of that detector, by image
+  AUROC. One that was tried on a single product is left out;
+- between detectors, that rank becomes a place among all detectors: a setting that is ahead of a share q of its detector's
+  settings stands where such a setting stood in the products on which several detectors were tried, on average.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from scipy.stats import rankdata
 
 from detectors.catalog import built_in_names
@@ -40,8 +45,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     given = parser.parse_args()
-    pools = read_pools(given.results)
-    made = portfolio(pools)
+    pools, searched = read_pools(given.results), read_searched(given.results)
+    made = portfolio(pools, searched)
     write_text(given.out, written(made))
     print(f"{given.out}: {len(made['entries'])} settings from {', '.join(pools)}")
     for line in check(pools):
@@ -49,21 +54,32 @@ def main() -> None:
 
 
 def read_pools(results: Path) -> dict[str, Pool]:
-    """{product: its settings}. The same product in two sources is two products: they were scored on other images."""
+    """{product: its settings}. The same product in two sources is two products: they were scored on other images.
+
+    All settings of a detector on all products are better evidence than what searches happened to try.
+    """
     pools: dict[str, Pool] = {}
-    compared: set[str] = set()
     file = results / "label_free.json"
     if file.is_file():
         for product, detectors in json.loads(file.read_text())["products"].items():
             pools[product] = {
                 key(name, one["setting"]): float(one["image_auroc"]) for name, rows in detectors.items() for one in rows
             }
-            compared |= set(detectors)
+    compared = {name for pool in pools.values() for name, _ in pool}
+    for product, pool in read_searched(results).items():
+        kept = {one: value for one, value in pool.items() if one[0] not in compared}
+        if kept:
+            pools[product] = kept
+    return pools
+
+
+def read_searched(results: Path) -> dict[str, Pool]:
+    """{product: the settings that searches with all detectors tried on it, by image AUROC on validation}"""
+    pools: dict[str, Pool] = {}
     for path in sorted(results.glob("*_*.json")):
         study = json.loads(path.read_text())
         config = study.get("config", {})
-        # All settings of a detector on all products are better evidence than what searches happened to try.
-        if config.get("detector") not in {*built_in_names()} - compared or config["protocol"] != "holdout":
+        if config.get("detector") not in built_in_names() or config["protocol"] != "holdout":
             continue
         pool = pools.setdefault(f"{study['experiment']} (searched)", {})
         for trial in study["trials"]:
@@ -79,32 +95,54 @@ def key(detector: str, setting: Mapping[str, Any]) -> Key:
 
 
 def ranks(pool: Pool) -> dict[Key, float]:
-    """Rank of each setting, from 0 for the best to 1; equals share theirs."""
+    """Rank of each setting, from 0 for the best to 1; equals share theirs, and a single one is in the middle."""
+    if len(pool) == 1:
+        return dict.fromkeys(pool, 0.5)
     places = rankdata([-value for value in pool.values()]) - 1
-    return dict(zip(pool, (places / max(1, len(pool) - 1)).tolist(), strict=True))
+    return dict(zip(pool, (places / (len(pool) - 1)).tolist(), strict=True))
 
 
-def mean_ranks(pools: Iterable[Pool]) -> dict[Key, tuple[float, int]]:
-    """{setting: mean rank and number of products}, the best first."""
+def mean_ranks(pools: Iterable[Pool], detector: str) -> dict[Key, tuple[float, int]]:
+    """{setting of a detector: mean rank among that detector's settings, and number of products}, the best first."""
     found: defaultdict[Key, list[float]] = defaultdict(list)
     for pool in pools:
-        for one, rank in ranks(pool).items():
+        for one, rank in ranks({one: value for one, value in pool.items() if one[0] == detector}).items():
             found[one].append(rank)
     means = {one: (fmean(values), len(values)) for one, values in found.items()}
     return dict(sorted(means.items(), key=lambda item: (item[1][0], item[0])))
 
 
-def portfolio(pools: Mapping[str, Pool]) -> dict[str, Any]:
-    """What is stored."""
-    return {
-        "version": VERSION,
-        "products": list(pools),
-        "entries": [
-            {"detector": detector, "setting": json.loads(setting), "mean_rank": round(mean, 4), "products": count}
-            for (detector, setting), (mean, count) in mean_ranks(pools.values()).items()
-            if count >= LEAST_PRODUCTS
-        ],
-    }
+def among_all(rank: float, detector: str, pools: Iterable[Pool]) -> float:
+    """The place among all detectors' settings, 0 to 1, of a rank within one; that rank itself where none were compared."""
+    places = []
+    for pool in pools:
+        own = [place for one, place in ranks(pool).items() if one[0] == detector]
+        if own and len({name for name, _ in pool}) > 1:
+            places.append(float(np.quantile(own, rank)))
+    return fmean(places) if places else rank
+
+
+def portfolio(pools: Mapping[str, Pool], searched: Mapping[str, Pool]) -> dict[str, Any]:
+    """What is stored.
+
+    Args:
+        pools: what each detector's settings are ordered by.
+        searched: what all detectors are compared by.
+    """
+    compared = [*searched.values(), *pools.values()]
+    entries = [
+        {
+            "detector": detector,
+            "setting": json.loads(one[1]),
+            "mean_rank": round(among_all(rank, detector, compared), 4),
+            "products": count,
+        }
+        for detector in sorted({name for pool in pools.values() for name, _ in pool})
+        for one, (rank, count) in mean_ranks(pools.values(), detector).items()
+        if count >= LEAST_PRODUCTS
+    ]
+    entries.sort(key=lambda entry: float(entry["mean_rank"]))
+    return {"version": VERSION, "products": list(pools), "entries": entries}
 
 
 def written(made: Mapping[str, Any]) -> str:
@@ -119,9 +157,9 @@ def check(pools: Mapping[str, Pool]) -> Iterable[str]:
     yield "left out | detector | regret of the prior's first | of chance | best | settings"
     regrets: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for product, pool in pools.items():
-        others = mean_ranks(other for name, other in pools.items() if name != product)
         for detector in sorted({name for name, _ in pool}):
-            shared = [one for one in others if one in pool and one[0] == detector]
+            others = mean_ranks((other for name, other in pools.items() if name != product), detector)
+            shared = [one for one in others if one in pool]
             if len(shared) < 2:
                 continue
             best = max(pool[one] for one in shared)

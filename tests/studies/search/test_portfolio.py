@@ -105,10 +105,10 @@ def test_the_first_of_a_detector() -> None:
 
 
 def write_runs(folder: Path) -> None:
-    """Three settings on two products and a third that only one has; and a search over two detectors."""
+    """Settings of two detectors on two products, of which one has a setting more; and searches of a third and of PatchCore."""
     rows = {
         "x": {"patchcore": [(A, 0.9), (B, 0.8)], "padim": [({"n_features": 50}, 0.7)]},
-        "y": {"patchcore": [(A, 0.6), (B, 0.8), (A | {"n_neighbors": 5}, 0.99)], "padim": [({"n_features": 50}, 0.5)]},
+        "y": {"patchcore": [(A, 0.6), (B, 0.8), (A | {"n_neighbors": 5}, 0.7)], "padim": [({"n_features": 50}, 0.5)]},
     }
     products = {
         product: {
@@ -127,15 +127,31 @@ def write_runs(folder: Path) -> None:
 
 def test_the_script_orders_by_the_mean_rank_over_products(tmp_path: Path) -> None:
     write_runs(tmp_path)
-    pools = script.read_pools(tmp_path)
-    # Searched PatchCore trials count no more once all its settings were tried on all products.
+    pools, searched = script.read_pools(tmp_path), script.read_searched(tmp_path)
+    # Searched PatchCore trials say nothing of its settings once all of them were tried on all products.
     assert list(pools) == ["x", "y", "carpet (searched)", "screw (searched)"]
-    stored = Portfolio.model_validate_json(script.written(script.portfolio(pools)))
-    ranked = [(entry.detector, entry.mean_rank, entry.products) for entry in stored.entries]
-    # A ranks 0 of 0..2 and 2 of 0..3, B 1 of 0..2 and 1 of 0..3.
-    assert ranked == [("spade", 0.0, 2), ("patchcore", 0.3333, 2), ("patchcore", 0.4167, 2), ("padim", 1.0, 2)]
-    assert stored.entries[1].setting == A
+    assert {name for pool in [pools["screw (searched)"]] for name, _ in pool} == {"spade"}
+    ranked = script.mean_ranks(pools.values(), "patchcore")
+    # A is first of two and last of three, B the other way round.
+    assert {json.loads(one[1])["whitening"]: value for one, value in ranked.items() if value[1] == 2} == {
+        0.0: (0.5, 2),
+        0.05: (0.5, 2),
+    }
+    stored = Portfolio.model_validate_json(script.written(script.portfolio(pools, searched)))
+    assert [entry.detector for entry in stored.entries] == ["patchcore", "patchcore", "padim", "spade"]
+    assert stored.entries[0].products == 2
     lines = list(script.check(pools))
-    # Without y, A comes first: 0.39 below the best there, of which only A and B are known; without x, B.
+    # Without y, A comes first, 0.2 below the best there; without x, B.
     assert "y | patchcore | 0.200 | 0.100 | 0.800 | 2" in lines
     assert "x | patchcore | 0.100 | 0.050 | 0.900 | 2" in lines
+
+
+def test_between_detectors_a_rank_stands_where_it_stood_on_the_products_that_have_several() -> None:
+    pool = {script.key("spade", {"n_neighbors": n}): 0.5 + n / 100 for n in range(5)}
+    pool |= {script.key("patchcore", {"n_neighbors": n}): 0.8 + n / 100 for n in range(5)}
+    assert script.among_all(0.0, "patchcore", [pool]) == 0.0
+    assert script.among_all(1.0, "patchcore", [pool]) == pytest.approx(4 / 9)
+    assert script.among_all(0.0, "spade", [pool]) == pytest.approx(5 / 9)
+    assert script.among_all(0.3, "padim", [pool]) == 0.3
+    alone = {one: value for one, value in pool.items() if one[0] == "spade"}
+    assert script.among_all(0.3, "spade", [alone]) == 0.3
