@@ -22,6 +22,7 @@ VALUES = {
     "config.name": "tiny",
     "self._opened.view.address": "tiny",
     "view.address": "tiny",
+    "search.view.address": "tiny",
     "row.study": "tiny",
     "' '.join(dict.fromkeys((row.study for row in comparison.rows)))": "tiny tiny",
     "shlex.quote(file)": "tiny.yaml",
