@@ -11,7 +11,7 @@ from detectors.data.samples import GOOD, Dataset, Sample
 from detectors.data.splits import Splits, make_splits
 from detectors.errors import InputError
 from studies.file.few import with_few
-from tests.helpers.builders import make_config
+from tests.helpers.builders import BACKBONE, make_config
 
 
 def splits_of(train: int, *, labelled: int = 0) -> Splits:
@@ -26,8 +26,11 @@ def splits_of(train: int, *, labelled: int = 0) -> Splits:
 
 
 def config(root: Path, detector: str | list[str] = "patchcore", **changes: Any) -> Any:
-    fixed = {"fixed": {}, "search": {}}
-    return make_config(root, detector=detector, **{**fixed, "recipes": 2, "budget": {"trials": 30}, **changes})
+    search = {
+        "search": {"smoothing_sigma": {"float": [1.0, 8.0]}},
+        "fixed": {"backbone": BACKBONE, "layers": [8, 16]},
+    }
+    return make_config(root, detector=detector, **{**search, "recipes": 2, "budget": {"trials": 30}, **changes})
 
 
 @pytest.mark.parametrize(("count", "images"), [(1, "1 good image:"), (2, "2 good images:"), (3, "3 good images:")])
@@ -49,13 +52,12 @@ def test_one_to_three_images_are_not_searched(tmp_path: Path, count: int, images
 def test_what_learns_more_is_refused_one_to_three_and_warned_of_up_to_sixteen(
     tmp_path: Path, detector: str, learns: str
 ) -> None:
-    fixed = {"fixed": {}, "search": {}}
     with pytest.raises(InputError) as error:
-        with_few(config(tmp_path, detector, **fixed), splits_of(2))
+        with_few(config(tmp_path, detector), splits_of(2))
     assert "\n" not in str(error.value)
     assert f"2 good images are too few for {detector}, which {learns}" in str(error.value)
     assert "`study run patchcore --images DIR`" in str(error.value)
-    same, lines = with_few(config(tmp_path, detector, **fixed), splits_of(9))
+    same, lines = with_few(config(tmp_path, detector), splits_of(9))
     assert same.budget.trials == 30
     assert [line for line in lines if line.startswith(f"{detector} {learns}: 8 good images are few for that")]
 

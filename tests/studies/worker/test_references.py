@@ -168,7 +168,7 @@ def test_a_probe_of_more_than_few_images_has_no_copies_either(tmp_path: Path, mo
     seen = Seen(monkeypatch)
     folder = good_images(tmp_path / "parts", 22)
     run_job(job_of(folder, "patchcore", tmp_path / "home", task="probe", probe=Probe(1, 0.5)))
-    assert {len(fit) for fit in seen.fits} == {8}
+    assert sum(len(fit) for fit in seen.fits) == 4 * 10  # half of twenty, less a fifth in each turn
     assert set(seen.copies) == {0}
 
 
