@@ -16,7 +16,10 @@ from tests.helpers.study_files import refused
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"detectr": "padim"}, ["unknown key 'detectr'", "did you mean detector?", "known here: advice, baselines, budget"]),
+        (
+            {"detectr": "padim"},
+            ["unknown key 'detectr'", "did you mean detector?", "known here: advice, baselines, budget"],
+        ),
         ({"data": {"categry": "a"}}, ["'data.categry'", "did you mean category?", "dataset, image_size, root"]),
         (
             {"sampler": {"seeed": 1}},
