@@ -21,8 +21,8 @@ from studies.search.space import SearchSpace
 from studies.search.view import StudyView, TrialView
 
 IN_SAMPLE = (
-    "the good images are too few to hold any out: its figures are on images that it was fitted to and say nothing, and there is "
-    "no threshold"
+    "the good images are too few to hold any out: its figures are on images that it was fitted to and say nothing, and no "
+    "threshold can be promised"
 )
 """On a study whose images are `detectors.data.splits.Splits.in_sample`."""
 

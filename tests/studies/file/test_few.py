@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from detectors.data.samples import GOOD, Dataset, Sample
-from detectors.data.splits import Splits, make_splits
+from detectors.data.splits import Protocol, Splits, make_splits
 from detectors.errors import InputError
 from studies.file.few import with_few
 from tests.helpers.builders import BACKBONE, make_config
@@ -21,7 +21,7 @@ def splits_of(train: int, *, labelled: int = 0) -> Splits:
 
     test = (*samples("test", GOOD, labelled), *samples("test", "dent", labelled))
     dataset = Dataset("folder", "widget", Path("data"), samples("train", GOOD, train), test)
-    protocol = "holdout" if labelled else "synthetic"
+    protocol: Protocol = "holdout" if labelled else "synthetic"
     return make_splits(dataset, protocol=protocol, image_size=(32, 32), nested_below=40 if labelled else 0)
 
 

@@ -281,7 +281,7 @@ def test_a_refit_of_a_study_without_test_images_scores_none(
     ],
 )
 def test_when_labelled_images_are_halved(tmp_path: Path, changes: dict[str, Any], expected: int) -> None:
-    assert nested_below(make_config(tmp_path, **changes)) == expected
+    assert nested_below(make_config(tmp_path, **{"nested": None, **changes})) == expected
 
 
 def test_what_cannot_be_nested_is_refused(tmp_path: Path) -> None:

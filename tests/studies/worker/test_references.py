@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.base import Detector, FitContext
+from detectors.base import Detector, FitContext, Head
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.widgets import write_widgets
 from detectors.features import Features
@@ -61,7 +61,8 @@ def config_of(folder: Path, detector: str, **changes: Any) -> Any:
 def job_of(folder: Path, detector: str, home: Path, *, number: int = 0, **changes: Any) -> Job:
     fields = {name: changes.pop(name) for name in ("task", "probe") if name in changes}
     plan = build_plan(config_of(folder, detector, **changes), home)
-    head = {"patchcore": Patchcore, "spade": Spade, "padim": Padim}[detector]
+    heads: dict[str, type[Head]] = {"patchcore": Patchcore, "spade": Spade, "padim": Padim}
+    head = heads[detector]
     params = {parameter.name: parameter.default for parameter in head.searchable} | SETTINGS[detector]
     job = build_job(plan, number, **fields)
     params |= {"backbone": BACKBONE, "layers": [8, 16], "smoothing_sigma": 2.0}
