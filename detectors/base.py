@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from detectors.backbones.pyramid import EXTRACTION_BATCH, Backbone
+from detectors.backbones.pyramid import Backbone, extraction_batch
 from detectors.data.images import Size
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
+from detectors.precision import full_precision
 from detectors.scoring.anomaly_map import AnomalyMap, image_scores
 from detectors.scoring.operating_point import Threshold
-from detectors.working_memory import portion
 
 ParameterValue = bool | int | float | str
 
@@ -269,7 +269,8 @@ class Head(nn.Module, ABC):
 class Detector(nn.Module):
     """Backbone + head + anomaly map, with the threshold above which an image counts as defective.
 
-    ``forward`` takes uint8 [B, 3, H, W] images of `image_size` and returns a `Prediction`.
+    ``forward`` takes uint8 [B, 3, H, W] images of `image_size` and returns a `Prediction`. Whatever scores images computes in
+    float32 throughout (`detectors.precision`), so that a score is the same on a GPU and on a CPU.
     """
 
     def __init__(
@@ -307,9 +308,10 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Features:
-        """Features of uint8 [N, 3, H, W] images, computed in small batches."""
+        """Features of uint8 [N, 3, H, W] images, computed in small batches and in float32 throughout."""
         check_images(images, self.image_size)
-        parts = [self.backbone(batch) for batch in images.split(portion(EXTRACTION_BATCH))]
+        with full_precision(images.device):
+            parts = [self.backbone(batch) for batch in images.split(extraction_batch(images.device))]
         pyramid = {stride: torch.cat([part[stride] for part in parts]) for stride in self.backbone.strides}
         return Features.from_pyramid(pyramid, self.image_size)
 
@@ -317,7 +319,8 @@ class Detector(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """uint8 [B, 3, H, W] -> Prediction. Raises `InputError` for images of another size or type."""
         check_images(images, self.image_size)
-        return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
+        with full_precision(images.device):
+            return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
 
     def score_features(self, features: Features) -> Prediction:
         """Prediction from features that are there already. Raises as `score_patches`."""
@@ -336,8 +339,9 @@ class Detector(nn.Module):
         grid = features.grids[features.strides[0]]
         if grid != self.head.grid:
             raise InputError(f"features on a grid of {grid}, but the detector was fitted on one of {self.head.grid}")
-        patch_scores, scores = self.head.score(features)
-        maps = self.anomaly_map(patch_scores)
+        with full_precision(self.anomaly_map.rows.device):
+            patch_scores, scores = self.head.score(features)
+            maps = self.anomaly_map(patch_scores)
         scores = image_scores(maps) if scores is None else scores
         check_scores(scores)
         return Prediction(scores=scores, maps=maps), patch_scores

@@ -379,7 +379,7 @@ class Checkpoint:
 
 
 def _trainer(device: torch.device, epochs: int, folder: Path | None) -> pl.Trainer:
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     index = device.index if device.index is not None else 0
     return pl.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),

@@ -20,7 +20,8 @@ from detectors.scoring import metrics
 from detectors.scoring.arrays import as_array
 from detectors.scoring.metrics import UndefinedMetricError
 from detectors.scoring.operating_point import Counts, Threshold, count, share_interval
-from detectors.scoring.ranking import RANKING_SCORE, ranking_interval, ranking_score, ranking_scores_by_kind
+from detectors.scoring.ranked_by import RANKING_SCORE
+from detectors.scoring.ranking import ranking_interval, ranking_score, ranking_scores_by_kind
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL_METRICS = ("image_auroc_low", "image_auroc_high")

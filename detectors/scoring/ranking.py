@@ -11,7 +11,7 @@ two folds need not share a scale. A good image and what was painted into it are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,20 +22,8 @@ from detectors.errors import InputError
 from detectors.scoring.arrays import as_array
 from detectors.scoring.metrics import Interval, PairedDifference, UndefinedMetricError, check_finite
 
-RANKING_SCORE = "ranking_score"
 REPLICATES = 1000
 """Of the bootstrap."""
-
-
-def ranks_by(metrics: Mapping[str, float], prefix: str) -> str:
-    """The metric by which a detector is ranked: ``val/ranking_score`` where the defects are painted, else ``val/image_auroc``.
-
-    Args:
-        metrics: by name with the prefix of their set.
-        prefix: ``val`` or ``test``.
-    """
-    painted = f"{prefix}/{RANKING_SCORE}"
-    return painted if painted in metrics else f"{prefix}/image_auroc"
 
 
 def ranking_score(scores: ArrayLike | Tensor, painted: PaintedSet) -> float:

@@ -23,6 +23,11 @@ WHY = {
     "synthetic": "settings are ranked on defects that are painted into good images; this says nothing of real defects",
     "paper": "all labelled images are scored, and nothing is searched",
 }
+NESTED = (
+    "the labelled images are few: all of them choose the setting, and what the choice is worth is estimated on folds that did "
+    "not choose"
+)
+IN_SAMPLE = "the good images are so few that none is kept apart: no figure will mean anything"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Outlook:
 
     protocol: str
     """Empty where a study cannot be run."""
+    why: str
+    """What the protocol does with these images."""
     good: int
     """Good images that the threshold would rest on: of train, each scored without it, and those held out."""
     rate: float
@@ -65,7 +72,7 @@ class Outlook:
         else:
             basis = f"enough for the {percent(self.rate)} false alarms that it is to allow"
         return [
-            f"protocol {self.protocol}: {WHY[self.protocol]}",
+            f"protocol {self.protocol}: {self.why}",
             f"the threshold would rest on {images}: {basis}"
             if self.good
             else "no threshold: no good image is kept apart",
@@ -89,8 +96,9 @@ def outlook(dataset: Dataset, config: StudyConfig | None, command: str, *, cache
     try:
         splits = datasets.split(dataset, config, cache=cache)
     except InputError as error:
-        return Outlook("", 0, rate, command, problem=str(error).removeprefix(f"{dataset.category}: "))
-    return Outlook(splits.protocol, _good(splits, config, cache), rate, command)
+        return Outlook("", "", 0, rate, command, problem=str(error).removeprefix(f"{dataset.category}: "))
+    why = NESTED if splits.nested else IN_SAMPLE if splits.in_sample else WHY[splits.protocol]
+    return Outlook(splits.protocol, why, _good(splits, config, cache), rate, command)
 
 
 def next_command(dataset: Dataset, study: str | None) -> str:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectors.data.images import is_image
 from detectors.errors import InputError
 
 DEMO = "patchcore_screw"
@@ -65,5 +64,7 @@ def _as_path(folder: str) -> str:
 
 
 def _is_image_file(word: str) -> bool:
+    from detectors.data.images import is_image  # numpy and Pillow: the help does not wait for them
+
     path = Path(word).expanduser()
     return path.is_file() and is_image(path)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies import api
 from studies.home import Home
 from studies.show import tables

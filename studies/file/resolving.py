@@ -10,7 +10,7 @@ from detectors.data.samples import GOOD
 from detectors.data.splits import ENOUGH_LABELLED, Protocol
 from detectors.errors import InputError
 from detectors.scoring.evaluation import FALSE_ALARMS, IMAGE_METRICS, RECALL
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig
 from studies.file.sections import COST_METRICS
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from detectors.runtime.latency import Latency
 from detectors.scoring.evaluation import Evaluation
 from detectors.scoring.operating_point import Counts, Threshold, share_interval
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 
 MAX_WARNINGS, MAX_WARNING = 10, 500
 """Warnings that are taken over from a detector's description, and characters of each: a description is anybody's text."""

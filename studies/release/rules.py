@@ -19,7 +19,8 @@ from detectors.data.painting.painted_set import PaintedSet
 from detectors.runtime.latency import is_disturbed
 from detectors.scoring.evaluation import IMAGE_METRICS, NO_THRESHOLD, OPERATING_METRICS, PIXEL_METRICS, SEG_F1
 from detectors.scoring.metrics import PairedDifference, UndefinedMetricError, paired_bootstrap_difference
-from detectors.scoring.ranking import RANKING_SCORE, paired_ranking_difference
+from detectors.scoring.ranked_by import RANKING_SCORE
+from detectors.scoring.ranking import paired_ranking_difference
 from detectors.scoring.significance import sign_test_p
 from studies.file.sections import GateConfig
 from studies.release.measured import Measured, share_text

@@ -20,7 +20,7 @@ from detectors.scoring.metrics import (
     roc_curve_points,
 )
 from detectors.scoring.operating_point import Counts, Threshold
-from detectors.scoring.ranking import RANKING_SCORE, ranks_by
+from detectors.scoring.ranked_by import RANKING_SCORE, ranks_by
 from studies.report import phrases
 from studies.report.charts import (
     BOTTOM,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectors.scoring.evaluation import METRICS, OPERATING_METRICS
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.encoding import encode
 from studies.file.sections import COST_METRICS
 from studies.report import phrases

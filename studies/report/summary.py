@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from detectors.data.samples import GOOD
 from detectors.scoring.operating_point import Counts
-from detectors.scoring.ranking import ranks_by
+from detectors.scoring.ranked_by import ranks_by
 from studies.report import phrases
 from studies.report.on_test import ProductOnTest
 from studies.report.search import STATES, Search

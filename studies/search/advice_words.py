@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from detectors.catalog import head_class
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.search.answers import SHARES, Advice, stored_advice
 from studies.search.operating_point import points_on_test, pooled
 from studies.search.threshold_words import is_painted_type

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL, SEG_F1
-from detectors.scoring.ranking import RANKING_SCORE, ranks_by
+from detectors.scoring.ranked_by import RANKING_SCORE, ranks_by
 from studies.file.config import metric_of
 from studies.search.attributes import INTERRUPTED
 from studies.search.nested import NESTED

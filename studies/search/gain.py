@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detectors.scoring.operating_point import Counts
-from detectors.scoring.ranking import RANKING_SCORE, ranks_by
+from detectors.scoring.ranked_by import RANKING_SCORE, ranks_by
 from studies.search import threshold_words
 from studies.search.operating_point import OperatingPoint, counts_from, pooled
 from studies.search.view import StudyView, TrialView

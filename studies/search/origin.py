@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from detectors.scoring.evaluation import IMAGE_METRICS
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 
 Kind = Literal["file", "images", "demo"]
 TRIALS, SAMPLER, AUTO = "budget.trials", "sampler.name", "auto"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of
 from studies.file.encoding import encode
 from studies.file.keys import SHARED_PARAMETERS, ParameterKey

@@ -11,7 +11,7 @@ import yaml
 
 from detectors.files import write_json, write_text
 from detectors.scoring.operating_point import Counts
-from detectors.scoring.ranking import RANKING_SCORE, ranks_by
+from detectors.scoring.ranked_by import RANKING_SCORE, ranks_by
 from studies.file.encoding import encode
 from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from detectors.errors import InputError
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.encoding import encode
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.view import StudyView, TrialView

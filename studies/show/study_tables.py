@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.keys import ParameterKey
 from studies.search import advice_words, nested, threshold_words
 from studies.search.choice import sentences

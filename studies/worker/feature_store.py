@@ -24,12 +24,12 @@ import xxhash
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from detectors.backbones.pyramid import EXTRACTION_BATCH, Backbone
+from detectors.backbones.pyramid import Backbone, extraction_batch
 from detectors.data.images import RESIZE_RULE, Size
 from detectors.data.samples import ImageSet
 from detectors.features import Features
 from detectors.files import file_lock, os_errors_as_input_errors, write_json
-from detectors.working_memory import portion
+from detectors.precision import full_precision
 
 LAYOUT_VERSION = 1
 DEFAULT_MAX_BYTES = 20 * 2**30
@@ -50,7 +50,8 @@ class FeatureKey:
     weights_sha256: str
     stride: int
     device_type: str
-    """``cpu`` or ``cuda``. Their results differ in the last digits, and a trial must be repeatable exactly."""
+    """``cpu`` or ``cuda``. Their results differ in the last digits, and a trial must be repeatable exactly. The identity of a
+    GPU's features has the precision too: earlier versions computed them in TF32."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class FeatureKey:
             "weights": self.weights_sha256,
             "stride": self.stride,
             "device": self.device_type,
-        }
+        } | ({} if self.device_type == "cpu" else {"precision": "float32"})
 
     @property
     def folder(self) -> str:
@@ -299,7 +300,7 @@ def _extract(
     device: torch.device,
     progress: Progress | None,
 ) -> dict[int, Size]:
-    """Run the backbone over a set and write ``features.npy`` [P, C, N] of each stride.
+    """Run the backbone over a set, in float32 throughout, and write ``features.npy`` [P, C, N] of each stride.
 
     Args:
         folders: {stride: folder, which is created}.
@@ -311,8 +312,8 @@ def _extract(
     arrays: dict[int, FeatureFile] = {}
     grids: dict[int, Size] = {}
     pending: list[dict[int, Tensor]] = []
-    written, batch = 0, portion(EXTRACTION_BATCH)
-    with torch.inference_mode():
+    written, batch = 0, extraction_batch(device)
+    with torch.inference_mode(), full_precision(device):
         for start in range(0, len(image_set), batch):
             indices = range(start, min(start + batch, len(image_set)))
             pyramid = backbone(image_set.images(indices).to(device))

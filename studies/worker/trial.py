@@ -27,7 +27,7 @@ from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
-from detectors.scoring.ranking import RANKING_SCORE
+from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of, validate
 from studies.file.known_pixels import known_pixels
 from studies.file.sections import ThresholdConfig

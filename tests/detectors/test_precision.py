@@ -6,11 +6,15 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
-from detectors.precision import full_precision
+from detectors.backbones.pyramid import build_backbone
+from detectors.base import Detector
+from detectors.catalog import head_class
+from detectors.precision import _OWNERS, full_precision
 
 CPU, OTHER = torch.device("cpu"), torch.device("mps")
 WAIT = 60
@@ -165,3 +169,86 @@ def test_many_threads_that_come_and_go_always_find_it_highest(before):
         seen = [one for each in threads.map(visit, range(8)) for one in each]
     assert set(seen) == {"highest"}
     assert precision() == before
+
+
+# --- convolutions, and the settings of single operations
+
+
+def settings() -> dict[str, Any]:
+    """Every setting that torch answers for; one that contradicts another is None."""
+    found: dict[str, Any] = {}
+    for name, ask in (
+        ("matmul", torch.get_float32_matmul_precision),
+        ("matmul TF32", lambda: torch.backends.cuda.matmul.allow_tf32),
+        ("convolution TF32", lambda: torch.backends.cudnn.allow_tf32),
+        ("all", lambda: torch.backends.fp32_precision),
+        *((f"{owner}", lambda owner=owner: owner.fp32_precision) for owner in _OWNERS),
+    ):
+        try:
+            found[name] = ask()
+        except RuntimeError:
+            found[name] = None
+    return found
+
+
+def allow_products() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def forbid_products() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def forbid_convolutions() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def contradict() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def allow_everything() -> None:
+    torch.backends.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def settings_restored() -> Iterator[None]:
+    everything = torch.backends.fp32_precision
+    singles = [(owner, owner.fp32_precision) for owner in _OWNERS]
+    yield
+    torch.backends.fp32_precision = everything
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    for owner, value in singles:
+        owner.fp32_precision = value
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="came with torch 2.9")
+@pytest.mark.usefixtures("settings_restored")
+@pytest.mark.parametrize(
+    "change", [lambda: None, allow_products, forbid_products, forbid_convolutions, contradict, allow_everything]
+)
+def test_whatever_a_process_has_set_is_off_inside_and_as_it_was_outside(change: Callable[[], None]) -> None:
+    change()
+    found = settings()
+    with full_precision(CPU):
+        inside = settings()
+    assert settings() == found
+    assert inside["matmul"] == "highest"
+    assert inside["matmul TF32"] is inside["convolution TF32"] is False
+    assert {inside[f"{owner}"] for owner in _OWNERS} == {"ieee"}
+
+
+def test_a_detector_is_fitted_and_scored_in_full_precision():
+    backbone, seen = build_backbone("pixels", [4]), set[tuple[str, bool, bool]]()
+    backbone.register_forward_pre_hook(
+        lambda *_: seen.add((precision(), torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")))
+    )
+    detector = Detector(backbone, head_class("padim")(n_features=2), image_size=(32, 32))
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        detector.fit(images)
+        prediction = detector(images)
+    assert seen == {("highest", False, False)}
+    assert prediction.scores.dtype == prediction.maps.dtype == torch.float32

@@ -110,7 +110,7 @@ class ScriptedExecutor:
             raise answer
         result = self._result(job, answer)
         if job.keep_above is not None and answer.get("val/image_auroc", -math.inf) > job.keep_above:
-            (job.path / DETECTOR).mkdir(exist_ok=True)
+            (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)
         return [Done(job.number, job.attempt, result)]
 
     def stop(self, number: int) -> None:

@@ -525,5 +525,5 @@ def test_nothing_is_fetched_for_a_backbone_that_the_study_was_begun_without(
     )
     # Without --offline, as the report recommends it.
     planned = api.plan_study("two", settings={"threshold.rate": 0.2}, device="cpu")
-    assert looked_for == [BACKBONE]
+    assert set(looked_for) == {BACKBONE}
     assert planned.settles

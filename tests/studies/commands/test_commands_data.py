@@ -104,8 +104,9 @@ def test_check_names_the_protocol_what_the_threshold_rests_on_and_the_next_comma
     outlook = report["outlook"]
     assert (outlook["protocol"], outlook["good"], outlook["needed"]) == ("synthetic", 22, 99)
     ended = study("data", "check", "--root", own_widgets)
-    assert "protocol holdout: one half of the labelled images chooses the setting" in ended.out
-    assert "rest on 30 good images" in ended.out
+    # All 12 good ones of test choose, because the labelled images are few, and none of them was fitted.
+    assert "protocol holdout: the labelled images are few: all of them choose the setting" in ended.out
+    assert "rest on 36 good images" in ended.out
     assert "next: study run data/widget" in ended.out
 
 
@@ -117,13 +118,26 @@ def test_check_counts_what_a_study_of_its_own_would(tiny_mvtec: Path, tmp_path: 
     assert f"next: study run {file}" in ended.out
 
 
-def test_check_of_too_few_images_says_that_a_study_cannot_be_run(own_widgets: Path) -> None:
+def test_check_of_three_good_images_promises_no_threshold(own_widgets: Path) -> None:
     images = own_widgets / "widget" / "train" / "good"
     for image in sorted(images.iterdir())[3:]:
         image.unlink()
     ended = study("data", "check", images)
+    assert ended.code == 0, ended
+    assert "protocol synthetic: the good images are so few that none is kept apart" in ended.out
+    assert "no threshold: no good image is kept apart" in ended.out
+    assert "next: study run data/widget/train/good" in ended.out
+
+
+def test_check_of_too_few_images_says_that_a_study_cannot_be_run(own_widgets: Path, tmp_path: Path) -> None:
+    for kind in (own_widgets / "widget" / "test").iterdir():
+        for image in sorted(kind.iterdir())[1:]:
+            image.unlink()
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(raw_config(own_widgets, protocol="holdout")))
+    ended = study("data", "check", file)
     assert ended.code == 2
-    assert "a study cannot be run: protocol synthetic needs at least 4 good training images" in ended.out
+    assert "a study cannot be run: no labelled images are left for test" in ended.out
     assert "next:" not in ended.out
 
 

@@ -69,7 +69,7 @@ def modules_after(*words: str) -> set[str]:
     return set(done.stderr.split())
 
 
-SHARED = {f"studies.commands.{name}" for name in ("gate_lines", "group", "progress", "questions")}
+SHARED = {f"studies.commands.{name}" for name in ("gate_lines", "group", "progress", "questions", "run_words")}
 """Modules that are no command."""
 # Not pydantic, which typer itself imports.
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "sqlalchemy"}

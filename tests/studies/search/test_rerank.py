@@ -105,7 +105,7 @@ def test_a_probe_has_other_seeds_which_all_settings_share_and_never_sees_test(be
     trials = {job.number: job for job in executor.trials}
     structures = set()
     for resample in range(1, FITS + 1):
-        jobs = [job for job in executor.probes if job.probe == Probe(resample, TRAIN_SHARE)]
+        jobs = [job for job in executor.probes if job.probe == Probe(resample, TRAIN_SHARE, repaint=True)]
         assert sorted(job.number for job in jobs) == [0, 1, 2, 3]
         (structure,) = {job.structural_seed for job in jobs}
         structures.add(structure)

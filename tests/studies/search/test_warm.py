@@ -144,7 +144,14 @@ def test_a_trial_that_misses_a_constraint_is_no_winner(bench: Bench) -> None:
         return quality(job) | {"fps": 5.0 if job.params["n_features"] == 20 else 50.0}
 
     baselines = [*BEST, WORSE[0]]
-    bench.run(ScriptedExecutor(fast), name="old", search={}, baselines=baselines, constraints={"fps": ">= 10"})
+    bench.run(
+        ScriptedExecutor(fast),
+        name="old",
+        search={},
+        baselines=baselines,
+        constraints={"fps": ">= 10"},
+        budget={"trials": 4},
+    )
     executor = ScriptedExecutor()
     warm(bench, ["old"], executor).run()
     assert tried(executor) == [BEST[1], BEST[2], WORSE[0]]

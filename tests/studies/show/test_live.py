@@ -91,7 +91,7 @@ def test_a_file_gets_lines_without_bars(bench: Bench) -> None:
         bench.run(listener=live, budget={"trials": 2})
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     # As many as there is to say: a program that reads them must not find half a line, whatever rich thinks of the width.
-    assert [line.split()[0] for line in lines] == ["study", "trial", "trial", "search"]
+    assert [line.split()[0] for line in lines] == ["study", "trial", "a", "the", "trial", "search"]
     assert not any("\x1b" in line for line in lines)
 
 

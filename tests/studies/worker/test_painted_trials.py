@@ -14,7 +14,8 @@ from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.scoring.evaluation import IMAGE_METRICS
-from detectors.scoring.ranking import RANKING_SCORE, ranking_score
+from detectors.scoring.ranked_by import RANKING_SCORE
+from detectors.scoring.ranking import ranking_score
 from studies.search.plan import Plan
 from studies.worker.calibration import read_calibration
 from studies.worker.jobs import DETECTOR
