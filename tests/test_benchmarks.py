@@ -149,3 +149,52 @@ def test_kept_results_tell_no_folder_of_the_machine(tmp_path: Path, monkeypatch:
     assert json.loads(kept.read_text()) == json.loads(
         (ROOT / "benchmarks" / "results" / "spade_carpet.json").read_text()
     )
+
+
+# --- on a GPU, tried without one
+
+
+def test_every_detector_is_measured_with_settings_that_it_knows() -> None:
+    gpu = load("gpu")
+    assert set(gpu.DETECTORS) == set(catalog.names())
+    for name, (_, _, settings) in gpu.DETECTORS.items():
+        assert catalog.head_class(name)(**settings)
+
+
+def test_both_devices_are_compared_and_a_failure_spares_the_others(
+    tiny_mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = load("gpu")
+    monkeypatch.setitem(gpu.DETECTORS, "spade", (gpu.BACKBONE, (8,), {"k": "many"}))
+    out = tmp_path / "gpu.json"
+    words = ["--device", "cpu", "--train", "8", "--test", "6", "--detectors", "padim,spade,vae", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--data", str(tiny_mvtec / "widget"), *words])
+    monkeypatch.setattr(gpu, "milliseconds", lambda *_, **__: 1.0)
+    monkeypatch.setitem(gpu.DETECTORS, "vae", ("pixels", (4,), {"epochs": 1}))
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    padim, spade, vae = json.loads(out.read_text())["runs"]
+    assert spade["failed"].startswith("TypeError")
+    for row in (padim, vae):
+        # The same device twice; and what the process allows changes nothing.
+        assert row["difference_to_cpu"] == row["difference_with_tf32_allowed"] == 0
+        assert row["auroc"] == row["auroc_on_cpu"]
+    assert "8 good images fitted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", ".", "--device", "cpu"], "is no folder"),
+        (["--data", ".", "--device", "cpu", "--detectors", "padim,pfc"], "no detector pfc"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_measured(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        load("gpu").main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -21,8 +21,8 @@ import detectors
 from detectors import catalog, head_texts
 from detectors.entry_points import DISTRIBUTION, distribution_of, offered, only_one
 from detectors.errors import InputError
+from detectors.own_version import own_version
 from detectors.runtime.artifact import read_description
-from detectors.runtime.exported import package_version
 from tracking.pyfunc import HEADS
 
 GROUPS = (catalog.GROUP, "anomaly_studies.executors")
@@ -55,7 +55,7 @@ def pack_code(detector: Path, folder: Path) -> Cargo:
     own = _copy(Path(detectors.__file__).parent, folder)
     points = [point for group in GROUPS for found in offered(group).values() for point in found[:1]]
     own_points = [point for point in points if distribution_of(point) == DISTRIBUTION]
-    code_paths = [own, write_metadata(folder, DISTRIBUTION, package_version(), own_points)]
+    code_paths = [own, write_metadata(folder, DISTRIBUTION, own_version(), own_points)]
     description = read_description(detector)
     if (code := description.head_code) is not None:
         kept = head_texts.keep(code, folder / HEADS)

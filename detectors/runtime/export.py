@@ -27,6 +27,7 @@ from detectors.data.images import Size
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError, NumericalError
 from detectors.files import new_file, new_folder
+from detectors.own_version import own_version
 from detectors.process_state import warning_filters_restored
 from detectors.runtime.artifact import Artifact, describe
 from detectors.runtime.exported import (
@@ -41,7 +42,6 @@ from detectors.runtime.exported import (
     Format,
     initializers_sha256,
     load_exported,
-    package_version,
     require,
 )
 from detectors.runtime.latency import all_cores, single_image_ms
@@ -278,7 +278,7 @@ def _write_openvino(program: Any, artifact: Artifact, folder: Path) -> None:
 
 def _description(artifact: Artifact, tensors_sha256: str) -> str:
     described = describe(artifact, tensors_sha256=tensors_sha256).model_dump()
-    return ExportDescription(**described, version=package_version()).to_json()
+    return ExportDescription(**described, version=own_version()).to_json()
 
 
 @contextmanager

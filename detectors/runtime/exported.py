@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import threading
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,14 +119,6 @@ def require(*packages: str) -> tuple[Any, ...]:
         raise InputError(
             f"{', '.join(packages)}: not installed ({_first_line(error)}); pip install 'anomaly-studies[export]'"
         ) from error
-
-
-def package_version() -> str:
-    """Of this package; ``unknown`` where it is not installed as one."""
-    try:
-        return version("anomaly-studies")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def initializers_sha256(model: Any) -> str:

@@ -1,8 +1,5 @@
 """The version of the installed package."""
 
-from importlib.metadata import PackageNotFoundError, version
+from detectors.own_version import own_version
 
-try:
-    __version__ = version("anomaly-studies")
-except PackageNotFoundError:  # run from a checkout that was not installed
-    __version__ = "0+unknown"
+__version__ = own_version()

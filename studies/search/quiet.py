@@ -1,7 +1,8 @@
-"""Optuna's log lines are left out where ours say the same."""
+"""Optuna's log lines are left out where ours say the same, or where nobody can do anything about them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,14 +10,20 @@ import optuna
 
 from detectors.while_inside import WhileInside
 
+GAUSSIAN_PROCESS = "optuna._gp.batched_lbfgsb"
+"""Its logger warns that a package is absent that saves a Gaussian process milliseconds."""
+
 
 @contextmanager
 def _warnings_alone() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
+    before, without_greenlet = optuna.logging.get_verbosity(), logging.getLogger(GAUSSIAN_PROCESS)
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    level = without_greenlet.level
+    without_greenlet.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        without_greenlet.setLevel(level)
         optuna.logging.set_verbosity(before)
 
 

@@ -23,6 +23,7 @@ from detectors.data.repainting import repainted
 from detectors.data.samples import ImageSet
 from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
+from detectors.own_version import own_version
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
@@ -385,7 +386,7 @@ class _Worker:
 def environment(device: torch.device) -> dict[str, str]:
     """Host, device, threads and versions with which a figure was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    packages = ("anomaly-studies", "torch", "timm", "numpy", "optuna", "mlflow")
+    packages = ("torch", "timm", "numpy", "optuna", "mlflow")
     return {
         "host": platform.node(),
         "device": str(device),
@@ -393,6 +394,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
+        "anomaly-studies": own_version(),
         **{package: version(package) for package in packages},
     }
 

@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from detectors.errors import InputError
 from detectors.head_texts import keep_text, look_in
+from detectors.own_version import own_version
 from studies.executors.failure import describe, kind_of
 from studies.executors.process import Runner, perform
 from studies.executors.ray.parcels import pack
@@ -54,7 +54,7 @@ class Orders:
     """Where the driver finds its data set; a node's own MVTEC_AD_ROOT wins."""
     weights: str | None
     """STUDY_WEIGHTS of the driver; taken where it exists on the node, unless that has its own."""
-    version: str = field(default_factory=lambda: version("anomaly-studies"))
+    version: str = field(default_factory=own_version)
 
     heads: Mapping[str, bytes] = field(default_factory=dict)
     """{sha256: text} of the files that the study's detectors came from."""
@@ -161,7 +161,7 @@ def check(job: Job, orders: Orders) -> str | None:
     from studies.worker.fitting import check_networks
 
     try:
-        if (here := version("anomaly-studies")) != orders.version:
+        if (here := own_version()) != orders.version:
             return f"anomaly-studies {here} is installed there, and {orders.version} on the driver; install the same"
         job = orders.prepare(job)
         home = Home(Path(job.home) if orders.share_home() else node_home()).prepare()

@@ -28,6 +28,7 @@ from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore import graph as patchcore_graph
 from detectors.heads.patchcore.head import Patchcore
+from detectors.own_version import own_version
 from detectors.runtime import artifact as artifact_module
 from detectors.runtime import export, exported
 from detectors.runtime.artifact import Artifact
@@ -212,7 +213,7 @@ def test_what_is_known_of_the_detector_goes_along(made):
     assert description.threshold == detector.threshold.to_json()
     assert description.normal_scores == list(artifact.normal_scores)
     assert description.provenance == artifact.provenance
-    assert description.version == exported.package_version()
+    assert description.version == own_version()
 
 
 def test_nothing_in_a_file_tells_of_the_machine_it_was_made_on(made):
