@@ -85,7 +85,9 @@ def _print_product(found: ProductThreshold, console: Console) -> None:
     else:
         console.print(f"{title}no good image was kept apart, so no threshold can be chosen by a rate", markup=False)
     if found.threshold is None:
-        way = "set one with --rate" if rows else "set one with --value, or give good images of another day: --images DIR"
+        way = (
+            "set one with --rate" if rows else "set one with --value, or give good images of another day: --images DIR"
+        )
         console.print(f"{title}there is no threshold yet; {way}", style="yellow", markup=False)
         return
     for line in words.lines(found.threshold, found.product):
