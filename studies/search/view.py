@@ -229,11 +229,13 @@ class StudyView:
 
     def trials(self) -> list[TrialView]:
         """All trials but discarded and waiting ones, by number; the selected one is marked."""
-        frozen = self._frozen()
+        frozen, again = self._frozen(), self._remeasured
         choice = self._choice(frozen)
-        front = pareto_front(self.config, frozen, self.remeasured)
+        front = pareto_front(self.config, frozen, _metrics(again))
         return [
-            self.view(trial, selected=choice is not None and trial.number == choice.trial, pareto=trial.number in front)
+            self._view(
+                trial, again, selected=choice is not None and trial.number == choice.trial, pareto=trial.number in front
+            )
             for trial in frozen
         ]
 
@@ -294,19 +296,24 @@ class StudyView:
         stored = self._stored_choice(frozen)
         return stored or candidates.choose(self.config, frozen, self.remeasured, folder=self.trial_folder)
 
-    def view(self, trial: FrozenTrial, *, selected: bool = False, pareto: bool = False) -> TrialView:
+    def view(self, trial: FrozenTrial) -> TrialView:
         """One trial."""
-        folder, final = self.trial_folder(trial.number), self.final_folder(trial.number)
-        again = self._remeasured.get(trial.number, Remeasured())
+        return self._view(trial, self._remeasured)
+
+    def _view(
+        self, trial: FrozenTrial, again: Mapping[int, Remeasured], *, selected: bool = False, pareto: bool = False
+    ) -> TrialView:
+        """One of several trials; what was measured again is read from the store once for all of them."""
+        own = again.get(trial.number, Remeasured())
         return TrialView(
             trial,
-            folder,
-            final,
+            self.trial_folder(trial.number),
+            self.final_folder(trial.number),
             self.config,
             selected=selected,
             pareto=pareto,
-            remeasured=again.metrics,
-            remeasured_at=again.time,
+            remeasured=own.metrics,
+            remeasured_at=own.time,
         )
 
     def speed_folder(self, number: int) -> Path:
@@ -316,7 +323,7 @@ class StudyView:
     @property
     def remeasured(self) -> dict[int, dict[str, float]]:
         """{number of a trial: speed that was measured again}"""
-        return {number: again.metrics for number, again in self._remeasured.items()}
+        return _metrics(self._remeasured)
 
     def probed(self, number: int) -> dict[int, float]:
         """{resample: first objective on validation} of the other fits of a trial's setting."""
@@ -373,7 +380,8 @@ class StudyView:
         return [trial for trial in own if trial.detectors]
 
     def _finished(self) -> list[TrialView]:
-        return [self.view(trial) for trial in self._frozen() if trial.state == TrialState.COMPLETE]
+        again = self._remeasured
+        return [self._view(trial, again) for trial in self._frozen() if trial.state == TrialState.COMPLETE]
 
     def _best_of(self, trials: Sequence[TrialView]) -> TrialView | None:
         best = best_by_value(self.config, [trial.frozen for trial in trials], self.remeasured)
@@ -397,6 +405,10 @@ class StudyView:
     def _was_scored_on_test(self, trial: TrialView) -> bool:
         figures = trial.metrics if self.config.protocol == "paper" and trial.folder.is_dir() else trial.test_metrics
         return any(name.startswith("test/") for name in figures)
+
+
+def _metrics(again: Mapping[int, Remeasured]) -> dict[int, dict[str, float]]:
+    return {number: measured.metrics for number, measured in again.items()}
 
 
 def replicate_folder(final: Path, replicate: int) -> Path:

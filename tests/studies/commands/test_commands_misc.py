@@ -380,7 +380,7 @@ def test_clean_all_leaves_everything_that_counts(used: Path, finished: Path, tin
 @pytest.mark.parametrize(("keep", "left"), [(0, 0), (1, 1), (2, 2), (9, 3)])
 def test_clean_keeps_the_checkpoints_of_the_best_trials(keep: int, left: int, used: Path) -> None:
     view = open_view("tiny")
-    ranked = sorted(view.trials(), key=lambda trial: (trial.value, trial.metrics["fps"]), reverse=True)
+    ranked = sorted(view.trials(), key=lambda trial: (trial.selected, trial.value, trial.metrics["fps"]), reverse=True)
     assert study("clean", "--trials", "--keep", keep, "--yes").code == 0
     assert [(trial.folder / "checkpoints").is_dir() for trial in ranked] == [rank < left for rank in range(3)]
     assert [trial.number for trial in view.trials() if trial.detector] == [ranked[0].number]

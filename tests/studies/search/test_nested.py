@@ -236,7 +236,10 @@ def test_an_objective_at_the_threshold_is_chosen_by_anew_without_the_fold(few: B
     found, _ = estimated(few, [ranks, finds, ranks], objectives={"image_recall": "maximize"})
     assert threshold_at_false_alarm_rate(ranks[12:], 0.01) > 9
     # In the folds that hold the good image out, the first looks perfect.
-    assert found.chosen == {1: 40, 0: 10}
+    assert found.chosen[1] == 40
+    assert (
+        sum(found.chosen[number] for number in found.chosen if number != 1) == 10
+    )  # the first and the third are alike
 
 
 def test_a_constraint_is_met_on_the_other_images(few: Bench) -> None:
