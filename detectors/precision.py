@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch.backends import cudnn, mkldnn
@@ -45,7 +46,7 @@ def _precision_set_to_highest() -> Iterator[None]:
         yield
 
 
-_OWNERS = [
+_OWNERS: list[Any] = [
     owner
     for owner in (
         torch.backends.cuda.matmul,
