@@ -30,7 +30,7 @@ OPTIONAL = {"ray", "psycopg", "fastapi", "uvicorn", "multipart", "python_multipa
 
 FLOORS: dict[str, list[list[str]]] = {
     "detectors": [
-        ["errors", "while_inside", "working_memory"],
+        ["errors", "own_version", "while_inside", "working_memory"],
         ["process_state"],
         ["precision", "files", "data", "entry_points"],
         ["scoring", "backbones", "head_texts"],
@@ -74,6 +74,7 @@ LIGHTNING = "imports Lightning, which takes seconds; only a training needs it"
 FREIA = "imports FrEIA, which takes a second; only fresh flows need it"
 WORKER = "what a worker needs; the driver, which hands out the work, does not wait for it"
 HEAVY: dict[str, dict[str, str]] = {
+    "studies/commands/run_words.py": {"detectors.data.images": "imports numpy and Pillow, which the help does without"},
     "detectors/backbones/hub.py": {
         "huggingface_hub": "reads its environment when it is imported, which must be after `--offline` was",
     },

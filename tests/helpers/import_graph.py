@@ -176,6 +176,7 @@ SMALL = {
     "detectors": (
         "errors",
         "files",
+        "own_version",
         "working_memory",
         "while_inside",
         "process_state",

@@ -247,7 +247,8 @@ def test_a_constraint_is_met_on_the_other_images(few: Bench) -> None:
     perfect, fair = labels.astype(float), np.where(labels == 1, 1.0, 0.0)
     fair[0] = -1
     found, _ = estimated(few, [perfect, fair, fair], constraints={"fps": ">= 10", "image_ap": ">= 0.1"})
-    assert found.chosen == {0: 50}
+    assert sum(found.chosen.values()) == 50
+    assert found.chosen[0] >= 40  # where the dent that the others miss is held out, all are alike
 
 
 def test_a_refit_of_a_study_without_test_images_scores_none(
