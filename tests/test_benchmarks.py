@@ -165,7 +165,8 @@ def test_both_devices_are_compared_and_a_failure_spares_the_others(
     tiny_mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpu = load("gpu")
-    monkeypatch.setitem(gpu.DETECTORS, "spade", (gpu.BACKBONE, (8,), {"k": "many"}))
+    monkeypatch.setitem(gpu.DETECTORS, "padim", ("pixels", (4,), {"n_features": 2}))
+    monkeypatch.setitem(gpu.DETECTORS, "spade", ("pixels", (4,), {"k": "many"}))
     out = tmp_path / "gpu.json"
     words = ["--device", "cpu", "--train", "8", "--test", "6", "--detectors", "padim,spade,vae", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["gpu.py", "--data", str(tiny_mvtec / "widget"), *words])
