@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from detectors.errors import InputError
 from detectors.files import write_json, write_text
@@ -166,16 +167,21 @@ def _finish(job: Job, *, pruned: bool) -> TrialResult:
         attempt=job.attempt,
         params=job.params,
         pruned=pruned,
-        metrics=value if job.task == "trial" else {"test/image_auroc": 0.7},
+        metrics=value if job.task in ("trial", "probe") else {"test/image_auroc": 0.7},
         seconds={"fit": 0.1},
         backbone={"name": "resnet18"},
-        threshold=dict(job.config["threshold"]) if job.task == "final" else None,
+        threshold=_threshold(job.config["threshold"]) if job.task == "final" else None,
         started=time.time(),
         finished=time.time(),
         environment={"host": "here", "device": job.device},
     )
     write_json(job.path / RESULT_FILE, result.model_dump(mode="json"))
     return result
+
+
+def _threshold(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A threshold by the section of a study file, as a worker writes it."""
+    return {"value": 0.5, "rule": section["rule"], "source": "validation", "normals": 12, "rate": section.get("rate")}
 
 
 def sound(job: Job, orders: object) -> None:
