@@ -32,8 +32,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def _precision_set_to_highest() -> Iterator[None]:
     with ExitStack() as restored:
         # Put back in the reverse order, the finer settings last: each of the coarse ones changes several of single operations.
-        for owner in _OWNERS:
-            restored.callback(setattr, owner, "fp32_precision", owner.fp32_precision)
+        for operation in OPERATIONS:
+            restored.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
         with suppress(RuntimeError):  # torch refuses to name one precision for settings that contradict each other
             restored.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         for coarse in (torch.backends.cuda.matmul, cudnn):
@@ -41,14 +41,14 @@ def _precision_set_to_highest() -> Iterator[None]:
                 restored.callback(setattr, coarse, "allow_tf32", coarse.allow_tf32)
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
-        for owner in _OWNERS:  # what is not set here goes by the setting above it, which may be TF32
-            owner.fp32_precision = "ieee"
+        for operation in OPERATIONS:  # what is not set here goes by the setting above it, which may be TF32
+            operation.fp32_precision = "ieee"
         yield
 
 
-_OWNERS: list[Any] = [
-    owner
-    for owner in (
+OPERATIONS: list[Any] = [
+    operation
+    for operation in (
         torch.backends.cuda.matmul,
         getattr(cudnn, "conv", None),
         getattr(cudnn, "rnn", None),
@@ -56,7 +56,7 @@ _OWNERS: list[Any] = [
         getattr(mkldnn, "conv", None),
         getattr(mkldnn, "rnn", None),
     )
-    if hasattr(owner, "fp32_precision")
+    if hasattr(operation, "fp32_precision")
 ]
 """Operations that have a precision of their own, which came with torch 2.9."""
 _highest_precision = WhileInside(_precision_set_to_highest)

@@ -10,20 +10,20 @@ import optuna
 
 from detectors.while_inside import WhileInside
 
-GAUSSIAN_PROCESS = "optuna._gp.batched_lbfgsb"
-"""Its logger warns that a package is absent that saves a Gaussian process milliseconds."""
+GAUSSIAN_PROCESS_LOGGER = "optuna._gp.batched_lbfgsb"
+"""It warns that a package is absent that saves a Gaussian process milliseconds."""
 
 
 @contextmanager
 def _warnings_alone() -> Iterator[None]:
-    before, without_greenlet = optuna.logging.get_verbosity(), logging.getLogger(GAUSSIAN_PROCESS)
+    gaussian_process = logging.getLogger(GAUSSIAN_PROCESS_LOGGER)
+    before, level = optuna.logging.get_verbosity(), gaussian_process.level
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    level = without_greenlet.level
-    without_greenlet.setLevel(logging.ERROR)
+    gaussian_process.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        without_greenlet.setLevel(level)
+        gaussian_process.setLevel(level)
         optuna.logging.set_verbosity(before)
 
 

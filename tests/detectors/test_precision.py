@@ -14,7 +14,7 @@ import torch
 from detectors.backbones.pyramid import build_backbone
 from detectors.base import Detector
 from detectors.catalog import head_class
-from detectors.precision import _OWNERS, full_precision
+from detectors.precision import OPERATIONS, full_precision
 
 CPU, OTHER = torch.device("cpu"), torch.device("mps")
 WAIT = 60
@@ -182,7 +182,7 @@ def settings() -> dict[str, Any]:
         ("matmul TF32", lambda: torch.backends.cuda.matmul.allow_tf32),
         ("convolution TF32", lambda: torch.backends.cudnn.allow_tf32),
         ("all", lambda: torch.backends.fp32_precision),
-        *((f"{owner}", lambda owner=owner: owner.fp32_precision) for owner in _OWNERS),
+        *((f"{owner}", lambda owner=owner: owner.fp32_precision) for owner in OPERATIONS),
     ):
         try:
             found[name] = ask()
@@ -215,7 +215,7 @@ def allow_everything() -> None:
 @pytest.fixture
 def settings_restored() -> Iterator[None]:
     everything = torch.backends.fp32_precision
-    singles = [(owner, owner.fp32_precision) for owner in _OWNERS]
+    singles = [(owner, owner.fp32_precision) for owner in OPERATIONS]
     yield
     torch.backends.fp32_precision = everything
     torch.backends.cudnn.allow_tf32 = True
@@ -237,7 +237,7 @@ def test_whatever_a_process_has_set_is_off_inside_and_as_it_was_outside(change: 
     assert settings() == found
     assert inside["matmul"] == "highest"
     assert inside["matmul TF32"] is inside["convolution TF32"] is False
-    assert {inside[f"{owner}"] for owner in _OWNERS} == {"ieee"}
+    assert {inside[f"{owner}"] for owner in OPERATIONS} == {"ieee"}
 
 
 def test_a_detector_is_fitted_and_scored_in_full_precision():

@@ -175,7 +175,6 @@ def prior(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return Portfolio(version=1, products=["a"], entries=entries)
 
     monkeypatch.setattr(portfolio, "stored", stored)
-    candidates._place.cache_clear()
     return settings
 
 

@@ -61,7 +61,6 @@ def probed(table: Mapping[int, Sequence[Answer | float]]) -> Any:
 @pytest.fixture(autouse=True)
 def no_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portfolio, "stored", lambda: Portfolio(version=1, products=[], entries=[]))
-    candidates._place.cache_clear()
 
 
 LUCKY = values(0.95, 0.90, 0.60, 0.50)
