@@ -46,7 +46,7 @@ def test_a_folder_of_good_images_is_enough(shell: Shell) -> None:
     )
     assert usable < end
     assert "the search goes on with 1 more trial" in ended.out[usable:end]
-    assert "on validation, the first setting (trial 0)" in ended.out[end:]
+    assert "with painted defects, the first setting (trial 0)" in ended.out[end:]
     judged = shell("predict", "my_parts", "new", "--json")
     assert judged.code == 0, judged
     assert len(json.loads(judged.out)) == 6

@@ -178,7 +178,7 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_checkpoint(
     run("cut_off.yaml", "--trials", 2, "--set", "execution.trial_timeout=300")
     assert checkpoints[0] is not None
     before = shown_before(folder, "cut_off")["trials"]
-    done, failed, resumed = shown("cut_off")["trials"]
+    done, failed, resumed = as_before(shown("cut_off")["trials"])
     assert [done["metrics"], done["params"]] == [before[0]["metrics"], before[0]["params"]]
     assert failed == before[1]
     assert resumed["number"] == 2

@@ -68,8 +68,15 @@ class FolderSource:
         if not description.is_file():
             raise InputError(f"{self.folder}: no detector here ({DESCRIPTION} is missing)")
         digest = file_sha256(description)
-        mark = "provisional-" if read_description(self.folder).provenance.get(PROVISIONAL) else ""
+        mark = "provisional-" if self._is_provisional() else ""
         return ModelVersion(digest, self.name, f"{mark}{digest[:12]}")
+
+    def _is_provisional(self) -> bool:
+        try:
+            return bool(read_description(self.folder).provenance.get(PROVISIONAL))
+        except InputError:
+            # A damaged description is a version too: it is told once, as one that cannot be loaded.
+            return False
 
     def fetch(self, version: ModelVersion) -> Path:
         """The folder itself."""

@@ -107,8 +107,9 @@ POINTS = {
 }
 IN_THE_REFIT = {
     "before test is scored": Point("studies.worker.trial:_Worker._calibrate", 1, "after"),
-    "between ledger and detector": Point("studies.worker.trial:save_artifact", 1, "before"),
-    "between detector and result": Point("studies.worker.trial:save_artifact", 1, "after"),
+    "between ledger and detector": Point("studies.worker.trial:_Worker._score_on_test", 1, "after"),
+    # Each trial ends as well.
+    "between detector and result": Point("studies.worker.trial:_Worker._finish", TRIALS + 1, "before"),
 }
 IN_RECOVERY = {
     "before the orphan is looked at": Point("studies.search.run:take_up", 1, "before"),

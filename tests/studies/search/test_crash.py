@@ -103,8 +103,8 @@ def test_a_recovery_that_is_killed_is_recovered_from(scene: Scene, name: str) ->
 
 def test_a_driver_that_is_killed_again_and_again_at_the_same_trial_gives_it_up(scene: Scene) -> None:
     for point in (
-        Point("studies.worker.trial:_Worker._fit", 2, "before"),
-        Point("studies.worker.trial:_Worker._fit", 1, "before"),
+        Point("studies.worker.fitting:Fitting.fit", 2, "before"),
+        Point("studies.worker.fitting:Fitting.fit", 1, "before"),
     ):
         assert scene.run(point).code == -signal.SIGKILL
     again = scene.run()
