@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -38,25 +40,45 @@ class PatientStorage(BaseStorage):
         self.database = database
         self._cached, self._shown_url = get_storage(database), shown_url
         self._patience = patience or Patience(give_up_seconds=READER_SECONDS)
+        self._reads: dict[tuple[str, int], Any] | None = None
+        self._reader = 0
 
     @property
     def engine(self) -> Engine:
         """SQLAlchemy's engine of the database, for tables beside Optuna's."""
         return self.database.engine
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Within the block, this thread reads each thing once, until something is written here or `look_again` is called.
+
+        For who holds a study's lease, under which nobody else writes: a driver asks the same questions dozens of times a trial.
+        """
+        before = self._reads, self._reader
+        self._reads, self._reader = {}, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._reads, self._reader = before
+
+    def look_again(self) -> None:
+        """Forget what was read in a `steady` block."""
+        if self._reads is not None:
+            self._reads = {}
+
     # Studies
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._patiently(lambda: self._cached.create_new_study(directions, study_name))
+        return self._write(lambda: self._cached.create_new_study(directions, study_name))
 
     def delete_study(self, study_id: int) -> None:
-        self._patiently(lambda: self._cached.delete_study(study_id))
+        self._write(lambda: self._cached.delete_study(study_id))
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._patiently(lambda: self._cached.set_study_user_attr(study_id, key, value))
+        self._write(lambda: self._cached.set_study_user_attr(study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._patiently(lambda: self._cached.set_study_system_attr(study_id, key, value))
+        self._write(lambda: self._cached.set_study_system_attr(study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._patiently(lambda: self._cached.get_study_id_from_name(study_name))
@@ -68,10 +90,10 @@ class PatientStorage(BaseStorage):
         return self._patiently(lambda: self._cached.get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._patiently(lambda: self._cached.get_study_user_attrs(study_id))
+        return self._read(("user_attrs", study_id), lambda: self._cached.get_study_user_attrs(study_id))
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._patiently(lambda: self._cached.get_study_system_attrs(study_id))
+        return self._read(("system_attrs", study_id), lambda: self._cached.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
         return self._patiently(self._cached.get_all_studies)
@@ -79,12 +101,12 @@ class PatientStorage(BaseStorage):
     # Trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self._patiently(lambda: self._cached.create_new_trial(study_id, template_trial))
+        return self._write(lambda: self._cached.create_new_trial(study_id, template_trial))
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        self._patiently(lambda: self._cached.set_trial_param(trial_id, param_name, param_value_internal, distribution))
+        self._write(lambda: self._cached.set_trial_param(trial_id, param_name, param_value_internal, distribution))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As `BaseStorage.set_trial_state_values`; a first try that was stored but not confirmed counts as done."""
@@ -104,24 +126,28 @@ class PatientStorage(BaseStorage):
             # The same, of a queued trial that was set running. Nobody else could do it: there is one driver.
             return is_set or (was_repeated and self._cached.get_trial(trial_id).state == TrialState.RUNNING)
 
-        return self._patiently(once)
+        return self._write(once)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._patiently(lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value))
+        self._write(lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._patiently(lambda: self._cached.set_trial_user_attr(trial_id, key, value))
+        self._write(lambda: self._cached.set_trial_user_attr(trial_id, key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._patiently(lambda: self._cached.set_trial_system_attr(trial_id, key, value))
+        self._write(lambda: self._cached.set_trial_system_attr(trial_id, key, value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._patiently(lambda: self._cached.get_trial(trial_id))
+        return self._read(("trial", trial_id), lambda: self._cached.get_trial(trial_id), copied=copy.deepcopy)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
+        if not self._is_steady:
+            return self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
+        trials = self._read(("trials", study_id), lambda: self._cached.get_all_trials(study_id, deepcopy=False))
+        wanted = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(wanted) if deepcopy else wanted
 
     # Short ways that the cache has, and that would else go through all trials
 
@@ -137,6 +163,24 @@ class PatientStorage(BaseStorage):
     def remove_session(self) -> None:
         self._cached.remove_session()
 
+    @property
+    def _is_steady(self) -> bool:
+        return self._reads is not None and threading.get_ident() == self._reader
+
+    def _read(self, key: tuple[str, int], ask: Callable[[], T], *, copied: Callable[[T], T] = copy.copy) -> T:
+        """What `ask` returns; in a steady block a copy of what it returned before."""
+        if self._reads is None or not self._is_steady:
+            return self._patiently(ask)
+        if key not in self._reads:
+            self._reads[key] = self._patiently(ask)
+        return copied(self._reads[key])
+
+    def _write(self, action: Callable[[], T]) -> T:
+        try:
+            return self._patiently(action)
+        finally:
+            self.look_again()
+
     def _patiently(self, action: Callable[[], T]) -> T:
         try:
             with _without_warnings():
@@ -150,15 +194,19 @@ class PatientStorage(BaseStorage):
             ) from error
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 @contextmanager
 def _errors_alone() -> Iterator[None]:
+    # Setting the logger's level would empty what every logger of the process has remembered, which costs a millisecond a call.
     logger = logging.getLogger("optuna.storages._rdb.storage")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(_is_error)
 
 
 _without_warnings = WhileInside(_errors_alone)

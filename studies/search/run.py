@@ -156,8 +156,9 @@ def _open(
 
         def check_lease() -> None:
             _check(lease, plan.config.name)
+            stores.storage.look_again()
 
-        with stores.patience.guarded(check_lease):
+        with stores.patience.guarded(check_lease), stores.storage.steady():
             study, header, is_new = create_or_resume(stores.storage, plan, fresh=fresh)
             study.pruner = make_pruner(plan.config)
             opened = OpenStudy.create(plan, study, header, projection=stores.projection, notify=listener)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,71 @@ def test_a_study_goes_on_through_any_broken_connection(storage: PatientStorage) 
     finished = study.get_trials(states=[TrialState.COMPLETE])
     assert len(finished) == 6
     assert [trial.number for trial in study.get_trials()] == list(range(len(study.get_trials())))
+
+
+def counted(storage: PatientStorage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the reads that reach the database, as they come."""
+    calls: list[str] = []
+    for name in ("get_all_trials", "get_study_user_attrs", "get_trial"):
+        original = getattr(storage._cached, name)
+
+        def read(*words: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            calls.append(name)
+            return original(*words, **options)
+
+        monkeypatch.setattr(storage._cached, name, read)
+    return calls
+
+
+def test_in_a_steady_block_each_thing_is_read_once_until_something_is_written(
+    storage: PatientStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.tell(study.ask(), 0.5)
+    other = optuna.load_study(study_name="s", storage=PatientStorage(RDBStorage(str(storage.engine.url))))
+    calls = counted(storage, monkeypatch)
+    with storage.steady():
+        for _ in range(3):
+            assert len(study.get_trials()) == len(study.get_trials(states=[TrialState.COMPLETE])) == 1
+            assert study.get_trials(states=[TrialState.RUNNING]) == []
+            assert study.user_attrs == {}
+        assert calls == ["get_all_trials", "get_study_user_attrs"]
+        # What was read belongs to who read it.
+        study.get_trials()[0].user_attrs["mine"] = 1
+        study.user_attrs["mine"] = 1
+        study.get_trials(deepcopy=False).clear()
+        assert [trial.user_attrs for trial in study.get_trials()] == [{}]
+        assert study.user_attrs == {}
+        study.set_user_attr("told", 1)
+        assert study.user_attrs == {"told": 1}
+        trial = study.ask()
+        trial.set_user_attr("a", 1)
+        assert [one.user_attrs for one in study.get_trials()] == [{}, {"a": 1}]
+        # Who must know of others looks again.
+        assert study.user_attrs == {"told": 1}
+        other.set_user_attr("told", 2)
+        assert study.user_attrs == {"told": 1}
+        storage.look_again()
+        assert study.user_attrs == {"told": 2}
+        # Another thread reads for itself.
+        other.set_user_attr("told", 3)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: study.user_attrs).result() == {"told": 3}
+    other.set_user_attr("told", 4)
+    assert study.user_attrs == {"told": 4}
+
+
+def test_a_steady_block_sees_a_write_that_failed_half_way(storage: PatientStorage) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    trial = study.ask()
+    storage._patience.give_up_seconds = 0.0
+    with storage.steady():
+        assert study.get_trials()[0].state == TrialState.RUNNING
+        end = breaking(storage, after=True)
+        with pytest.raises(InputError):
+            storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5])
+        end()
+        assert study.get_trials()[0].state == TrialState.COMPLETE
 
 
 @pytest.mark.parametrize("after", [False, True])
