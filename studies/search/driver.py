@@ -21,7 +21,7 @@ from studies.search.provisional import Provisional
 from studies.search.queue import Attempt, Queue
 from studies.search.stopping import Stopping
 from studies.search.telling import Telling
-from studies.worker.jobs import RETRIED, Done, Event, Job, Lost, Report, Stage
+from studies.worker.jobs import FIRST_DETECTOR, RETRIED, Done, Event, Job, Lost, Report, Stage
 
 POLL_SECONDS = 1.0
 
@@ -96,6 +96,9 @@ class Driver:
             return
         if isinstance(event, Stage):
             self._opened.notify(Progressed(event))
+            if event.name == FIRST_DETECTOR and event.done:
+                self._check_lease()
+                self._provisional.update()
             return
         # Another driver may have taken over meanwhile: nothing may be stored then.
         self._check_lease()

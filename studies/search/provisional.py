@@ -1,7 +1,7 @@
 """The detector that a person has while the search goes on: that of the best trial so far, as it was fitted for its figures.
 
-The first finished trial leaves its detector in its folder, with the threshold that its good images of validation give, and one
-that beats it replaces it. Nothing is scored on test for it, and nothing is promoted: the refit of the selected trial takes its
+The first trial leaves its detector in its folder, with the threshold that its good images give: of a study without labels before
+it is judged, of others when it has finished. One that beats it replaces it. Nothing is scored on test for it, and nothing is promoted: the refit of the selected trial takes its
 place. In a study over several products it stays the first trial's, because a trial's worker does not know the mean over them
 before all are done. See `detectors.runtime.artifact` for what is written, and `LARGEST_MB` of `studies.worker.trial`.
 """
@@ -17,7 +17,7 @@ from studies.search.notices import Remark
 from studies.search.opened import OpenStudy
 from studies.search.usable_words import usable_now
 from studies.search.view import TrialView
-from studies.worker.jobs import DETECTOR, PRODUCTS
+from studies.worker.jobs import DETECTOR, FIRST_DETECTOR, PRODUCTS
 
 
 class Provisional:
@@ -27,7 +27,9 @@ class Provisional:
         """Args: `slots` is how many trials run at the same time."""
         self._opened, self._slots = opened, max(1, slots)
         self._has_refit = any(trial.detectors for trial in opened.view.trials())
-        self._is_told = self._has_refit or bool(opened.view.provisional())
+        present = opened.view.provisional()
+        self._is_told = self._has_refit or bool(present)
+        self._is_timed = self._has_refit or any(trial.state == "COMPLETE" for trial in present)
 
     @property
     def keep_above(self) -> float | None:
@@ -35,23 +37,25 @@ class Provisional:
         if self._has_refit or self._opened.config.protocol == "paper":
             return None
         present = self._opened.view.usable()
-        if present is None:
+        if present is None or present.state != "COMPLETE":
             return -math.inf
         if self._opened.plan.images.several or present.value is None:
             return None
         return present.value if self._opened.config.direction == "maximize" else -present.value
 
     def update(self) -> None:
-        """After a trial has ended: the best detector is kept, the others go; the first one is told."""
+        """After a trial has ended or left a first detector: the best one is kept, the others go; the first one is told."""
         if self._has_refit:
             return
         usable = self._opened.view.usable()
         if usable is None or not usable.provisional:
             return
-        delete(trial for trial in self._opened.view.provisional() if trial.number != usable.number)
+        delete(trial for trial in self._opened.view.with_own_detector() if trial.number != usable.number)
         if not self._is_told:
             self._is_told = True
             self._opened.notify(Remark(usable_now(self._opened.view, usable)))
+        if not self._is_timed and usable.state == "COMPLETE":
+            self._is_timed = True
             if (line := self._how_long(usable)) is not None:
                 self._opened.notify(Remark(line))
 
@@ -62,7 +66,7 @@ class Provisional:
         if trials < 1:
             return None
         # Features are computed once; a measurement of speed has the machine for itself, the rest is divided among the slots.
-        each = sum(seconds for stage, seconds in first.outcome.seconds.items() if not stage.startswith("features"))
+        each = sum(seconds for stage, seconds in first.outcome.seconds.items() if not stage.startswith(("features", FIRST_DETECTOR)))
         seconds = trials * each / self._slots
         if budget.timeout is not None:
             seconds = min(seconds, budget.timeout)

@@ -42,7 +42,7 @@ class Refit:
         unfinished = not selected.detectors or selected.final is None
         if unfinished or thresholds.must_be_refitted(self._opened.view, selected):
             self.run(selected, "final")
-        provisional.delete(self._opened.view.provisional())
+        provisional.delete(self._opened.view.with_own_detector())
         if not thresholds.follow_section(self._opened.view, selected):
             self._choose_threshold_anew(selected)
         # Where no image is kept for test, another seed has none to be scored on.

@@ -13,7 +13,10 @@ if TYPE_CHECKING:  # a command that prints an error does not wait for Optuna
 
 def usable_now(view: StudyView, trial: TrialView) -> str:
     """A line on the detector that there is to use."""
-    what = "provisional until the search ends" if trial.provisional else "which was selected before"
+    what = "which was selected before"
+    if trial.provisional:
+        is_judged = trial.state == "COMPLETE"
+        what = "provisional until the search ends" if is_judged else "not judged yet and provisional until the search ends"
     return (
         f"a detector is usable now: `study predict {view.address} IMAGE...` takes that of trial {trial.number}, {what}"
     )

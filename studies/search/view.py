@@ -375,8 +375,17 @@ class StudyView:
         return self._best_of(refitted or self.provisional())
 
     def provisional(self) -> list[TrialView]:
-        """Finished trials that kept their own detector, `TrialView.provisional`; no more than a few."""
-        own = [trial.as_provisional() for trial in self._finished()]
+        """Finished trials that kept their own detector, `TrialView.provisional`; no more than a few.
+
+        Until there is one, those that left theirs before they were judged.
+        """
+        own = self.with_own_detector()
+        return [trial for trial in own if trial.state == "COMPLETE"] or own
+
+    def with_own_detector(self) -> list[TrialView]:
+        """All trials whose folder holds their own detector, as `TrialView.provisional`, however they stand."""
+        again = self._remeasured
+        own = [self._view(trial, again).as_provisional() for trial in self._frozen()]
         return [trial for trial in own if trial.detectors]
 
     def _finished(self) -> list[TrialView]:

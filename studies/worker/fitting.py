@@ -100,11 +100,12 @@ class Fitting:
         self.references = references(self._fitted_set, self._head_type, config, of=len(splits.train))
         """What is fitted: the images of train, with turned copies of few."""
 
-    def fit(self, *, with_folds: bool) -> Detector:
+    def fit(self, *, with_folds: bool, validated: bool = True) -> Detector:
         """The trial's detector, fitted on train, on the device.
 
         Args:
             with_folds: collect scores of images of train by detectors that were fitted without them, for the threshold.
+            validated: a head that trains is measured on validation between its epochs.
         """
         detector = self._new_detector()
         features = self._features_of_references()
@@ -118,7 +119,7 @@ class Fitting:
             report=lambda step, value: self.stage.emit(Report(job.number, job.attempt, step, value)),
             should_stop=self._should_stop,
             count_stored=self._count_stored,
-            validate=self._validate_with(detector),
+            validate=self._validate_with(detector) if validated else None,
             checkpoint_dir=job.path / CHECKPOINTS,
         )
         with self.stage("fit"):
@@ -218,6 +219,11 @@ class Fitting:
                 f"with ({backbone.identity.sha256[:12]}, not {self.job.weights_sha256[:12]}); restore them, or --fresh"
             )
         return backbone
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the trial's head trains by gradient; see `Head.trained`."""
+        return self._head_type.trained
 
     @property
     def _head_type(self) -> type[Head]:

@@ -20,6 +20,8 @@ PRODUCTS = "products"
 """Folder within a job's folder that contains one job's folder for each of several products."""
 DETECTOR = "detector"
 """Folder within a final job's folder that is the detector artifact; in a trial's folder it is a provisional one."""
+FIRST_DETECTOR = "first detector"
+"""Stage of the first trial of a study without labels; once it is done, the trial's folder holds a provisional detector."""
 PROVISIONAL = "provisional"
 """Key in the provenance of a detector that a trial kept of its own fit, while the search goes on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -24,7 +25,7 @@ from detectors.data.samples import ImageSet
 from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
 from detectors.own_version import own_version
-from detectors.runtime.artifact import Artifact, save_artifact
+from detectors.runtime.artifact import Artifact, model_size_mb, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
@@ -42,7 +43,7 @@ from studies.worker.calibration import (
 )
 from studies.worker.fitting import Emit, Fitting, Stages, masks_of
 from studies.worker.good_images import good_images, named
-from studies.worker.jobs import ARTIFACTS, DETECTOR, PROVISIONAL, RESULT_FILE, Job, TrialResult
+from studies.worker.jobs import ARTIFACTS, DETECTOR, FIRST_DETECTOR, PROVISIONAL, RESULT_FILE, Job, TrialResult
 from studies.worker.ledger import LedgerLine, append_to_ledger
 from studies.worker.products import load_images, run_products
 from studies.worker.scores import read_scores, write_scores
@@ -77,6 +78,14 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
         worker = _Worker(job, config, home, emit, should_stop)
         steps = {"trial": worker.trial, "probe": worker.probe, "speed": worker.speed}
         return steps.get(job.task, worker.final)()
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first detector of a study, which was left before it was judged."""
+
+    detector: Detector
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class _Worker:
     def trial(self) -> TrialResult:
         """Fit on train and score on validation, or under protocol ``paper`` on the whole test set."""
         scored, prefix = (self.splits.validation, "val") if self.splits.validation else (self.splits.test, "test")
+        first = self._leave_first_detector()
         with self.lock.shared():
             judged = self._judge(scored)
         if judged is None:
@@ -134,9 +144,35 @@ class _Worker:
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.fitting.train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         if self._is_to_be_kept(metrics):
-            write_calibration(judged.calibration, self.job.path)
-            self._save(detector, judged.calibration, self._provenance(metrics) | {PROVISIONAL: True})
+            self._leave(first or _First(detector, judged.calibration), metrics)
         return self._finish(metrics, evaluation, threshold=detector.threshold)
+
+    def _leave_first_detector(self) -> _First | None:
+        """Before a study without labels has its first figure, fit to the good images and save that detector.
+
+        What such a trial is judged by takes much longer than its fit: hundreds of images are painted, and their features
+        computed. A person can look at new images meanwhile. The threshold rests on train out of fold, as a refit's does.
+        """
+        waits_for_paint = self.config.protocol == "synthetic" and not self.splits.in_sample
+        if self.job.keep_above != -math.inf or not waits_for_paint or self.fitting.is_trained:
+            return None
+        # Its times are no part of the trial's.
+        fitting = Fitting(self.job, self.config, self.home, self.splits, Stages(self.job, self.stage.emit))
+        with self.stage(FIRST_DETECTOR), self.lock.shared():
+            detector = fitting.fit(with_folds=True, validated=False)
+            calibration = self._calibration(None, fitting=fitting)
+            detector.threshold = calibration.threshold(self._rule_of_trial)
+            if detector.threshold is None or model_size_mb(detector) > LARGEST_MB:
+                return None
+            first = _First(detector, calibration)
+            self._leave(first, {})
+        self.stage.step(FIRST_DETECTOR, 1, 1)
+        return first
+
+    def _leave(self, first: _First, metrics: Mapping[str, float]) -> None:
+        """Save a provisional detector, with what `study threshold` needs."""
+        write_calibration(first.calibration, self.job.path)
+        self._save(first.detector, first.calibration, self._provenance(dict(metrics)) | {PROVISIONAL: True})
 
     def _is_to_be_kept(self, metrics: Mapping[str, float]) -> bool:
         """Whether the trial's detector is the best so far, and small enough to be written in a moment."""
@@ -266,28 +302,31 @@ class _Worker:
                 seed=self.job.structural_seed,
             )
 
-    def _calibration(self, validation: Prediction | None, *, images: str | None = None) -> Calibration:
+    def _calibration(
+        self, validation: Prediction | None, *, images: str | None = None, fitting: Fitting | None = None
+    ) -> Calibration:
         """What was collected, with the scores of validation.
 
         Args:
             validation: prediction of its images; None where there are none.
             images: what ``threshold.images`` names.
+            fitting: which collected; None for the job's.
         """
-        labelled = []
+        fitting, labelled = fitting or self.fitting, []
         # Nothing rests on images that the detector was fitted to.
         if validation is not None and self.splits.validation is not None and not self.splits.in_sample:
             samples = self.splits.validation.samples
             labelled = labelled_images(samples, validation.scores.tolist())
             good = [index for index, sample in enumerate(samples) if not sample.label]
             of_good = Prediction(scores=validation.scores[good], maps=validation.maps[good])
-            self.fitting.collector.add([samples[index] for index in good], of_good, "validation")
+            fitting.collector.add([samples[index] for index in good], of_good, "validation")
         return Calibration(
             folds=self.config.threshold.folds,
-            parts=self.fitting.parts,
+            parts=fitting.parts,
             images=images,
-            good=self.fitting.collector.good,
+            good=fitting.collector.good,
             labelled=labelled,
-            pixel=self.fitting.collector.pixel,
+            pixel=fitting.collector.pixel,
         )
 
     def _calibrate(self, detector: Detector) -> Calibration:

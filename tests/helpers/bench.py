@@ -29,6 +29,7 @@ from studies.search.stores import Stores
 from studies.search.view import StudyView, TrialView
 from studies.worker.jobs import (
     DETECTOR,
+    FIRST_DETECTOR,
     LOG_FILE,
     RESULT_FILE,
     Done,
@@ -71,6 +72,8 @@ class ScriptedExecutor:
     probe: Script = quality
     """The same for other fits of a trial's setting."""
     slots: int = 1
+    leave_first: bool = False
+    """A trial that is to be kept whatever it reaches leaves its detector before it is judged."""
     leave_result: bool = False
     """Write the result also where the answer is an exception: the worker was done, its driver was not."""
     jobs: list[Job] = field(default_factory=list)
@@ -94,7 +97,11 @@ class ScriptedExecutor:
         resample = job.probe.resample if job.probe is not None else 0
         if (key := (job.task, job.number, job.attempt, resample)) not in self.started:
             self.started.add(key)
-            return [Stage(job.number, job.attempt, "fit")]
+            stages = [Stage(job.number, job.attempt, "fit")]
+            if self.leave_first and job.keep_above == -math.inf:
+                (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)
+                stages.append(Stage(job.number, job.attempt, FIRST_DETECTOR, 1, 1))
+            return stages
         self.waiting.popleft()
         if job.task == "final":
             (job.path / DETECTOR).mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,61 @@ def test_the_first_detector_is_kept_and_told_and_better_ones_replace_it(bench: B
     assert bench.view().ledger() == []
 
 
+def told_usable(bench: Bench) -> list[str]:
+    return [
+        notice.text for notice in bench.notices if isinstance(notice, Remark) and "detector is usable" in notice.text
+    ]
+
+
+def test_a_detector_is_told_before_its_trial_is_judged_and_stays_when_that_ends(bench: Bench) -> None:
+    executor = ScriptedExecutor(stopped_after(2, KeyboardInterrupt()), leave_first=True)
+    states: list[tuple[str, bool]] = []
+
+    def look(notice: object) -> None:
+        usable = bench.view().usable() if isinstance(notice, Remark) else None
+        if usable is not None:
+            states.append((usable.state, usable.provisional))
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(executor, budget={"trials": 4}, listener=look)
+    assert states[0] == ("RUNNING", True)
+    assert [job.keep_above for job in executor.trials] == [-math.inf, 0.5, 0.7]
+    first, last = told_usable(bench)
+    assert "takes that of trial 0, not judged yet and provisional until the search ends" in first
+    assert "takes that of trial 1, provisional until the search ends" in last
+    # How long it takes is known once the first trial has ended.
+    texts = [notice.text for notice in bench.notices if isinstance(notice, Remark)]
+    assert sum("the search goes on with up to 3 more trials" in text for text in texts) == 1
+    assert kept(bench) == [1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Killed()])
+def test_a_detector_outlives_a_run_that_ends_before_its_trial_does(bench: Bench, error: BaseException) -> None:
+    executor = ScriptedExecutor(lambda job: error, leave_first=True)
+    if isinstance(error, Killed):
+        bench.kill(executor, budget={"trials": 2})
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(executor, budget={"trials": 2})
+    assert kept(bench) == [0]
+    # The next run judges its own; what the first one left goes with the refit.
+    later = ScriptedExecutor(by_number, leave_first=True)
+    bench.run(later, budget={"trials": 2})
+    assert [job.keep_above for job in later.trials][0] == -math.inf
+    assert bench.view().with_own_detector() == []
+
+
+def test_a_first_detector_is_worth_having_where_its_trial_failed(bench: Bench) -> None:
+    executor = ScriptedExecutor(lambda job: "exception" if job.number == 0 else by_number(job), leave_first=True)
+    seen: list[list[int]] = []
+    bench.run(executor, budget={"trials": 2}, listener=lambda notice: seen.append(kept(bench)))
+    assert [0] in seen
+    assert [1] in seen
+    assert seen.index([0]) < seen.index([1])
+    # Trial 1 is the first that ends: it replaces the one that was never judged.
+    assert [job.keep_above for job in executor.trials] == [-math.inf, -math.inf, 0.7]
+
+
 def test_the_refit_takes_its_place(bench: Bench) -> None:
     bench.run(ScriptedExecutor(by_number), budget={"trials": 3})
     assert kept(bench) == []

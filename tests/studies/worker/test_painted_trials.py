@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,13 @@ from detectors.data.painted_types import PAINTED
 from detectors.data.samples import ImageSet
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
+from detectors.runtime.artifact import load_artifact, read_description
 from detectors.scoring.evaluation import IMAGE_METRICS
 from detectors.scoring.ranked_by import RANKING_SCORE
 from detectors.scoring.ranking import ranking_score
 from studies.search.plan import Plan
 from studies.worker.calibration import read_calibration
-from studies.worker.jobs import DETECTOR
+from studies.worker.jobs import DETECTOR, FIRST_DETECTOR, PROVISIONAL, Event, Stage
 from studies.worker.trial import run_job
 from tests.helpers.builders import BACKBONE, PARAMS, build_job, build_plan, make_config
 
@@ -59,6 +61,48 @@ def test_few_normals_are_scored_by_detectors_that_did_not_see_them(plan):
     assert len(kinds) == 9
     low, high = (result.metrics[f"val/{RANKING_SCORE}_{end}"] for end in ("low", "high"))
     assert low < result.metrics[f"val/{RANKING_SCORE}"] < high
+
+
+def test_the_first_detector_is_there_before_anything_painted_is_looked_at(plan):
+    seen: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stage):
+            if event.name == FIRST_DETECTOR and event.done:
+                description = read_description(job.path / DETECTOR)
+                assert description.provenance[PROVISIONAL]
+                assert description.provenance["metrics"] == {}
+                assert load_artifact(job.path / DETECTOR).detector.threshold is not None
+            seen.append(f"{event.name} {event.done}" if event.name == FIRST_DETECTOR else event.name)
+
+    job = replace(build_job(plan), keep_above=-math.inf)
+    result = run_job(job, listen)
+    assert seen.index(f"{FIRST_DETECTOR} 1") < seen.index("features (validation)")
+    # It is fitted to all good images, with a threshold that rests on them out of fold, and stays when its figures are known.
+    artifact, calibration = load_artifact(job.path / DETECTOR), read_calibration(job.path)
+    assert calibration is not None
+    assert len(artifact.normal_scores) == len(calibration.good) == len(plan.splits.train)
+    assert {entry.origin for entry in calibration.good} == {"fold"}
+    assert artifact.provenance["metrics"].keys() == result.metrics.keys()
+    images = plan.splits.train.images([0, 1])
+    refit = run_job(build_job(plan, task="final"))
+    final = load_artifact(build_job(plan, task="final").path / DETECTOR)
+    assert artifact.detector(images).scores.tolist() == pytest.approx(final.detector(images).scores.tolist(), rel=1e-5)
+    assert artifact.detector.threshold == final.detector.threshold
+    # What it is judged by, and the time of its fit, are those of any trial.
+    plain = run_job(build_job(plan, number=1))
+    assert not (build_job(plan, number=1).path / DETECTOR).exists()
+    assert plain.metrics[f"val/{RANKING_SCORE}"] == result.metrics[f"val/{RANKING_SCORE}"]
+    assert set(result.seconds) - set(plain.seconds) == {FIRST_DETECTOR, "save"}
+    assert refit.threshold is not None
+
+
+def test_only_a_trial_that_is_kept_in_any_case_leaves_one_early(plan):
+    seen: list[str] = []
+    job = replace(build_job(plan), keep_above=0.2)
+    run_job(job, lambda event: seen.append(event.name) if isinstance(event, Stage) else None)
+    assert FIRST_DETECTOR not in seen
+    assert (job.path / DETECTOR).is_dir()
 
 
 def test_the_threshold_of_a_refit_rests_on_no_image_that_it_saw(plan):
