@@ -18,7 +18,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from tests.helpers.browser import chromium as chromium  # every test file may ask for it
 from tests.helpers.widgets import copy_stores, write_widgets
 
-TESTS = Path(__file__).parent
 DEAR = ("browser", "kill", "postgres", "ray", "real_images")
 """Markers of tests that take long or need more than Python; each of them means `slow` as well."""
 MARKED_BY = {"chromium": "browser", "cluster": "ray", "postgres": "postgres", "real_data": "real_images"}
@@ -27,13 +26,8 @@ MARKED_BY = {"chromium": "browser", "cluster": "ray", "postgres": "postgres", "r
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is dear, and keep a file's tests in one process: what its fixtures start is started once.
-
-    That needs ``pytest -n 2 --dist loadgroup``. Files with few tests are often the long ones, so xdist, which begins with
-    the files of most tests, ends evenly all the same.
-    """
+    """Mark what is dear."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS).with_suffix(""))))
         for fixture in MARKED_BY.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(MARKED_BY[fixture])
         if any(item.get_closest_marker(name) for name in DEAR):
