@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -202,11 +202,13 @@ def run_plan(
     for line in remarks(plan):
         watcher(Remark(line))
     with offline_hub(plan.options.offline):
-        watcher.preparing("opening the stores", 0, 0)
-        stores = Stores.open(plan.home, watcher)
         if isinstance(executor, str):
+            # Before the stores are open: a worker takes seconds to start, and does so meanwhile.
             executor = make_executor(executor, plan, address=ray_address, say=lambda text: watcher(Remark(text)))
-        outcome = run_study(plan, executor, stores, fresh=fresh, listener=watcher)
+        with closing(executor):
+            watcher.preparing("opening the stores", 0, 0)
+            stores = Stores.open(plan.home, watcher)
+            outcome = run_study(plan, executor, stores, fresh=fresh, listener=watcher)
     return Study(outcome.view, outcome=outcome)
 
 

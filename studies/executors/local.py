@@ -57,6 +57,7 @@ class LocalExecutor:
             of its own, which gives all of a GPU's memory back, and the next process starts while the last one still works.
         trial_timeout: seconds after which a job is killed and lost.
         run: what workers do with a job, a function of a module; None for `studies.worker.trial.run_job`.
+        ready: start a worker now, which imports torch while the caller is not at its first job yet.
     """
 
     def __init__(
@@ -66,11 +67,14 @@ class LocalExecutor:
         reuse: bool = True,
         trial_timeout: float = float("inf"),
         run: Runner | None = None,
+        ready: bool = False,
     ) -> None:
         slots = [Slot()] * slots if isinstance(slots, int) else slots
         self._places = [_Place(slot) for slot in slots]
         self._reuse, self._trial_timeout, self._run = reuse, trial_timeout, run
         self._context = multiprocessing.get_context("spawn")
+        if ready:
+            self._ready_worker(self._places[0])
 
     @property
     def slots(self) -> int:

@@ -29,7 +29,7 @@ def make_local(options: ExecutorOptions) -> Executor:
     )
     # A fresh process gives all of a GPU's memory back; on a CPU there is nothing to give back.
     reuse = all(slot.device == "cpu" for slot in slots)
-    return LocalExecutor(slots=slots, reuse=reuse, trial_timeout=options.trial_timeout)
+    return LocalExecutor(slots=slots, reuse=reuse, trial_timeout=options.trial_timeout, ready=True)
 
 
 INLINE = ExecutorPlugin(make_inline)

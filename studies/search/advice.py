@@ -26,6 +26,7 @@ from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY
 from studies.search import portfolio
 from studies.search.answers import ADVICE, COMPARED_ON, SHARES, Advice, Answer, stored_advice
+from studies.search.durations import duration
 from studies.search.noise import Spread, spread_of
 from studies.search.notices import Remark
 from studies.search.opened import OpenStudy
@@ -76,9 +77,12 @@ class Advising:
             advice = Advice(trial=selected.number)
         if advice.complete:
             return advice
-        for question in questions(self._view, selected, available=list(self._opened.plan.backbones)):
-            if question.name in advice.answers:
-                continue
+        asked = questions(self._view, selected, available=list(self._opened.plan.backbones))
+        missing = [question for question in asked if question.name not in advice.answers]
+        if missing:
+            seconds = duration(self._seconds(selected, missing))
+            self._opened.notify(Remark(f"what would help most is tried by {len(missing)} fits: about {seconds}"))
+        for question in missing:
             answer = self._ask(selected, question)
             if answer is not None:
                 advice = advice.model_copy(update={"answers": {**advice.answers, question.name: answer}})
@@ -86,6 +90,16 @@ class Advising:
         advice = advice.model_copy(update={"complete": True})
         self._keep(advice)
         return advice
+
+    def _seconds(self, selected: TrialView, asked: Sequence[Question]) -> float:
+        """Roughly what the fits take: features are computed for another image size alone."""
+        trials = self._view.trials()
+        features = max(
+            sum(seconds for name, seconds in trial.outcome.seconds.items() if name.startswith("features"))
+            for trial in trials
+        )
+        resized = sum(question.probe.image_size is not None for question in asked)
+        return len(asked) * selected.seconds_of_fit + resized * SCALE**2 * features
 
     def _keep(self, advice: Advice) -> None:
         self._opened.study.set_user_attr(ADVICE, advice.model_dump(mode="json"))

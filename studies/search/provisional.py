@@ -1,9 +1,10 @@
 """The detector that a person has while the search goes on: that of the best trial so far, as it was fitted for its figures.
 
 The first trial leaves its detector in its folder, with the threshold that its good images give: of a study without labels before
-it is judged, of others when it has finished. One that beats it replaces it. Nothing is scored on test for it, and nothing is promoted: the refit of the selected trial takes its
-place. In a study over several products it stays the first trial's, because a trial's worker does not know the mean over them
-before all are done. See `detectors.runtime.artifact` for what is written, and `LARGEST_MB` of `studies.worker.trial`.
+it is judged, of others when it has finished. One that beats it replaces it. Nothing is scored on test for it, and nothing is
+promoted: the refit of the selected trial takes its place. In a study over several products it stays the first trial's, because a
+trial's worker does not know the mean over them before all are done. See `detectors.runtime.artifact` for what is written, and
+`LARGEST_MB` of `studies.worker.trial`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Provisional:
         if trials < 1:
             return None
         # Features are computed once; a measurement of speed has the machine for itself, the rest is divided among the slots.
-        each = sum(seconds for stage, seconds in first.outcome.seconds.items() if not stage.startswith(("features", FIRST_DETECTOR)))
+        once = ("features", FIRST_DETECTOR)
+        each = sum(seconds for stage, seconds in first.outcome.seconds.items() if not stage.startswith(once))
         seconds = trials * each / self._slots
         if budget.timeout is not None:
             seconds = min(seconds, budget.timeout)

@@ -22,6 +22,7 @@ from studies.file.config import metric_of
 from studies.search.candidates import basis, candidates
 from studies.search.choice import Candidate, Choice, applies, best_first, decide
 from studies.search.driver import POLL_SECONDS
+from studies.search.durations import duration
 from studies.search.job_factory import JobFactory
 from studies.search.noise import mean_spread, spread_of
 from studies.search.notices import Ended, Progressed, Remark, Started
@@ -68,6 +69,7 @@ class Reranking:
         by_number = {trial.number: trial for trial in trials}
         count, fits = self._affordable([by_number[one.number] for one in best[: self._config.rerank]])
         if count > 1 and fits:
+            self._tell([by_number[one.number] for one in best[:count]], fits)
             again = self._fit_again([by_number[one.number] for one in best[:count]], fits)
             fresh = [one for candidate in best[:count] if (one := self._with_fits(candidate, again, fits)) is not None]
             final = decide(fresh, maximize=self._maximize)
@@ -87,10 +89,7 @@ class Reranking:
         if len(best) < 2:
             return 0, 0
         spent = sum(trial.seconds or 0.0 for trial in self._view.trials())
-        limit = max(LEAST_SECONDS, MOST_SHARE * spent)
-        costs = [_seconds_of_fit(trial) for trial in best]
-        if self._opened.plan.images.protocol == "synthetic":
-            costs[0] += self._seconds_of_features()
+        limit, costs = max(LEAST_SECONDS, MOST_SHARE * spent), self._costs(best)
         trained = any(self._config.head_class(trial.detector_name).trained for trial in best)
         for fits in range(FITS_TRAINED if trained else FITS, 0, -1):
             if fits * sum(costs) <= limit:
@@ -105,6 +104,26 @@ class Reranking:
             )
             return 0, 0
         return count, 1
+
+    def _tell(self, best: Sequence[TrialView], fits: int) -> None:
+        """Say what is done now and how long it takes; nothing where an earlier run did it."""
+        missing = sum(resample not in self._view.probed(one.number) for one in best for resample in range(1, fits + 1))
+        if missing:
+            seconds = sum(self._costs(best)) * missing / len(best) / max(1, self._executor.slots)
+            times = "once" if fits == 1 else f"{fits} times each"
+            self._opened.notify(
+                Remark(
+                    f"the best {len(best)} settings are fitted again on other parts of train, {times}, to tell the better from "
+                    f"the luckier: about {duration(seconds)}"
+                )
+            )
+
+    def _costs(self, best: Sequence[TrialView]) -> list[float]:
+        """Seconds that another fit of each takes."""
+        costs = [trial.seconds_of_fit for trial in best]
+        if self._opened.plan.images.protocol == "synthetic":
+            costs[0] += self._seconds_of_features()
+        return costs
 
     def _seconds_of_features(self) -> float:
         """What the features of other paintings take: as long as those of validation took the trial that computed them."""
@@ -195,10 +214,3 @@ class Reranking:
         return replace(
             job, attempt=job.attempt + 1, memory_halvings=job.memory_halvings + (lost.kind == "out_of_memory")
         )
-
-
-def _seconds_of_fit(trial: TrialView) -> float:
-    """What a fit of a trial's setting and its scores on validation take, work counted that the trial found done."""
-    stages = trial.outcome.seconds
-    scored = [value for name, value in stages.items() if name.startswith(("score", "threshold", "validate"))]
-    return trial.metrics.get("train_seconds", stages.get("fit", 0.0)) + math.fsum(scored)

@@ -16,7 +16,9 @@ def usable_now(view: StudyView, trial: TrialView) -> str:
     what = "which was selected before"
     if trial.provisional:
         is_judged = trial.state == "COMPLETE"
-        what = "provisional until the search ends" if is_judged else "not judged yet and provisional until the search ends"
+        what = (
+            "provisional until the search ends" if is_judged else "not judged yet and provisional until the search ends"
+        )
     return (
         f"a detector is usable now: `study predict {view.address} IMAGE...` takes that of trial {trial.number}, {what}"
     )

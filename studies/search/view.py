@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -174,6 +175,13 @@ class TrialView:
     def as_provisional(self) -> TrialView:
         """The trial with its own fit in the place of the refit's."""
         return replace(self, final_folder=self.folder, provisional=True)
+
+    @property
+    def seconds_of_fit(self) -> float:
+        """What a fit of its setting and the scores on validation take, work counted that the trial found done."""
+        stages = self.outcome.seconds
+        scored = [value for name, value in stages.items() if name.startswith(("score", "threshold", "validate"))]
+        return self.metrics.get("train_seconds", stages.get("fit", 0.0)) + math.fsum(scored)
 
     @property
     def seconds(self) -> float | None:

@@ -426,6 +426,21 @@ def test_the_next_worker_starts_while_this_one_works(local, plan, tmp_path):
     assert {seen(second)["pid"]} == waiting
 
 
+def test_a_worker_that_was_started_ahead_takes_the_first_job(local, plan, tmp_path):
+    executor = local(run=scripted_jobs.act, ready=True)
+    ahead = worker_pids()
+    assert len(ahead) == 1
+    job = build_job(plan, 1, folder=tmp_path / "1")
+    executor.submit(job)
+    assert isinstance(until(executor, ended), Done)
+    assert {seen(job)["pid"]} == ahead
+    # One that has no job yet goes with its executor.
+    idle = local(run=scripted_jobs.act, ready=True)
+    (waiting,) = worker_pids() - ahead
+    idle.close()
+    assert gone(waiting)
+
+
 DRIVER = """
 import json, sys
 import psutil

@@ -94,6 +94,7 @@ def test_a_gain_that_chance_may_explain_is_not_recommended(bench: Bench) -> None
 
 def test_a_fit_that_fails_costs_its_answer_alone(bench: Bench) -> None:
     executor, lines = advised(bench, {"size": "exception", "images-0.25": 0.7})
+    assert "what would help most is tried by 5 fits: about " in bench.said()
     assert any("no advice on size 96x96" in notice.text for notice in bench.notices if isinstance(notice, Remark))
     assert any(line.startswith("more good images") for line in lines)
     advice = stored_advice(bench.view())

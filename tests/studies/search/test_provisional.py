@@ -88,7 +88,7 @@ def test_a_detector_outlives_a_run_that_ends_before_its_trial_does(bench: Bench,
     # The next run judges its own; what the first one left goes with the refit.
     later = ScriptedExecutor(by_number, leave_first=True)
     bench.run(later, budget={"trials": 2})
-    assert [job.keep_above for job in later.trials][0] == -math.inf
+    assert later.trials[0].keep_above == -math.inf
     assert bench.view().with_own_detector() == []
 
 

@@ -92,10 +92,13 @@ def test_a_lucky_fit_gives_way_to_the_best_mean(bench: Bench) -> None:
     assert f"{text[0].upper()}{text[1:]}." in bench.parent().data.tags["mlflow.note.content"]
     # The trials keep the figures of the search.
     assert [trial.value for trial in bench.view().trials()] == [0.95, 0.90, 0.60, 0.50]
+    told = "the best 4 settings are fitted again on other parts of train, 3 times each"
+    assert f"{told}, to tell the better from the luckier: about 1 s" in bench.said()
     # What stands is not done again.
     again = Fitting(LUCKY, probe=probed(AGAIN))
     bench.run(again, **STUDY)
     assert again.jobs == []
+    assert bench.said().count(told) == 1
 
 
 def test_a_probe_has_other_seeds_which_all_settings_share_and_never_sees_test(bench: Bench) -> None:
