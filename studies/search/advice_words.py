@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 
 from detectors.catalog import head_class
+from detectors.errors import InputError
 from detectors.scoring.ranked_by import RANKING_SCORE
+from studies.file import library
 from studies.search.answers import SHARES, Advice, stored_advice
 from studies.search.operating_point import points_on_test, pooled
+from studies.search.origin import Origin
 from studies.search.threshold_words import is_painted_type
 from studies.search.view import StudyView, TrialView
 
@@ -71,11 +75,24 @@ def _conditions(view: StudyView, advice: Advice) -> Iterator[str]:
             command = shlex.join(["study", "run", view.address, "--fresh", "--set", f"data.image_size={size}"])
             yield f"larger images: at {what} pixels {_objective(view)} is {gain:.3f} better; try `{command}`"
         else:
-            title = head_class(what).title
-            yield (
-                f"another detector: {title} with an untuned setting is {gain:.3f} better in {_objective(view)}; search {what} "
-                "too on these images"
-            )
+            title, command = head_class(what).title, _search_of(what, view)
+            then = f"try `{command}`" if command else f"search {what} too on these images"
+            yield f"another detector: {title} with an untuned setting is {gain:.3f} better in {_objective(view)}; {then}"
+
+
+def _search_of(detector: str, view: StudyView) -> str:
+    """The command that searches another detector on the same images; empty where it takes a study file that is not there."""
+    origin = Origin.from_json(view.header.origin) if view.header.origin is not None else None
+    if origin is not None and origin.kind == "images" and origin.root:
+        return shlex.join(["study", "run", detector, origin.root])
+    data, name = view.config.data, f"{detector}_{view.config.data.category}"
+    if name not in library.config_names():
+        return ""
+    with suppress(InputError):
+        other = library.load(name).data
+        if (other.dataset, other.category) == (data.dataset, data.category):
+            return shlex.join(["study", "run", name])
+    return ""
 
 
 def _images(view: StudyView, selected: TrialView, advice: Advice) -> Iterator[str]:

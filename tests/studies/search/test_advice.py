@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from studies.search import advice_words
 from studies.search.advice import LEAST_TRIALS, larger
 from studies.search.answers import stored_advice
 from studies.search.notices import Remark
+from studies.search.origin import Origin
 from studies.worker.jobs import Job, read_result
 from tests.helpers.bench import Answer, Bench, Killed
 from tests.studies.search.test_rerank import Fitting
@@ -83,8 +85,26 @@ def test_what_is_certainly_better_is_recommended_with_its_command(bench: Bench) 
     (detector,) = [line for line in lines if line.startswith("another detector")]
     (size,) = [line for line in lines if line.startswith("larger images")]
     assert "PatchCore" in detector
+    assert detector.endswith("; search patchcore too on these images")  # no study file is known for these
     assert "`study run tiny --fresh --set data.image_size=96`" in size
     assert lines.index(detector) < lines.index(size)
+
+
+def test_another_detector_is_recommended_with_the_command_that_searches_it(bench: Bench) -> None:
+    advised(bench, {"detector-patchcore": 0.99})
+    view = bench.view()
+
+    def line() -> str:
+        (one,) = [line for line in advice_words.lines(view) if line.startswith("another detector")]
+        return one
+
+    origin = Origin(kind="images", source="padim", base={}, root="/data/my parts")
+    view.header = replace(view.header, origin=origin.to_json())
+    assert line().endswith("; try `study run patchcore '/data/my parts'`")
+    view.header = replace(view.header, origin=None)
+    data = view.config.data.model_copy(update={"dataset": "mvtec", "category": "screw"})
+    view.config = view.config.model_copy(update={"data": data})
+    assert line().endswith("; try `study run patchcore_screw`")
 
 
 def test_a_gain_that_chance_may_explain_is_not_recommended(bench: Bench) -> None:
