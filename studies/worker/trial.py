@@ -37,7 +37,6 @@ from studies.home import Home
 from studies.worker import plots
 from studies.worker.calibration import (
     Calibration,
-    labelled_images,
     threshold_metrics,
     write_calibration,
 )
@@ -160,7 +159,7 @@ class _Worker:
         fitting = Fitting(self.job, self.config, self.home, self.splits, Stages(self.job, self.stage.emit))
         with self.stage(FIRST_DETECTOR), self.lock.shared():
             detector = fitting.fit(with_folds=True, validated=False)
-            calibration = self._calibration(None, fitting=fitting)
+            calibration = fitting.calibration(None)
             detector.threshold = calibration.threshold(self._rule_of_trial)
             if detector.threshold is None or model_size_mb(detector) > LARGEST_MB:
                 return None
@@ -212,7 +211,7 @@ class _Worker:
         validation = self.fitting.validation
         prediction = (validation.judged() if validation is not None else None) or as_fitted
         of_validation = prediction if self.splits.validation is not None else None
-        calibration = self._calibration(of_validation)
+        calibration = self.fitting.calibration(of_validation)
         detector.threshold = calibration.threshold(self._rule_of_trial)
         return _Judged(detector, as_fitted, prediction, self._evaluate(detector, prediction, scored), calibration)
 
@@ -302,33 +301,6 @@ class _Worker:
                 seed=self.job.structural_seed,
             )
 
-    def _calibration(
-        self, validation: Prediction | None, *, images: str | None = None, fitting: Fitting | None = None
-    ) -> Calibration:
-        """What was collected, with the scores of validation.
-
-        Args:
-            validation: prediction of its images; None where there are none.
-            images: what ``threshold.images`` names.
-            fitting: which collected; None for the job's.
-        """
-        fitting, labelled = fitting or self.fitting, []
-        # Nothing rests on images that the detector was fitted to.
-        if validation is not None and self.splits.validation is not None and not self.splits.in_sample:
-            samples = self.splits.validation.samples
-            labelled = labelled_images(samples, validation.scores.tolist())
-            good = [index for index, sample in enumerate(samples) if not sample.label]
-            of_good = Prediction(scores=validation.scores[good], maps=validation.maps[good])
-            fitting.collector.add([samples[index] for index in good], of_good, "validation")
-        return Calibration(
-            folds=self.config.threshold.folds,
-            parts=fitting.parts,
-            images=images,
-            good=fitting.collector.good,
-            labelled=labelled,
-            pixel=fitting.collector.pixel,
-        )
-
     def _calibrate(self, detector: Detector) -> Calibration:
         """Set the threshold of a refit, and keep what it rests on in the job's folder."""
         section, validation = self.config.threshold, self.splits.unseen
@@ -339,7 +311,7 @@ class _Worker:
                 other = good_images(folder, self.splits, known=known)
             self.fitting.collector.add(other.samples, self.fitting.predict(detector, other), "images")
             images = named(folder, other)
-        calibration = self._calibration(prediction, images=images)
+        calibration = self.fitting.calibration(prediction, images=images)
         detector.threshold = calibration.threshold(section)
         write_calibration(calibration, self.job.path)
         return calibration

@@ -343,6 +343,8 @@ def test_the_interface_is_described_for_those_who_generate_clients(keeper: Keepe
 
 def test_without_the_extra_one_line_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in ("server", "protocol"):  # which an earlier test may have imported
+        monkeypatch.delitem(sys.modules, f"studies.serving.{name}", raising=False)
     ended = study("serve", folder)
     assert ended.code == 2
     assert "pip install 'anomaly-studies[serve]'" in ended.error
