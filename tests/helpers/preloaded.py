@@ -24,6 +24,7 @@ MODULES = [
     "studies.show.live",
     "studies.show.tables",
     "studies.worker.trial",
+    "timm",
     "tracking.projection",
 ]
 SECONDS = 240
