@@ -325,7 +325,7 @@ def test_baselines_that_the_settings_leave_no_place_for_are_told(folder: Path) -
     assert planned.config.baselines
     assert {baseline["backbone"] for baseline in planned.config.baselines} == {"tf_efficientnet_lite0"}
     (line, *_) = planned.remarks
-    assert line.startswith("baseline 1 of ")
+    assert line.startswith("baseline 2 of ")  # the first is the prior's, with the backbone that stays
     assert "because --set leaves no place for it: backbone: 'resnet18' is not among the choices" in line
     assert plan("padim", images="parts").remarks == ()
 
