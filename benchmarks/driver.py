@@ -71,9 +71,9 @@ def counted() -> Iterator[list[int]]:
         yield calls
 
 
-def measured(trials: int, steady: AbstractContextManager[object]) -> dict[str, float]:
+def measured(trials: int, reads: AbstractContextManager[object]) -> dict[str, float]:
     """Milliseconds and calls of the storage for each trial of a new study."""
-    with tempfile.TemporaryDirectory() as folder, steady, counted() as calls:
+    with tempfile.TemporaryDirectory() as folder, reads, counted() as calls:
         settings = {"data.image_size": 64, "rerank": 0, "advice": False, "search.shrinkage": {"float": [0.0, 1.0]}}
         plan = api.plan_study(
             "padim", demo=True, trials=trials, settings=settings, offline=True, device="cpu", home=folder
@@ -92,13 +92,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        "asked anew": lambda: mock.patch.object(PatientStorage, "steady", return_value=nullcontext()),
+        "asked anew": lambda: mock.patch.object(PatientStorage, "reads_cached", return_value=nullcontext()),
         "kept": nullcontext,
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for repeat in range(arguments.repeats + 1):
-        for name, steady in ways.items():
-            one = measured(arguments.trials, steady())
+        for name, reads in ways.items():
+            one = measured(arguments.trials, reads())
             if repeat:
                 found[name].append(one)
                 print(f"{name:11} {one['ms']:6.0f} ms and {one['calls']:4.0f} calls of the storage a trial", flush=True)

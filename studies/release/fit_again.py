@@ -151,14 +151,8 @@ class FitAgain:
             scores = detector.score_features(self._features(validation)).scores.tolist()
             known = labelled_images(validation.samples, scores)
             labelled += [image for image in known if image.label] if source is not None else known
-        return Calibration(
-            folds=self.config.threshold.folds,
-            parts=self.parts,
-            images=source,
-            good=self.collector.good,
-            labelled=labelled,
-            pixel=self.collector.pixel,
-        )
+        folds = self.config.threshold.folds
+        return self.collector.calibration(folds=folds, parts=self.parts, images=source, labelled=labelled)
 
     def _collect_part(
         self, detector: Detector, features: Features, image_set: ImageSet, part: Part, origin: Origin

@@ -49,8 +49,8 @@ class PatientStorage(BaseStorage):
         return self.database.engine
 
     @contextmanager
-    def steady(self) -> Iterator[None]:
-        """Within the block, this thread reads each thing once, until something is written here or `look_again` is called.
+    def reads_cached(self) -> Iterator[None]:
+        """Within the block, this thread reads each thing once, until something is written here or `invalidate` is called.
 
         For who holds a study's lease, under which nobody else writes: a driver asks the same questions dozens of times a trial.
         """
@@ -61,8 +61,8 @@ class PatientStorage(BaseStorage):
         finally:
             self._reads, self._reader = before
 
-    def look_again(self) -> None:
-        """Forget what was read in a `steady` block."""
+    def invalidate(self) -> None:
+        """Forget what was read in a `reads_cached` block."""
         if self._reads is not None:
             self._reads = {}
 
@@ -143,7 +143,7 @@ class PatientStorage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if not self._is_steady:
+        if not self._is_caching:
             return self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
         trials = self._read(("trials", study_id), lambda: self._cached.get_all_trials(study_id, deepcopy=False))
         wanted = [trial for trial in trials if states is None or trial.state in states]
@@ -164,12 +164,12 @@ class PatientStorage(BaseStorage):
         self._cached.remove_session()
 
     @property
-    def _is_steady(self) -> bool:
+    def _is_caching(self) -> bool:
         return self._reads is not None and threading.get_ident() == self._reader
 
     def _read(self, key: tuple[str, int], ask: Callable[[], T], *, copied: Callable[[T], T] = copy.copy) -> T:
-        """What `ask` returns; in a steady block a copy of what it returned before."""
-        if self._reads is None or not self._is_steady:
+        """What `ask` returns; where reads are cached, a copy of what it returned before."""
+        if self._reads is None or not self._is_caching:
             return self._patiently(ask)
         if key not in self._reads:
             self._reads[key] = self._patiently(ask)
@@ -179,7 +179,7 @@ class PatientStorage(BaseStorage):
         try:
             return self._patiently(action)
         finally:
-            self.look_again()
+            self.invalidate()
 
     def _patiently(self, action: Callable[[], T]) -> T:
         try:

@@ -51,7 +51,9 @@ class Provisional:
         usable = self._opened.view.usable()
         if usable is None or not usable.provisional:
             return
-        delete(trial for trial in self._opened.view.with_own_detector() if trial.number != usable.number)
+        others = [trial for trial in self._opened.view.with_own_detector() if trial.number != usable.number]
+        # A worker may be writing that of a trial which still runs; it goes once the trial has ended.
+        delete(trial for trial in others if trial.state != "RUNNING")
         if not self._is_told:
             self._is_told = True
             self._opened.notify(Remark(usable_now(self._opened.view, usable)))

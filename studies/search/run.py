@@ -156,9 +156,9 @@ def _open(
 
         def check_lease() -> None:
             _check(lease, plan.config.name)
-            stores.storage.look_again()
+            stores.storage.invalidate()
 
-        with stores.patience.guarded(check_lease), stores.storage.steady():
+        with stores.patience.guarded(check_lease), stores.storage.reads_cached():
             study, header, is_new = create_or_resume(stores.storage, plan, fresh=fresh)
             study.pruner = make_pruner(plan.config)
             opened = OpenStudy.create(plan, study, header, projection=stores.projection, notify=listener)

@@ -158,6 +158,12 @@ class Collector:
             self.good.append(GoodImage(file=str(sample.file), score=score, origin=origin))
         self._spread.add(prediction.maps)
 
+    def calibration(
+        self, *, folds: int | None, parts: int, images: str | None, labelled: list[LabelledImage]
+    ) -> Calibration:
+        """What was collected, with the images of validation; the arguments are fields of `Calibration`."""
+        return Calibration(folds=folds, parts=parts, images=images, good=self.good, labelled=labelled, pixel=self.pixel)
+
 
 def labelled_images(samples: Sequence[Sample], scores: Sequence[float]) -> list[LabelledImage]:
     """The images of validation with their scores [N]."""

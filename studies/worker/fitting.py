@@ -27,7 +27,7 @@ from studies.file.config import StudyConfig
 from studies.file.encoding import canonical
 from studies.file.known_pixels import known_pixels
 from studies.home import Home
-from studies.worker.calibration import Calibration, Collector, labelled_images
+from studies.worker.calibration import Calibration, Collector, LabelledImage, labelled_images
 from studies.worker.epochs import CrossedEpochs, Validation, halves
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import CHECKPOINTS, Event, Job, Report, Stage
@@ -216,7 +216,7 @@ class Fitting:
             validation: prediction of its images; None where there are none.
             images: what ``threshold.images`` names.
         """
-        labelled = []
+        labelled = list[LabelledImage]()
         # Nothing rests on images that the detector was fitted to.
         if validation is not None and self.splits.validation is not None and not self.splits.in_sample:
             samples = self.splits.validation.samples
@@ -224,14 +224,8 @@ class Fitting:
             good = [index for index, sample in enumerate(samples) if not sample.label]
             of_good = Prediction(scores=validation.scores[good], maps=validation.maps[good])
             self.collector.add([samples[index] for index in good], of_good, "validation")
-        return Calibration(
-            folds=self.config.threshold.folds,
-            parts=self.parts,
-            images=images,
-            good=self.collector.good,
-            labelled=labelled,
-            pixel=self.collector.pixel,
-        )
+        folds = self.config.threshold.folds
+        return self.collector.calibration(folds=folds, parts=self.parts, images=images, labelled=labelled)
 
     def _build_backbone(self) -> Backbone:
         """The backbone of the trial. Raises `InputError` if its weights are not those of the study."""

@@ -80,8 +80,8 @@ def run_job(job: Job, emit: Emit = lambda event: None, should_stop: Callable[[],
 
 
 @dataclass(frozen=True)
-class _First:
-    """The first detector of a study, which was left before it was judged."""
+class _Fitted:
+    """A fitted detector, and what its threshold rests on."""
 
     detector: Detector
     calibration: Calibration
@@ -143,10 +143,10 @@ class _Worker:
         metrics = _prefixed(evaluation, prefix) | latency.to_metrics() | {"train_seconds": self.fitting.train_seconds}
         metrics |= {f"head/{name}": value for name, value in detector.head.diagnostics.items()}
         if self._is_to_be_kept(metrics):
-            self._leave(first or _First(detector, judged.calibration), metrics)
+            self._leave(first or _Fitted(detector, judged.calibration), metrics)
         return self._finish(metrics, evaluation, threshold=detector.threshold)
 
-    def _leave_first_detector(self) -> _First | None:
+    def _leave_first_detector(self) -> _Fitted | None:
         """Before a study without labels has its first figure, fit to the good images and save that detector.
 
         What such a trial is judged by takes much longer than its fit: hundreds of images are painted, and their features
@@ -163,12 +163,12 @@ class _Worker:
             detector.threshold = calibration.threshold(self._rule_of_trial)
             if detector.threshold is None or model_size_mb(detector) > LARGEST_MB:
                 return None
-            first = _First(detector, calibration)
+            first = _Fitted(detector, calibration)
             self._leave(first, {})
         self.stage.step(FIRST_DETECTOR, 1, 1)
         return first
 
-    def _leave(self, first: _First, metrics: Mapping[str, float]) -> None:
+    def _leave(self, first: _Fitted, metrics: Mapping[str, float]) -> None:
         """Save a provisional detector, with what `study threshold` needs."""
         write_calibration(first.calibration, self.job.path)
         self._save(first.detector, first.calibration, self._provenance(dict(metrics)) | {PROVISIONAL: True})

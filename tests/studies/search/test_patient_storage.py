@@ -113,14 +113,14 @@ def counted(storage: PatientStorage, monkeypatch: pytest.MonkeyPatch) -> list[st
     return calls
 
 
-def test_in_a_steady_block_each_thing_is_read_once_until_something_is_written(
+def test_where_reads_are_cached_each_thing_is_read_once_until_something_is_written(
     storage: PatientStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(study_name="s", storage=storage)
     study.tell(study.ask(), 0.5)
     other = optuna.load_study(study_name="s", storage=PatientStorage(RDBStorage(str(storage.engine.url))))
     calls = counted(storage, monkeypatch)
-    with storage.steady():
+    with storage.reads_cached():
         for _ in range(3):
             assert len(study.get_trials()) == len(study.get_trials(states=[TrialState.COMPLETE])) == 1
             assert study.get_trials(states=[TrialState.RUNNING]) == []
@@ -141,7 +141,7 @@ def test_in_a_steady_block_each_thing_is_read_once_until_something_is_written(
         assert study.user_attrs == {"told": 1}
         other.set_user_attr("told", 2)
         assert study.user_attrs == {"told": 1}
-        storage.look_again()
+        storage.invalidate()
         assert study.user_attrs == {"told": 2}
         # Another thread reads for itself.
         other.set_user_attr("told", 3)
@@ -151,11 +151,11 @@ def test_in_a_steady_block_each_thing_is_read_once_until_something_is_written(
     assert study.user_attrs == {"told": 4}
 
 
-def test_a_steady_block_sees_a_write_that_failed_half_way(storage: PatientStorage) -> None:
+def test_the_cache_of_reads_does_not_outlive_a_write_that_failed_half_way(storage: PatientStorage) -> None:
     study = optuna.create_study(study_name="s", storage=storage)
     trial = study.ask()
     storage._patience.give_up_seconds = 0.0
-    with storage.steady():
+    with storage.reads_cached():
         assert study.get_trials()[0].state == TrialState.RUNNING
         end = breaking(storage, after=True)
         with pytest.raises(InputError):

@@ -103,6 +103,20 @@ def test_a_first_detector_is_worth_having_where_its_trial_failed(bench: Bench) -
     assert [job.keep_above for job in executor.trials] == [-math.inf, -math.inf, 0.7]
 
 
+def test_that_of_a_trial_which_still_runs_is_left_to_its_worker(bench: Bench) -> None:
+    executor = ScriptedExecutor(by_number, leave_first=True, slots=2)
+    seen: list[list[tuple[int, str]]] = []
+
+    def look(notice: object) -> None:
+        seen.append([(trial.number, trial.state) for trial in bench.view().with_own_detector()])
+
+    bench.run(executor, budget={"trials": 2}, listener=look)
+    # Both trials began before there was a detector; the first one's end takes nothing from under the second one's worker.
+    assert [job.keep_above for job in executor.trials] == [-math.inf, -math.inf]
+    assert [(0, "RUNNING"), (1, "RUNNING")] in seen or [(0, "COMPLETE"), (1, "RUNNING")] in seen
+    assert bench.view().with_own_detector() == []
+
+
 def test_the_refit_takes_its_place(bench: Bench) -> None:
     bench.run(ScriptedExecutor(by_number), budget={"trials": 3})
     assert kept(bench) == []
