@@ -111,9 +111,11 @@ def promote_trial(
     chosen = view.selected() if trial is None else _with_detector(view, trial, promoter)
     study = view.study.study_name
     if trial is None and (usable := view.usable()) is not None and usable.provisional:
+        is_judged = usable.state == "COMPLETE"
+        other = f"; --trial {usable.number} fits that trial once more and scores it on test" if is_judged else ""
         raise InputError(
             f"study {study!r} has a provisional detector only, which is not promoted: `study run {study}` ends the search with a "
-            f"refit; --trial {usable.number} fits that trial once more and scores it on test"
+            f"refit{other}"
         )
     saved_detector(chosen, study, product)
     assert chosen is not None

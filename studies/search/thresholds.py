@@ -13,12 +13,13 @@ import torch
 from detectors.data.splits import Splits
 from detectors.errors import InputError
 from detectors.files import os_errors_as_input_errors, write_json
+from detectors.runtime.artifact import read_description
 from detectors.scoring.operating_point import Threshold
 from studies.file import datasets
 from studies.file.sections import ThresholdConfig
 from studies.search.view import StudyView, TrialView
 from studies.worker.calibration import Calibration
-from studies.worker.jobs import ARTIFACTS, RESULT_FILE, TrialResult, read_result
+from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, TrialResult, read_result
 from studies.worker.products import combine
 from studies.worker.recalibration import calibration_for, folds_changed, follows, set_threshold
 
@@ -167,8 +168,13 @@ def _is_combined(trial: TrialView) -> bool:
 
 
 def _present(folder: Path) -> Threshold | None:
+    """The threshold of the detector in a job's folder."""
     result = read_result(folder)
-    return Threshold.from_json(result.threshold) if result is not None and result.threshold is not None else None
+    if result is None:
+        # A first detector, whose trial has not been judged.
+        stored = read_description(folder / DETECTOR).threshold
+        return Threshold.from_json(stored) if stored is not None else None
+    return Threshold.from_json(result.threshold) if result.threshold is not None else None
 
 
 def _category(view: StudyView, product: str) -> str:

@@ -173,6 +173,8 @@ def selected_parts(view: StudyView, *, all_figures: bool = True) -> Iterator[Ren
     selected = view.selected()
     if selected is None:
         yield Text("no trial is selected yet")
+        if (usable := view.usable()) is not None:
+            yield Text(f"  {usable_now(view, usable)}", "yellow")
         return
     yield Text(f"selected: trial {selected.number}: {_setting(selected.params)}")
     if (choice := view.choice()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import studies
 from detectors.runtime.artifact import read_description
 from studies.home import Home
-from studies.search.notices import Finished, Notice
+from studies.search.notices import Finished, Notice, Remark
 from studies.serving.models import find_source
 from tests.helpers.builders import BACKBONE
 from tests.helpers.command_line import study
@@ -62,6 +63,26 @@ def test_a_person_who_ends_the_search_has_a_detector(interrupted: Path) -> None:
     (folder,) = usable["detectors"].values()
     provenance = read_description(Path(folder)).provenance
     assert not any(name.startswith("test/") for name in provenance["metrics"])
+
+
+def test_one_that_is_not_judged_yet_is_told_and_has_its_threshold(new_home: Path) -> None:
+    def listen(notice: Notice) -> None:
+        if isinstance(notice, Remark) and "usable now" in notice.text:
+            raise KeyboardInterrupt
+
+    shutil.rmtree("parts/dent")  # no labelled defect is left
+    with pytest.raises(KeyboardInterrupt):
+        studies.run(
+            "parts", trials=2, settings=SETTINGS, offline=True, executor="inline", device="cpu", progress=listen
+        )
+    assert "a detector is usable now" in study("show", "parts").out
+    present = studies.threshold("parts", device="cpu").products[0].threshold
+    assert present is not None
+    assert present == studies.load_detector("parts", device="cpu").threshold
+    refused = study("promote", "parts")
+    assert refused.code == 2
+    assert "provisional detector only" in refused.err
+    assert "--trial" not in refused.err
 
 
 def test_its_threshold_can_be_looked_at_and_set(interrupted: Path) -> None:
