@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +34,19 @@ MAX_NAME_LENGTH = 250
 LOG_TAIL_BYTES = 20_000
 """Bytes of the end of a log that are stored if a trial failed."""
 T = TypeVar("T")
+
+
+@dataclass
+class _Child:
+    """The run of a trial."""
+
+    run_id: str
+    synced: str = ""
+    """Digest of what was written last; empty while it is being written."""
+
+    @classmethod
+    def of(cls, run: Run) -> _Child:
+        return cls(run.info.run_id, run.data.tags.get("trial.synced", ""))
 
 
 class Projection:
@@ -62,7 +75,7 @@ class Projection:
         self._experiment_id = ""
         self._parent = ""
         self._figures: StudyFigures | None = None
-        self._children: dict[int, Run] = {}
+        self._children: dict[int, _Child] = {}
 
     @property
     def parent_run_id(self) -> str:
@@ -71,8 +84,8 @@ class Projection:
 
     def run_id(self, number: int) -> str | None:
         """Run id of a trial; None if it was not written yet."""
-        run = self._children.get(number)
-        return run.info.run_id if run else None
+        child = self._children.get(number)
+        return child.run_id if child else None
 
     def open(self, study: StudyRecord) -> str:
         """Find or make the parent run, and read which child runs there are.
@@ -97,7 +110,9 @@ class Projection:
         runs = list(self._runs(study.uid))
         parents = [run for run in runs if run.data.tags.get("study.role") == "study"]
         self._children = {
-            int(run.data.tags["trial.number"]): run for run in runs if run.data.tags.get("study.role") == "trial"
+            int(run.data.tags["trial.number"]): _Child.of(run)
+            for run in runs
+            if run.data.tags.get("study.role") == "trial"
         }
         if parents:
             self._parent = parents[0].info.run_id
@@ -191,31 +206,34 @@ class Projection:
 
     def _write_trial(self, trial: TrialRecord, *, again: bool) -> str:
         digest = self._digest(trial)
-        if again and trial.number not in self._children and (child := self._find_child(trial.number)) is not None:
+        if again and trial.number not in self._children and (found := self._find_child(trial.number)) is not None:
             # The connection broke after the run was made and before its id was returned.
-            self._children[trial.number] = child
-        run = self._children.get(trial.number)
-        if run is not None and run.data.tags.get("trial.synced") == digest:
-            return str(run.info.run_id)
-        if run is not None:
-            # It is read again, because a user may have deleted it since.
-            run = self._children[trial.number] = self._client.get_run(run.info.run_id)
-            if run.info.lifecycle_stage == "deleted":
-                return str(run.info.run_id)
-        tags = self._trial_tags(trial)
-        if run is None:
-            run = self._children[trial.number] = self._client.create_run(
+            self._children[trial.number] = _Child.of(found)
+        tags, unwritten = self._trial_tags(trial), {}
+        child = self._children.get(trial.number)
+        if child is None:
+            run = self._client.create_run(
                 self._experiment_id, start_time=trial.started_ms, run_name=trial.run_name, tags=tags
             )
-        self._fill(run.info.run_id, trial, tags)
+            child = self._children[trial.number] = _Child(run.info.run_id)
+        elif child.synced == digest:
+            return child.run_id
+        else:
+            # It is read again, because a user may have deleted it since.
+            run = self._client.get_run(child.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                return child.run_id
+            unwritten = tags
+        child.synced = ""
+        self._fill(child.run_id, trial, unwritten)
         if trial.state != "RUNNING":
             status = "KILLED" if trial.failure == "interrupted" else RUN_STATUS[trial.state]
-            self._client.set_terminated(run.info.run_id, status=status, end_time=trial.finished_ms)
+            self._client.set_terminated(child.run_id, status=status, end_time=trial.finished_ms)
         elif run.info.status != "RUNNING":
-            self._client.update_run(run.info.run_id, status="RUNNING")
-        self._client.set_tag(run.info.run_id, "trial.synced", digest)
-        self._children[trial.number] = self._client.get_run(run.info.run_id)
-        return str(run.info.run_id)
+            self._client.update_run(child.run_id, status="RUNNING")
+        self._client.set_tag(child.run_id, "trial.synced", digest)
+        child.synced = digest
+        return child.run_id
 
     def _find_child(self, number: int) -> Run | None:
         key = f"{self._require_study().uid}/{number}"

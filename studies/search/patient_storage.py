@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from detectors.errors import InputError
 from detectors.while_inside import WhileInside
+from studies.search.read_cache import ReadCache
 from tracking.patience import Patience, is_lasting
 
 READER_SECONDS = 10.0
@@ -40,8 +40,7 @@ class PatientStorage(BaseStorage):
         self.database = database
         self._cached, self._shown_url = get_storage(database), shown_url
         self._patience = patience or Patience(give_up_seconds=READER_SECONDS)
-        self._reads: dict[tuple[str, int], Any] | None = None
-        self._reader = 0
+        self._reads: ReadCache | None = None
 
     @property
     def engine(self) -> Engine:
@@ -50,21 +49,21 @@ class PatientStorage(BaseStorage):
 
     @contextmanager
     def reads_cached(self) -> Iterator[None]:
-        """Within the block, this thread reads each thing once, until something is written here or `invalidate` is called.
+        """Within the block, this thread reads each thing once and sees what it writes, until `invalidate` is called.
 
         For who holds a study's lease, under which nobody else writes: a driver asks the same questions dozens of times a trial.
         """
-        before = self._reads, self._reader
-        self._reads, self._reader = {}, threading.get_ident()
+        before = self._reads
+        self._reads = ReadCache()
         try:
             yield
         finally:
-            self._reads, self._reader = before
+            self._reads = before
 
     def invalidate(self) -> None:
         """Forget what was read in a `reads_cached` block."""
         if self._reads is not None:
-            self._reads = {}
+            self._reads.forget()
 
     # Studies
 
@@ -75,10 +74,16 @@ class PatientStorage(BaseStorage):
         self._write(lambda: self._cached.delete_study(study_id))
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._write(lambda: self._cached.set_study_user_attr(study_id, key, value))
+        self._write(
+            lambda: self._cached.set_study_user_attr(study_id, key, value),
+            lambda reads, _: reads.forget_attributes("user_attrs", study_id),
+        )
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._write(lambda: self._cached.set_study_system_attr(study_id, key, value))
+        self._write(
+            lambda: self._cached.set_study_system_attr(study_id, key, value),
+            lambda reads, _: reads.forget_attributes("system_attrs", study_id),
+        )
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._patiently(lambda: self._cached.get_study_id_from_name(study_name))
@@ -90,10 +95,16 @@ class PatientStorage(BaseStorage):
         return self._patiently(lambda: self._cached.get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._read(("user_attrs", study_id), lambda: self._cached.get_study_user_attrs(study_id))
+        def read() -> dict[str, Any]:
+            return self._patiently(lambda: self._cached.get_study_user_attrs(study_id))
+
+        return reads.attributes("user_attrs", study_id, read) if (reads := self._own_reads) else read()
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._read(("system_attrs", study_id), lambda: self._cached.get_study_system_attrs(study_id))
+        def read() -> dict[str, Any]:
+            return self._patiently(lambda: self._cached.get_study_system_attrs(study_id))
+
+        return reads.attributes("system_attrs", study_id, read) if (reads := self._own_reads) else read()
 
     def get_all_studies(self) -> list[Any]:
         return self._patiently(self._cached.get_all_studies)
@@ -101,12 +112,18 @@ class PatientStorage(BaseStorage):
     # Trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self._write(lambda: self._cached.create_new_trial(study_id, template_trial))
+        return self._write(
+            lambda: self._cached.create_new_trial(study_id, template_trial),
+            lambda reads, trial_id: reads.make_trial(study_id, trial_id),
+        )
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        self._write(lambda: self._cached.set_trial_param(trial_id, param_name, param_value_internal, distribution))
+        self._write(
+            lambda: self._cached.set_trial_param(trial_id, param_name, param_value_internal, distribution),
+            lambda reads, _: reads.set_param(trial_id, param_name, param_value_internal, distribution),
+        )
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As `BaseStorage.set_trial_state_values`; a first try that was stored but not confirmed counts as done."""
@@ -126,26 +143,40 @@ class PatientStorage(BaseStorage):
             # The same, of a queued trial that was set running. Nobody else could do it: there is one driver.
             return is_set or (was_repeated and self._cached.get_trial(trial_id).state == TrialState.RUNNING)
 
-        return self._write(once)
+        return self._write(once, lambda reads, _: reads.make_stale(trial_id))
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._write(lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value))
+        self._write(
+            lambda: self._cached.set_trial_intermediate_value(trial_id, step, intermediate_value),
+            lambda reads, _: reads.make_stale(trial_id),
+        )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._write(lambda: self._cached.set_trial_user_attr(trial_id, key, value))
+        self._write(
+            lambda: self._cached.set_trial_user_attr(trial_id, key, value),
+            lambda reads, _: reads.set_attribute(trial_id, "user_attrs", key, value),
+        )
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._write(lambda: self._cached.set_trial_system_attr(trial_id, key, value))
+        self._write(
+            lambda: self._cached.set_trial_system_attr(trial_id, key, value),
+            lambda reads, _: reads.set_attribute(trial_id, "system_attrs", key, value),
+        )
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._read(("trial", trial_id), lambda: self._cached.get_trial(trial_id), copied=copy.deepcopy)
+        return reads.trial(trial_id, self._read_trial) if (reads := self._own_reads) else self._read_trial(trial_id)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if not self._is_caching:
+        reads = self._own_reads
+        if reads is None:
             return self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy, states))
-        trials = self._read(("trials", study_id), lambda: self._cached.get_all_trials(study_id, deepcopy=False))
+        trials = reads.trials(
+            study_id,
+            lambda: self._patiently(lambda: self._cached.get_all_trials(study_id, deepcopy=False)),
+            self._read_trial,
+        )
         wanted = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(wanted) if deepcopy else wanted
 
@@ -164,22 +195,25 @@ class PatientStorage(BaseStorage):
         self._cached.remove_session()
 
     @property
-    def _is_caching(self) -> bool:
-        return self._reads is not None and threading.get_ident() == self._reader
+    def _own_reads(self) -> ReadCache | None:
+        """What the calling thread has read, in a `reads_cached` block of its own."""
+        return self._reads if self._reads is not None and self._reads.is_readers else None
 
-    def _read(self, key: tuple[str, int], ask: Callable[[], T], *, copied: Callable[[T], T] = copy.copy) -> T:
-        """What `ask` returns; where reads are cached, a copy of what it returned before."""
-        if self._reads is None or not self._is_caching:
-            return self._patiently(ask)
-        if key not in self._reads:
-            self._reads[key] = self._patiently(ask)
-        return copied(self._reads[key])
+    def _read_trial(self, trial_id: int) -> FrozenTrial:
+        return self._patiently(lambda: self._cached.get_trial(trial_id))
 
-    def _write(self, action: Callable[[], T]) -> T:
+    def _write(self, action: Callable[[], T], follow: Callable[[ReadCache, T], None] | None = None) -> T:
+        """Run an action that writes; `follow` brings what was read up to date with what it returned."""
         try:
-            return self._patiently(action)
-        finally:
+            written = self._patiently(action)
+        except BaseException:
+            self.invalidate()  # it may have been stored all the same
+            raise
+        if (reads := self._own_reads) is not None and follow is not None:
+            follow(reads, written)
+        else:
             self.invalidate()
+        return written
 
     def _patiently(self, action: Callable[[], T]) -> T:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -149,6 +150,51 @@ def test_where_reads_are_cached_each_thing_is_read_once_until_something_is_writt
             assert pool.submit(lambda: study.user_attrs).result() == {"told": 3}
     other.set_user_attr("told", 4)
     assert study.user_attrs == {"told": 4}
+
+
+def attributes_of(trials: list[FrozenTrial]) -> list[dict[str, Any]]:
+    return [vars(trial) | {"distributions": {n: repr(d) for n, d in trial.distributions.items()}} for trial in trials]
+
+
+def test_what_is_written_is_seen_as_the_database_has_it_and_costs_no_look_at_all_trials(
+    storage: PatientStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="s", storage=storage)
+    other = optuna.load_study(study_name="s", storage=PatientStorage(RDBStorage(str(storage.engine.url))))
+    study.add_trial(optuna.trial.create_trial(value=0.1))
+    draw = random.Random(0)
+    calls = counted(storage, monkeypatch)
+    with storage.reads_cached():
+        before = study.get_trials(deepcopy=False)
+        assert len(before) == 1
+        del calls[:]
+        for turn in range(6):
+            if turn % 2:
+                study.enqueue_trial(
+                    {"size": 0.25, "kind": None}, user_attrs={"idea": [1, (2, 3)], "deep": {"a": {1: 2}}}
+                )
+            trial = study.ask()
+            trial.suggest_float("size", 0.1, 0.3, log=True)
+            trial.suggest_int("count", 1, 9, step=2)
+            trial.suggest_categorical("kind", (None, "a", 0.5))
+            for name in "abc":
+                trial.set_user_attr(name, draw.choice([None, True, 1e-300, "ü", [1, {"x": (1,)}]]))
+            trial.set_user_attr("a", "again")
+            if turn == 2:
+                trial.report(0.5, step=3)
+            if turn == 3:
+                study.tell(trial, state=TrialState.FAIL)
+            elif turn != 4:
+                study.tell(trial, float(turn))
+            assert attributes_of(study.get_trials()) == attributes_of(other.get_trials())
+            assert storage.get_trial(trial._trial_id) == other.get_trials()[-1]
+        assert len(before) == 1
+        assert before[0].user_attrs == {}
+        assert calls.count("get_all_trials") == 0
+        # Another driver's trial is not missed between those of this one.
+        other.ask()
+        study.ask()
+        assert [trial.number for trial in study.get_trials()] == list(range(9))
 
 
 def test_the_cache_of_reads_does_not_outlive_a_write_that_failed_half_way(storage: PatientStorage) -> None:
