@@ -67,6 +67,10 @@ class Header:
     """What the settings of the last run were made of, as `Origin.to_json` writes it; None in a study of version 0.2 or before."""
 
 
+_compatible: set[tuple[str, int]] = set()
+"""Databases whose tables this process has found to be of the version that Optuna wants."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A study that is stored, as it stands."""
@@ -115,12 +119,24 @@ def _open(url: str) -> RDBStorage:
         options = {"pool_pre_ping": True, "connect_args": CONNECTION}
     elif not sqlite_file(url):
         options = {"pool_pre_ping": True}
+    # Which version of tables Optuna wants, it reads from a dozen scripts: half a second, and a command opens a storage twice.
+    options = {"engine_kwargs": options, "skip_compatibility_check": _file_of(url) in _compatible}
     for pause in PAUSES:
         # Other machines may be making the tables in the same moment.
         with suppress(IntegrityError, ProgrammingError):
-            return RDBStorage(url, engine_kwargs=options)
+            database = RDBStorage(url, **options)
+            break
         time.sleep(pause)
-    return RDBStorage(url, engine_kwargs=options)
+    else:
+        database = RDBStorage(url, **options)
+    _compatible.add(_file_of(url))
+    return database
+
+
+def _file_of(url: str) -> tuple[str, int]:
+    """A database by its address and, of a file, the number that another file at its place would not have."""
+    path = sqlite_file(url)
+    return url, path.stat().st_ino if path is not None and path.is_file() else 0
 
 
 def study_names(storage: BaseStorage) -> list[str]:

@@ -26,6 +26,7 @@ MODULES = [
     "studies.worker.trial",
     "timm",
     "tracking.projection",
+    "tests.helpers.settled",  # last
 ]
 SECONDS = 240
 
