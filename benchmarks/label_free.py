@@ -10,7 +10,8 @@ below the best setting of the grid:
 - label-free: what `study run` chooses: the five best are ranked again by the mean over the paintings of all four seeds, and of
   those that tie with the best of them (`studies.search.choice`: half a standard error of the difference, by the paired bootstrap
   over good images) the one is taken that the prior of the other products has first. `study run` also fits each of them again;
-- prior: the setting with the best mean rank on the other products, which is what is tried first without any evidence;
+- prior: the setting with the best mean rank on the other products, which is what is tried first without any evidence. As in the
+  prior that is shipped, the drawn products are not among these others;
 - labelled: the real images are halved as protocol holdout does; the setting that is best on one half is judged on the other, and
   the other way round. Every other figure is the mean over the same two halves;
 - default: the paper's setting.
@@ -182,7 +183,23 @@ def main() -> None:
     report = summarised(scored)
     print_table(report)
     if given.out:
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        given.out.write_text(written(report))
+
+
+def written(report: Mapping[str, Any]) -> str:
+    """As JSON with a line for each row and each setting."""
+    head = json.dumps({name: value for name, value in report.items() if name not in ("rows", "products")}, indent=1)[:-2]
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["rows"])
+    products = ",\n".join(
+        f"  {json.dumps(product)}: {{\n"
+        + ",\n".join(
+            f"   {json.dumps(detector)}: [\n" + ",\n".join(f"    {json.dumps(one)}" for one in settings) + "\n   ]"
+            for detector, settings in detectors.items()
+        )
+        + "\n  }"
+        for product, detectors in report["products"].items()
+    )
+    return f'{head},\n "rows": [\n{rows}\n ],\n "products": {{\n{products}\n }}\n}}\n'
 
 
 # --- computing
@@ -322,7 +339,7 @@ def summarised(scored: list[Scored]) -> dict[str, Any]:
     for detector in dict.fromkeys(one.detector for one in scored):
         own = [one for one in scored if one.detector == detector]
         for one in own:
-            rows += _rows(one, [other for other in own if other is not one])
+            rows += _rows(one, [other for other in own if other is not one and other.product not in DRAWN])
             products.setdefault(one.product, {})[detector] = [
                 {
                     "setting": {"backbone": BUNDLED, **setting},
@@ -337,6 +354,7 @@ def summarised(scored: list[Scored]) -> dict[str, Any]:
         "image_size": SIZE[0],
         "seeds": {"tuned on": TUNED_ON, "figures": [seed for seed in SEEDS if seed != TUNED_ON]},
         "hardware": f"{platform.machine()}, CPU",
+        "drawn": [name for name in products if name in DRAWN],
         "rows": rows,
         "products": products,
     }

@@ -56,15 +56,21 @@ def main() -> None:
 def read_pools(results: Path) -> dict[str, Pool]:
     """{product: its settings}. The same product in two sources is two products: they were scored on other images.
 
-    All settings of a detector on all products are better evidence than what searches happened to try.
+    All settings of a detector on all products are better evidence than what searches happened to try. The drawn products of
+    `benchmarks.objects` are left out: they try a method, and what finds the defects that were drawn into them is no evidence of
+    what real parts need.
     """
     pools: dict[str, Pool] = {}
     file = results / "label_free.json"
     if file.is_file():
-        for product, detectors in json.loads(file.read_text())["products"].items():
-            pools[product] = {
-                key(name, one["setting"]): float(one["image_auroc"]) for name, rows in detectors.items() for one in rows
-            }
+        report = json.loads(file.read_text())
+        for product, detectors in report["products"].items():
+            if product not in report["drawn"]:
+                pools[product] = {
+                    key(name, one["setting"]): float(one["image_auroc"])
+                    for name, rows in detectors.items()
+                    for one in rows
+                }
     compared = {name for pool in pools.values() for name, _ in pool}
     for product, pool in read_searched(results).items():
         kept = {one: value for one, value in pool.items() if one[0] not in compared}
