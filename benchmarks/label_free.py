@@ -188,7 +188,9 @@ def main() -> None:
 
 def written(report: Mapping[str, Any]) -> str:
     """As JSON with a line for each row and each setting."""
-    head = json.dumps({name: value for name, value in report.items() if name not in ("rows", "products")}, indent=1)[:-2]
+    head = json.dumps({name: value for name, value in report.items() if name not in ("rows", "products")}, indent=1)[
+        :-2
+    ]
     rows = ",\n".join(f"  {json.dumps(row)}" for row in report["rows"])
     products = ",\n".join(
         f"  {json.dumps(product)}: {{\n"

@@ -117,7 +117,9 @@ def write_runs(folder: Path) -> None:
         }
         for product, detectors in rows.items()
     }
-    (folder / "label_free.json").write_text(json.dumps({"products": products}))
+    # What was found on products that were drawn for the purpose does not count.
+    products["z"] = {"patchcore": [{"setting": {"whitening": 0.3}, "image_auroc": 1.0}]}
+    (folder / "label_free.json").write_text(json.dumps({"drawn": ["z"], "products": products}))
     for data in ("screw", "carpet"):
         for detector, value in (("spade", 0.9), ("patchcore", 0.99)):
             trial = {"state": "COMPLETE", "metrics": {"val/image_auroc": value}, "params": {"n_neighbors": 5}}
