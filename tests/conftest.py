@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sqlite3
 from contextlib import suppress
@@ -33,12 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKED_BY[fixture])
         if any(item.get_closest_marker(name) for name in DEAR):
             item.add_marker("slow")
-
-
-def pytest_collection_finish() -> None:
-    """Thousands of tests and all modules stay to the end: the garbage collector need not look at them again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @event.listens_for(Engine, "connect")

@@ -31,7 +31,7 @@ from tests.helpers.preloaded import Ended, quick_trials, study
 
 TRIALS = 3
 BASELINES = [{"n_features": 12, "shrinkage": 0.1}]
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds until something that must happen counts as not happening."""
 
 
