@@ -37,8 +37,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import betabinom
 
+from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.backbones.weights import BUNDLED
 from detectors.base import Detector, FitContext
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--detectors", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    backbone = build_backbone(BUNDLED, STRIDES)
+    backbone = build_backbone(SMALLEST, STRIDES)
     results, roots = [], {"screw": given.data / "MVTecAD", "macaroni1": given.data / "VisA"}
     for name in given.products:
         product = read_product(name, roots[name], backbone)

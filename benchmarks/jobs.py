@@ -2,9 +2,9 @@
 
     python benchmarks/jobs.py --trials 16 --out benchmarks/results/jobs.json
 
-Every way runs `study run padim_screw --offline` (same seed, hence the same settings as long as the trials end in the same order)
-in a STUDY_HOME of its own whose features are there already. The FPS protocol runs alone on the machine by design: it makes
-other trials wait, as it does for a person. Counted from the first ask to the last tell. Needs MVTEC_AD_ROOT.
+Every way runs `study run padim_screw --offline` with one backbone (same seed, hence the same settings as long as the trials end
+in the same order) in a STUDY_HOME of its own whose features are there already. The FPS protocol runs alone on the machine by
+design: it makes other trials wait, as it does for a person. Counted from the first ask to the last tell. Needs MVTEC_AD_ROOT.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def run_study(home: Path, *, trials: int, jobs: int, cores: int | None) -> dict[
         cores: that the processes may use; None for all.
     """
     command = [sys.executable, "-m", "studies.cli", "run", "padim_screw", "--offline", "--json", "--device", "cpu"]
+    command += ["--set", "search.backbone.choices=[tf_efficientnet_lite0]"]
     command += ["--trials", str(trials), "--jobs", str(jobs), "--set", "budget.stagnation=null"]
     # Slower on fewer threads, a trial must not miss the constraint: all ways shall search alike.
     command += ["--set", "constraints={}"]

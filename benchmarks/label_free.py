@@ -42,8 +42,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
+from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import build_backbone
-from detectors.backbones.weights import BUNDLED
 from detectors.base import Detector, FitContext
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
@@ -234,7 +234,7 @@ def compute(name: str, data: Path, folder: Path, detectors: list[str]) -> None:
     assert held_out.validation is not None
     on_validation = {sample.key for sample in held_out.validation.samples}
     test = ImageSet("test", tuple(stable_order(dataset.test)), SIZE)
-    probe = Detector(build_backbone(BUNDLED, STRIDES), head_class("patchcore")(), image_size=SIZE)
+    probe = Detector(build_backbone(SMALLEST, STRIDES), head_class("patchcore")(), image_size=SIZE)
 
     def features(image_set: ImageSet) -> Features:
         blocks = [
@@ -275,7 +275,7 @@ def _fitted(detector: str, setting: Mapping[str, Any], train: Features) -> Detec
     """A detector of a setting, the values that channels bound cut as a search cuts them."""
     values = {name: value for name, value in setting.items() if name != "layers"}
     layers = _scored_by(setting)
-    backbone = build_backbone(BUNDLED, tuple(layers))
+    backbone = build_backbone(SMALLEST, tuple(layers))
     head_type = head_class(detector)
     channels = {stride: train.maps[stride].shape[1] for stride in layers}
     if detector == "patchcore":
@@ -344,7 +344,7 @@ def summarised(scored: list[Scored]) -> dict[str, Any]:
             rows += _rows(one, [other for other in own if other is not one and other.product not in DRAWN])
             products.setdefault(one.product, {})[detector] = [
                 {
-                    "setting": {"backbone": BUNDLED, **setting},
+                    "setting": {"backbone": SMALLEST, **setting},
                     "image_auroc": round(float(true), 4),
                     "ranking_score": [round(float(one.ranking(seed)[index]), 4) for seed in SEEDS],
                 }
@@ -352,7 +352,7 @@ def summarised(scored: list[Scored]) -> dict[str, Any]:
             ]
     return {
         "command": "python benchmarks/label_free.py --data ../shared/data --scores outputs/label_free",
-        "backbone": BUNDLED,
+        "backbone": SMALLEST,
         "image_size": SIZE[0],
         "seeds": {"tuned on": TUNED_ON, "figures": [seed for seed in SEEDS if seed != TUNED_ON]},
         "hardware": f"{platform.machine()}, CPU",

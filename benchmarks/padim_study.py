@@ -34,6 +34,8 @@ def run_study(home: Path, trials: int, extra: list[str]) -> tuple[float, dict[st
         "studies.cli",
         "run",
         "padim_screw",
+        "--set",
+        "search.backbone.choices=[tf_efficientnet_lite0]",
         "--offline",
         "--json",
         "--trials",

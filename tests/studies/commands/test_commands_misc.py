@@ -24,7 +24,7 @@ import psutil
 import pytest
 import yaml
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.files import file_lock
 from studies.commands import questions as ask
 from studies.commands import ui
@@ -100,9 +100,9 @@ def test_weights_list_names_what_is_here_and_what_studies_want(tmp_path: Path) -
     (own / "resnet34.safetensors").write_bytes(b"weights")
     (own / "resnet18.mine.pth").write_bytes(b"weights")
     rows = {row["backbone"]: row for row in json.loads(study("weights", "list", "--weights-dir", own, "--json").out)}
-    assert rows[BUNDLED]["origin"] == "bundled"
-    assert rows[BUNDLED]["sha256"].startswith("579344248a93")
-    assert rows[BUNDLED]["channels"] == {"4": 24, "8": 40, "16": 112, "32": 320}
+    assert rows[SMALLEST]["origin"] == "bundled"
+    assert rows[SMALLEST]["sha256"].startswith("579344248a93")
+    assert rows[SMALLEST]["channels"] == {"4": 24, "8": 40, "16": 112, "32": 320}
     assert (rows["resnet34"]["origin"], rows["resnet34"]["path"]) == ("folder", str(own / "resnet34.safetensors"))
     assert rows["resnet18"]["origin"] is None
     assert "unknown backbone" in rows["resnet18.mine"]["problem"]
@@ -112,15 +112,15 @@ def test_weights_list_names_what_is_here_and_what_studies_want(tmp_path: Path) -
 def test_weights_list_for_people() -> None:
     ended = study("weights", "list")
     lines = {line.split()[0]: line for line in ended.out.splitlines() if line.strip()}
-    assert lines[f"{BUNDLED}:"].endswith(".pth")
-    assert "bundled" in lines[BUNDLED]
-    assert "4: 24, 8: 40, 16: 112, 32: 320" in lines[BUNDLED]
+    assert lines[f"{SMALLEST}:"].endswith(".pth")
+    assert "bundled" in lines[SMALLEST]
+    assert "4: 24, 8: 40, 16: 112, 32: 320" in lines[SMALLEST]
     assert "not here" in lines["resnet18"]
     assert "study weights fetch resnet18 wide_resnet50_2" in ended.out
 
 
 def test_weights_fetch_leaves_alone_what_is_here() -> None:
-    ended = study("weights", "fetch", BUNDLED, "--json")
+    ended = study("weights", "fetch", SMALLEST, "--json")
     assert ended.code == 0
     (row,) = json.loads(ended.out)
     assert (row["fetched"], row["origin"]) == (False, "bundled")
@@ -128,7 +128,7 @@ def test_weights_fetch_leaves_alone_what_is_here() -> None:
 
 @pytest.mark.parametrize(("name", "told"), [("resnet18@random", "nothing to fetch"), ("resnet81", "unknown backbone")])
 def test_weights_fetch_refuses(name: str, told: str) -> None:
-    ended = study("weights", "fetch", BUNDLED, name)
+    ended = study("weights", "fetch", SMALLEST, name)
     assert ended.code == 2
     assert told in ended.error
 
@@ -141,7 +141,7 @@ def test_weights_fetch_without_network_is_told_at_once(monkeypatch: pytest.Monke
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         ended = study("weights", "fetch", "resnet18")
     assert ended.code == 2
-    for told in ("resnet18", "ConnectionRefusedError", BUNDLED, "--weights-dir"):
+    for told in ("resnet18", "ConnectionRefusedError", SMALLEST, "--weights-dir"):
         assert told in ended.error
 
 
@@ -209,7 +209,7 @@ def test_doctor_on_a_new_machine_makes_nothing(home: Path, monkeypatch: pytest.M
     assert found["Optuna storage"]["found"] == f"sqlite:///{home}/studies.db, will be created"
     assert found["MLflow store"]["found"] == f"sqlite:///{home}/mlflow.db, will be created"
     assert found["OMP_WAIT_POLICY"]["status"] == "ok"
-    assert (found["MVTec AD"]["status"], found["weights"]["found"].count(BUNDLED)) == ("warn", 1)
+    assert (found["MVTec AD"]["status"], found["weights"]["found"].count(SMALLEST)) == ("warn", 1)
     assert "study data fetch mvtec" in found["MVTec AD"]["hint"]
     assert not home.exists()
 

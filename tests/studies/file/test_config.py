@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import validate
 from studies.file.sections import COST_METRICS
@@ -35,16 +35,16 @@ def test_plain_form_and_back():
 
 def test_backbones_in_the_order_of_the_file():
     config = check(
-        search={"backbone": {"choices": ["resnet18", BUNDLED]}},
+        search={"backbone": {"choices": ["resnet18", SMALLEST]}},
         fixed={},
-        baselines=[{"backbone": BUNDLED}, {"backbone": "resnet18"}],
+        baselines=[{"backbone": SMALLEST}, {"backbone": "resnet18"}],
     )
-    assert config.backbones == ["resnet18", BUNDLED]
+    assert config.backbones == ["resnet18", SMALLEST]
 
 
 def test_baselines_alone_may_name_the_backbone():
-    config = check(search={}, fixed={}, baselines=[{"backbone": "resnet18"}, {"backbone": BUNDLED}])
-    assert config.backbones == ["resnet18", BUNDLED]
+    config = check(search={}, fixed={}, baselines=[{"backbone": "resnet18"}, {"backbone": SMALLEST}])
+    assert config.backbones == ["resnet18", SMALLEST]
 
 
 def test_every_metric_may_be_constrained():

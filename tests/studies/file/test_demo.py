@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from detectors.backbones.weights import BUNDLED, PIXELS
+from detectors.backbones.bundled import SMALLEST
+from detectors.backbones.weights import PIXELS
 from detectors.errors import InputError
 from studies.file.demo import DEMO_TRIALS, load_demo
 from studies.file.library import load
@@ -16,18 +17,18 @@ def test_every_packaged_file_has_a_demo(path):
     demo = load_demo(str(path))
     assert demo.name == f"{path.stem}-demo"
     assert demo.data.dataset == "rendered"
-    assert set(demo.backbones) <= {BUNDLED, PIXELS}
+    assert set(demo.backbones) <= {SMALLEST, PIXELS}
 
 
 def test_the_demo_is_the_search_itself_on_rendered_images(tmp_path):
     path = write(
         tmp_path,
-        search={"backbone": {"choices": ["resnet18", BUNDLED]}, "n_features": {"int": [4, 40]}},
+        search={"backbone": {"choices": ["resnet18", SMALLEST]}, "n_features": {"int": [4, 40]}},
         fixed={"smoothing_sigma": 3.0},
         constraints={"fps": ">= 5"},
         baselines=[
             {"backbone": "resnet18", "n_features": 9},
-            {"backbone": BUNDLED, "n_features": 8},
+            {"backbone": SMALLEST, "n_features": 8},
             {"n_features": 7},
         ],
         budget={"trials": 400, "timeout": "9h"},
@@ -38,27 +39,27 @@ def test_the_demo_is_the_search_itself_on_rendered_images(tmp_path):
     assert (demo.data.dataset, demo.data.category, demo.data.root) == ("rendered", "screw", None)
     assert demo.protocol == "holdout"
     assert demo.search["n_features"] == load(str(path)).search["n_features"]
-    assert demo.backbones == [BUNDLED]
-    assert demo.baselines == [{"n_features": 7}, {"backbone": BUNDLED, "n_features": 8}]
+    assert demo.backbones == [SMALLEST]
+    assert demo.baselines == [{"n_features": 7}, {"backbone": SMALLEST, "n_features": 8}]
     assert (demo.budget.trials, demo.budget.timeout) == (DEMO_TRIALS, None)
     assert demo.fixed == {"smoothing_sigma": 3.0}
     assert demo.constraints == {"fps": ">= 5"}
 
 
 def test_the_demo_of_a_fixed_backbone_and_of_baselines_alone(tmp_path):
-    assert load_demo(str(write(tmp_path, "fixed"))).backbones == [BUNDLED]
+    assert load_demo(str(write(tmp_path, "fixed"))).backbones == [SMALLEST]
     paper = write(tmp_path, "paper", protocol="paper", search={}, baselines=[{"n_features": 9}])
-    assert load_demo(str(paper)).backbones == [BUNDLED]
+    assert load_demo(str(paper)).backbones == [SMALLEST]
 
 
 def test_the_demo_keeps_pixels_where_a_detector_learns_from_them(tmp_path):
     search = {
-        "backbone": {"choices": ["resnet18", BUNDLED]},
+        "backbone": {"choices": ["resnet18", SMALLEST]},
         "patchcore": {"backbone": {"choices": ["pixels"]}, "layers": {"choices": [[4], [2]]}},
     }
     several = write(tmp_path, "several", detector=["padim", "patchcore"], search=search, fixed={})
     demo = load_demo(str(several))
-    assert demo.for_detector("padim").backbones == [BUNDLED]
+    assert demo.for_detector("padim").backbones == [SMALLEST]
     assert demo.for_detector("patchcore").backbones == [PIXELS]
     fixed = {"backbone": PIXELS, "layers": [4]}
     assert load_demo(str(write(tmp_path, "alone", fixed=fixed))).fixed == fixed

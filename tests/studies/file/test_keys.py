@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors import catalog
-from detectors.backbones.weights import BUNDLED, PIXELS
+from detectors.backbones.bundled import SMALLEST
+from detectors.backbones.weights import PIXELS
 from detectors.errors import InputError
 from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
 
@@ -27,7 +28,7 @@ DETECTORS = st.one_of(
 )
 BACKBONES = st.one_of(
     st.none(),
-    st.sampled_from([BUNDLED, PIXELS, "resnet18", "resnet18.a1_in1k", "resnet18@random", "vit_small_patch14_dinov2.lvd142m"]),
+    st.sampled_from([SMALLEST, PIXELS, "resnet18", "resnet18.a1_in1k", "resnet18@random", "vit_small_patch14_dinov2.lvd142m"]),
     st.builds("{}.{}@random:{}".format, st.just("resnet18"), st.just("a1_in1k"), st.integers(0, 10**6)),
 )  # fmt: skip
 KEYS = st.builds(

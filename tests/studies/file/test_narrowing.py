@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.errors import InputError
 from studies.file import yaml_file
 from studies.file.config import StudyConfig, validate
@@ -20,14 +20,14 @@ from tests.helpers.builders import BACKBONE, raw_config
 WITHOUT_4 = "visformer_tiny@random"
 PADIM = {
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8, 16], [4, 8]]},
         "n_features": {"int": [4, 400]},
     },
     "fixed": {},
     "baselines": [
         {"backbone": BACKBONE, "layers": [8, 16], "n_features": 300},
-        {"backbone": BUNDLED, "layers": [4, 8], "n_features": 30},
+        {"backbone": SMALLEST, "layers": [4, 8], "n_features": 30},
     ],
 }
 BOTH = {
@@ -72,7 +72,7 @@ def padim(**changes: Any) -> dict[str, Any]:
             f"search.backbone.choices=[{BACKBONE}]",
             [0],
             f"baseline 2 of tiny.yaml is left out, because --set leaves no place for it: "
-            f"backbone: '{BUNDLED}' is not among the choices ['{BACKBONE}']",
+            f"backbone: '{SMALLEST}' is not among the choices ['{BACKBONE}']",
         ),
         ("search.layers={choices: [[8, 16]]}", [0], "layers: [4, 8] is not among the choices [[8, 16]]"),
         # A range that the channels of the baseline's layers cut as well leaves the baseline as it is.
@@ -168,12 +168,12 @@ def test_another_detector_may_be_added_in_its_place() -> None:
 def test_every_shipped_study_may_be_narrowed_to_the_bundled_backbone(path: Path) -> None:
     file = yaml_file.read(path)
     backbones = file.get("search", {}).get("backbone", {}).get("choices", [])
-    if BUNDLED not in backbones:
+    if SMALLEST not in backbones:
         assert narrow(file)[1] == ()
         return
-    config, lines = narrow(file, f"search.backbone.choices=[{BUNDLED}]")
+    config, lines = narrow(file, f"search.backbone.choices=[{SMALLEST}]")
     given = file.get("baselines", [])
     assert len(config.baselines) + len(lines) == len(given)
     assert [one["backbone"] for one in config.baselines] == [
-        one["backbone"] for one in given if one["backbone"] in (BUNDLED, "pixels")
+        one["backbone"] for one in given if one["backbone"] in (SMALLEST, "pixels")
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from studies.file.parts import divide
 from studies.file.sections import Dimension
 from tests.helpers.builders import BACKBONE
@@ -13,7 +13,7 @@ from tests.helpers.study_files import check
 SEVERAL = {
     "detector": ["padim", "patchcore"],
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8, 16], [16, 32]]},
         "padim": {"n_features": {"int": [50, 550]}},
         "patchcore": {"layers": {"choices": [[8]]}},
@@ -58,11 +58,11 @@ def test_a_baseline_belongs_to_the_detector_that_it_names() -> None:
 
 
 def test_backbones_of_each_detector() -> None:
-    search = {"backbone": {"choices": [BACKBONE]}, "patchcore": {"backbone": {"choices": [BUNDLED, BACKBONE]}}}
+    search = {"backbone": {"choices": [BACKBONE]}, "patchcore": {"backbone": {"choices": [SMALLEST, BACKBONE]}}}
     config = check(**SEVERAL | {"search": search, "fixed": {}, "baselines": []})
     assert config.for_detector("padim").backbones == [BACKBONE]
-    assert config.for_detector("patchcore").backbones == [BUNDLED, BACKBONE]
-    assert config.backbones == [BACKBONE, BUNDLED]
+    assert config.for_detector("patchcore").backbones == [SMALLEST, BACKBONE]
+    assert config.backbones == [BACKBONE, SMALLEST]
 
 
 def test_there_is_no_part_of_another_detector() -> None:

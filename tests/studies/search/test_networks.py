@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from detectors import catalog
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.data.samples import file_sha256
 from detectors.errors import InputError
 from studies.executors.ray import node
@@ -90,17 +90,17 @@ def test_a_demonstration_needs_no_network_but_the_bundled_one(tiny_mvtec: Path, 
     raw = raw_config(
         tiny_mvtec,
         detector="cutpaste",
-        search={"network": {"choices": ["tail", NETWORK, BUNDLED]}, "backbone": {"choices": ["pixels"]}},
+        search={"network": {"choices": ["tail", NETWORK, SMALLEST]}, "backbone": {"choices": ["pixels"]}},
         fixed={"layers": [2]},
-        baselines=[{**SETTING}, {**SETTING, "network": BUNDLED}],
+        baselines=[{**SETTING}, {**SETTING, "network": SMALLEST}],
     )
     (file := tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
     demo = load_demo(str(file))
-    assert demo.networks(demo.baselines) == [BUNDLED]
-    assert [base["network"] for base in demo.baselines] == [BUNDLED]
+    assert demo.networks(demo.baselines) == [SMALLEST]
+    assert [base["network"] for base in demo.baselines] == [SMALLEST]
     raw |= {"search": {"variant": {"choices": ["scar", "3way"]}}, "baselines": []}
     file.write_text(yaml.safe_dump(raw | {"fixed": {"backbone": "pixels", "layers": [2], "network": NETWORK}}))
-    assert load_demo(str(file)).networks() == [BUNDLED]
+    assert load_demo(str(file)).networks() == [SMALLEST]
 
 
 def test_missing_weights_are_told_before_a_study_begins(tiny_mvtec: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.errors import InputError
 from studies.home import Home
 from studies.search.plan import Options, make_plan
@@ -33,7 +33,7 @@ def test_offline_drops_backbones_without_weights(tiny_mvtec, tmp_path, monkeypat
     with pytest.raises(InputError) as caught:
         build_plan(alone, tmp_path)
     message = one_line(caught)
-    for word in ("none of the study's backbones (resnet18) has weights", BUNDLED, "--weights-dir", "NAME@random"):
+    for word in ("none of the study's backbones (resnet18) has weights", SMALLEST, "--weights-dir", "NAME@random"):
         assert word in message
 
 
@@ -104,12 +104,12 @@ def test_protocol_paper_has_no_validation(tiny_mvtec, tmp_path):
 
 
 def test_the_search_follows_the_backbones(tiny_mvtec: Path, tmp_path: Path) -> None:
-    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, BUNDLED]}}, fixed={"layers": [8, 16]})
+    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, SMALLEST]}}, fixed={"layers": [8, 16]})
     plan = build_plan(config, tmp_path)
     assert plan.space is plan.space
-    assert plan.space.backbones == (BACKBONE, BUNDLED)
-    fewer = replace(plan, backbones={BUNDLED: plan.backbones[BUNDLED]})
-    assert fewer.space.backbones == (BUNDLED,)
+    assert plan.space.backbones == (BACKBONE, SMALLEST)
+    fewer = replace(plan, backbones={SMALLEST: plan.backbones[SMALLEST]})
+    assert fewer.space.backbones == (SMALLEST,)
     with pytest.raises(InputError, match=r"no backbone of search\.backbone has weights"):
         replace(plan, backbones={})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.encoding import encode
@@ -113,7 +113,7 @@ PATCHCORE = {"detector": "patchcore", "fixed": {"backbone": BACKBONE}}
         ({"search": {"layers": LAYERS}, "fixed": {"backbone": BACKBONE}}, "tpe", "choices are no numbers: layers"),
         ({**PATCHCORE, "search": {"whitening": {"choices": [0.0, 0.1]}}}, "tpe", "choices are no numbers: whitening"),
         (
-            {"search": {"backbone": {"choices": [BACKBONE, BUNDLED]}, "n_features": {"int": [4, 40]}}, "fixed": {}},
+            {"search": {"backbone": {"choices": [BACKBONE, SMALLEST]}, "n_features": {"int": [4, 40]}}, "fixed": {}},
             "tpe",
             "choices are no numbers: backbone",
         ),
@@ -137,13 +137,13 @@ def test_auto_takes_a_gaussian_process_for_few_trials_over_numbers(
 
 def test_a_single_choice_is_no_search() -> None:
     search = {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8], [2, 4]]},
         "n_features": {"int": [4, 40]},
     }
     config = make_config(Path("images"), search=search, fixed={}, sampler={"name": "auto"})
     assert choose_sampler(config, SearchSpace(config, backbones=[BACKBONE])).name == "gp"
-    assert choose_sampler(config, SearchSpace(config, backbones=[BACKBONE, BUNDLED])).name == "tpe"
+    assert choose_sampler(config, SearchSpace(config, backbones=[BACKBONE, SMALLEST])).name == "tpe"
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random", "grid"])

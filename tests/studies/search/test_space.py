@@ -13,8 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 
 from detectors import catalog
+from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import channels_by_stride
-from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.encoding import canonical, decode_layers, encode
@@ -42,7 +42,7 @@ def suggested(space: SearchSpace, count: int = 30) -> list[tuple[dict, optuna.Tr
 
 TWO = {
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8, 16], [16, 32], [4, 8, 16]]},
         "n_features": {"int": [50, 550], "log": True},
     },
@@ -113,9 +113,9 @@ def test_kinds_of_dimensions():
 
 
 def test_only_backbones_with_weights_are_suggested():
-    space = make_space([BUNDLED], **TWO)
-    assert {params["backbone"] for params, _ in suggested(space, 10)} == {BUNDLED}
-    assert space.backbones == (BUNDLED,)
+    space = make_space([SMALLEST], **TWO)
+    assert {params["backbone"] for params, _ in suggested(space, 10)} == {SMALLEST}
+    assert space.backbones == (SMALLEST,)
 
 
 # --- layers
@@ -195,10 +195,10 @@ def enqueued(space: SearchSpace, baseline: dict, *, seed: int = 0) -> dict:
 
 
 def test_a_baseline_is_tried_as_it_was_written():
-    baseline = {"backbone": BUNDLED, "layers": [4, 8, 16], "n_features": 100, "regularization": 0.5, "shrinkage": 0.25}
+    baseline = {"backbone": SMALLEST, "layers": [4, 8, 16], "n_features": 100, "regularization": 0.5, "shrinkage": 0.25}
     space = make_space(**TWO | {"baselines": [baseline]})
     assert space.optuna_params(baseline) == (
-        {"backbone": BUNDLED, "layers": "4+8+16", "n_features": 100},
+        {"backbone": SMALLEST, "layers": "4+8+16", "n_features": 100},
         {"regularization": 0.5, "shrinkage": 0.25},
     )
     for seed in range(3):
@@ -215,7 +215,7 @@ def test_what_a_baseline_leaves_out_is_searched():
     space = make_space(**TWO | {"baselines": [{"layers": [16, 32]}]})
     found = [enqueued(space, space.config.baselines[0], seed=seed) for seed in range(12)]
     assert all(params["layers"] == [16, 32] for params in found)
-    assert {params["backbone"] for params in found} == {BACKBONE, BUNDLED}
+    assert {params["backbone"] for params in found} == {BACKBONE, SMALLEST}
 
 
 def test_layers_of_a_baseline_go_to_whatever_backbone_is_drawn():
@@ -265,7 +265,7 @@ def test_a_baseline_that_cannot_be_run_is_refused_before_anything_runs(changes):
 OF_PATCHCORE = {
     "detector": "patchcore",
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8], [8, 16]]},
         "projection": {"choices": [64, 128, 256]},
         "coreset_ratio": {"float": [0.01, 0.1], "log": True},
@@ -278,9 +278,9 @@ OF_PATCHCORE = {
 @pytest.mark.parametrize(
     ("changes", "setting", "cut"),
     [
-        (TWO, {"backbone": BUNDLED, "layers": [8, 16], "n_features": 153}, {"n_features": 152}),
-        (OF_PATCHCORE, {"backbone": BUNDLED, "layers": [8], "projection": 64}, {"projection": 40}),
-        (OF_PATCHCORE, {"backbone": BUNDLED, "layers": [8, 16], "projection": 128}, {}),
+        (TWO, {"backbone": SMALLEST, "layers": [8, 16], "n_features": 153}, {"n_features": 152}),
+        (OF_PATCHCORE, {"backbone": SMALLEST, "layers": [8], "projection": 64}, {"projection": 40}),
+        (OF_PATCHCORE, {"backbone": SMALLEST, "layers": [8, 16], "projection": 128}, {}),
         # What lies outside of the search, and is a baseline's alone.
         ({"search": {"shrinkage": {"float": [0, 0.5]}}}, {"n_features": 385}, {"n_features": 384}),
         # A range with steps is cut to one of them.
@@ -327,7 +327,7 @@ def test_a_value_whose_bound_is_drawn_later_is_cut_then(recwarn):
         {"search": {"n_features": {"int": [500, 600]}}, "fixed": {"backbone": BACKBONE, "layers": [4]}},
         {
             "search": {"n_features": {"choices": [50, 100, 500]}, "layers": {"choices": [[4], [8]]}},
-            "fixed": {"backbone": BUNDLED},
+            "fixed": {"backbone": SMALLEST},
         },
         {
             "search": {
@@ -353,9 +353,9 @@ def test_whatever_is_suggested_may_be_tried_again_as_a_persons_setting(changes):
 @pytest.mark.parametrize(
     ("idea", "words"),
     [
-        ({"backbone": BUNDLED, "layers": [8], "projection": 50}, "projection: 50 is not among the choices"),
+        ({"backbone": SMALLEST, "layers": [8], "projection": 50}, "projection: 50 is not among the choices"),
         ({"projection": 40}, "projection: 40 is not among the choices"),
-        ({"backbone": BUNDLED, "layers": [8, 16], "projection": 40}, "projection: 40 is not among the choices"),
+        ({"backbone": SMALLEST, "layers": [8, 16], "projection": 40}, "projection: 40 is not among the choices"),
     ],
 )
 def test_what_the_search_does_not_reach_even_when_cut_is_refused(idea, words):
@@ -365,7 +365,7 @@ def test_what_the_search_does_not_reach_even_when_cut_is_refused(idea, words):
 
 def test_a_grid_has_each_setting_that_is_cut_once():
     finite = {name: one for name, one in OF_PATCHCORE["search"].items() if name != "coreset_ratio"}
-    space = make_space([BUNDLED], **OF_PATCHCORE | {"search": finite})
+    space = make_space([SMALLEST], **OF_PATCHCORE | {"search": finite})
     settings = list(space.grid())
     tried = [enqueued(space, setting) for setting in settings]
     assert [(params["layers"], params["projection"]) for params in tried] == [
@@ -377,7 +377,7 @@ def test_a_grid_has_each_setting_that_is_cut_once():
 
 
 def test_a_baseline_of_a_backbone_without_weights_is_not_judged():
-    baselines = [{"backbone": BUNDLED, "layers": [8, 16], "n_features": 153}]
+    baselines = [{"backbone": SMALLEST, "layers": [8, 16], "n_features": 153}]
     assert make_space([BACKBONE], **TWO | {"baselines": baselines}).backbones == (BACKBONE,)
 
 
@@ -391,7 +391,7 @@ def test_no_backbone_is_left():
 
 def test_the_fixed_backbone_is_not_there():
     with pytest.raises(InputError, match=rf"no weights on this machine for fixed\.backbone {BACKBONE}"):
-        make_space([BUNDLED])
+        make_space([SMALLEST])
 
 
 def test_a_backbone_that_offers_none_of_the_layers():
@@ -406,7 +406,7 @@ def test_an_adopted_trial_keeps_what_it_holds_and_gets_the_rest():
     space = make_space(**TWO)
     study = make_study()
     begun = study.ask()
-    backbone = begun.suggest_categorical("backbone", [BACKBONE, BUNDLED])
+    backbone = begun.suggest_categorical("backbone", [BACKBONE, SMALLEST])
     layers = begun.suggest_categorical("layers", ["8+16", "16+32", "4+8+16"])
     adopted = optuna.trial.Trial(study, begun._trial_id)
     params = space.suggest(adopted)
@@ -426,7 +426,7 @@ def test_an_adopted_trial_that_was_complete_gives_the_same_setting():
 
 
 def test_an_adopted_baseline_keeps_its_values():
-    baseline = {"backbone": BUNDLED, "layers": [16, 32], "n_features": 77, "regularization": 0.5}
+    baseline = {"backbone": SMALLEST, "layers": [16, 32], "n_features": 77, "regularization": 0.5}
     space = make_space(**TWO | {"baselines": [baseline]})
     study = make_study()
     searched, overrides = space.optuna_params(baseline)
@@ -440,12 +440,12 @@ def test_an_adopted_baseline_keeps_its_values():
 
 
 def test_describe():
-    rows = dict(make_space([BUNDLED], **TWO).describe())
+    rows = dict(make_space([SMALLEST], **TWO).describe())
     assert list(rows) == ["backbone", "layers", *catalog.parameters("padim")]
     assert (
         rows.items()
         >= {
-            "backbone": BUNDLED,
+            "backbone": SMALLEST,
             "layers": "8+16, 16+32, 4+8+16",
             "n_features": "50 .. 550 (log)",
             "regularization": "0.01 (fixed)",
@@ -488,7 +488,7 @@ def test_one_text_for_one_setting(order):
 
 
 def test_a_setting_with_a_backbone_without_weights_is_refused():
-    space = make_space([BUNDLED], **TWO)
+    space = make_space([SMALLEST], **TWO)
     with pytest.raises(InputError, match=f"no weights on this machine for {BACKBONE}"):
         space.optuna_params({"backbone": BACKBONE, "layers": [8, 16]})
 
@@ -499,15 +499,15 @@ def test_a_setting_with_a_backbone_without_weights_is_refused():
 BOTH = {
     "detector": ["padim", "patchcore"],
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8, 16], [16, 32]]},
         "padim": {"n_features": {"int": [50, 550], "log": True}, "neighbourhood": {"int": [0, 2]}},
         "patchcore": {"layers": {"choices": [[8], [8, 16]]}, "coreset_ratio": {"float": [0.001, 0.1], "log": True}},
     },
     "fixed": {"smoothing_sigma": 2.0, "patchcore": {"projection": 64}},
     "baselines": [
-        {"detector": "padim", "backbone": BUNDLED, "layers": [16, 32], "n_features": 100},
-        {"detector": "patchcore", "backbone": BUNDLED, "layers": [8], "coreset_ratio": 0.01},
+        {"detector": "padim", "backbone": SMALLEST, "layers": [16, 32], "n_features": 100},
+        {"detector": "patchcore", "backbone": SMALLEST, "layers": [8], "coreset_ratio": 0.01},
     ],
 }
 
@@ -552,7 +552,7 @@ def test_baselines_alone_name_their_detector_outside_optuna():
 
 
 def test_strides_of_several_detectors_are_those_of_all():
-    assert make_space(**BOTH).strides(BUNDLED) == [8, 16, 32]
+    assert make_space(**BOTH).strides(SMALLEST) == [8, 16, 32]
 
 
 def test_several_detectors_are_described_each():
@@ -590,7 +590,7 @@ def test_a_study_over_several_detectors_survives_its_plain_form():
     again = validate(json.loads(json.dumps(config.to_json())), source="again")
     assert again == config
     assert config.for_detector("patchcore").search["layers"].choices == [[8], [8, 16]]
-    assert config.backbones == [BACKBONE, BUNDLED]
+    assert config.backbones == [BACKBONE, SMALLEST]
 
 
 def test_a_list_of_one_detector_is_that_detector():

@@ -10,8 +10,8 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
+from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import weights_identity
-from detectors.backbones.weights import BUNDLED
 from detectors.errors import InputError
 from studies.home import Home, prepare_sqlite, sqlite_file
 from studies.search.plan import Plan
@@ -283,34 +283,34 @@ def test_other_weights_under_the_same_name_are_refused(storage, plan):
 
 
 def test_a_backbone_that_is_not_here_any_more(storage, tiny_mvtec, tmp_path):
-    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, BUNDLED]}}, fixed={"layers": [8, 16]})
+    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, SMALLEST]}}, fixed={"layers": [8, 16]})
     both = build_plan(config, tmp_path)
     create_or_resume(storage, both, fresh=False)
-    fewer = replace(both, backbones={BUNDLED: both.backbones[BUNDLED]}, dropped=(BACKBONE,))
+    fewer = replace(both, backbones={SMALLEST: both.backbones[SMALLEST]}, dropped=(BACKBONE,))
     message = refusal(storage, fewer)
     assert f"study 'tiny' uses backbone {BACKBONE}, whose weights are not on this machine any more" in message
 
 
 def test_a_backbone_that_the_file_names_no_more(storage, tiny_mvtec, tmp_path):
-    baselines = [{"backbone": BACKBONE}, {"backbone": BUNDLED}]
+    baselines = [{"backbone": BACKBONE}, {"backbone": SMALLEST}]
     fixed = {"layers": [8, 16]}
     both = make_config(tiny_mvtec, protocol="paper", search={}, fixed=fixed, baselines=baselines)
     one = make_config(tiny_mvtec, protocol="paper", search={}, fixed=fixed, baselines=baselines[:1])
     create_or_resume(storage, build_plan(both, tmp_path), fresh=False)
     message = refusal(storage, build_plan(one, tmp_path))
-    assert f"created with backbone {BUNDLED}, which the study file names no more" in message
+    assert f"created with backbone {SMALLEST}, which the study file names no more" in message
     assert "--fresh" in message
 
 
 def test_backbones_are_fixed_when_the_study_is_created(storage, tiny_mvtec, tmp_path):
-    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, BUNDLED]}}, fixed={"layers": [8, 16]})
+    config = make_config(tiny_mvtec, search={"backbone": {"choices": [BACKBONE, SMALLEST]}}, fixed={"layers": [8, 16]})
     both = build_plan(config, tmp_path)
-    fewer = replace(both, backbones={BUNDLED: both.backbones[BUNDLED]}, dropped=(BACKBONE,))
+    fewer = replace(both, backbones={SMALLEST: both.backbones[SMALLEST]}, dropped=(BACKBONE,))
     _, header, _ = create_or_resume(storage, fewer, fresh=False)
     assert header.dropped == [BACKBONE]
     _, resumed, new = create_or_resume(storage, both, fresh=False)
     assert not new
-    assert list(resumed.backbones) == [BUNDLED]
+    assert list(resumed.backbones) == [SMALLEST]
 
 
 # --- home

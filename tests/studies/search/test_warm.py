@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from detectors.backbones.weights import BUNDLED
+from detectors.backbones.bundled import SMALLEST
 from detectors.errors import InputError
 from studies.report.search import Search
 from studies.report.section_tables import trials_table
@@ -196,7 +196,7 @@ def winner(number: int = 0, detector: str = "padim", **setting: Any) -> Winner:
 
 
 def fitted(
-    *winners: Winner, backbones: Sequence[str] = (BACKBONE, BUNDLED), networks: Any = (), **changes: Any
+    *winners: Winner, backbones: Sequence[str] = (BACKBONE, SMALLEST), networks: Any = (), **changes: Any
 ) -> list[WarmSetting]:
     config = make_config("images", **changes)  # type: ignore[arg-type]
     space = SearchSpace(config, backbones=[name for name in config.backbones if name in backbones])
@@ -205,7 +205,7 @@ def fitted(
 
 WIDE = {
     "search": {
-        "backbone": {"choices": [BACKBONE, BUNDLED]},
+        "backbone": {"choices": [BACKBONE, SMALLEST]},
         "layers": {"choices": [[8, 16], [8]]},
         "n_features": {"int": [4, 400]},
         "regularization": {"float": [0.001, 0.1]},
@@ -229,8 +229,8 @@ def test_a_setting_that_fits_is_taken_whole() -> None:
         ({"n_features": 401}, WIDE, "n_features: 401 is outside the range [4, 400]"),
         ({"layers": [4]}, WIDE, "layers: [4] is not among the choices [[8, 16], [8]]"),
         ({"backbone": "resnet18"}, WIDE, "backbone: 'resnet18' is not among the choices"),
-        ({"backbone": BUNDLED}, {**WIDE, "backbones": [BACKBONE]}, f"no weights for {BUNDLED} in this study"),
-        ({"backbone": BUNDLED}, {}, f"backbone is {BUNDLED}, and this study fixes {BACKBONE}"),
+        ({"backbone": SMALLEST}, {**WIDE, "backbones": [BACKBONE]}, f"no weights for {SMALLEST} in this study"),
+        ({"backbone": SMALLEST}, {}, f"backbone is {SMALLEST}, and this study fixes {BACKBONE}"),
         ({"layers": [4, 8]}, {}, "layers is 4+8, and this study fixes 8+16"),
         ({"gone": 3}, WIDE, "unknown parameter of padim 'gone'"),
         ({}, OF_PATCHCORE, "its detector is padim, and this study is over patchcore"),

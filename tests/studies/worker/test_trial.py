@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from detectors import catalog
+from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import weights_identity
-from detectors.backbones.weights import BUNDLED
 from detectors.base import Detector, FitContext
 from detectors.data import samples
 from detectors.data.copies import content_groups
@@ -567,7 +567,7 @@ def test_weights_that_are_not_here_are_refused(plan, monkeypatch):
     job = build_job(plan)
     message = refused(replace(job, params=PARAMS | {"backbone": "resnet18"}))
     assert "no weights for backbone resnet18 on this machine" in message
-    assert BUNDLED in message
+    assert SMALLEST in message
 
 
 def test_a_folder_that_cannot_be_written_is_refused(plan, tmp_path):
