@@ -59,6 +59,11 @@ def gaussian_matrix(size: int, sigma: float, *, reach: int | None = None) -> Ten
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, at, kernel.expand(size, -1))
 
 
+def resampled(maps: Tensor, size: Size) -> Tensor:
+    """[B, H, W] -> [B, *size], bilinearly; for maps of different sizes to be judged against the same masks."""
+    return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def image_scores(maps: Tensor) -> Tensor:
     """[B, H, W] -> [B]: the highest value of each map."""
     return maps.flatten(1).amax(dim=1)

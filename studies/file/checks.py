@@ -13,11 +13,12 @@ from detectors import catalog
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Head
 from detectors.errors import InputError
-from studies.file.keys import DETECTOR_KEY, SHARED_PARAMETERS, ParameterKey
+from studies.file.keys import DETECTOR_KEY, DRAWN_FROM_CHOICES, IMAGE_SIZE, ParameterKey
 from studies.file.messages import check_name, located
 from studies.file.parts import DetectorPart
 from studies.file.reach import check_offered, drawn_as, settled, unreachable, upper_bounds
 from studies.file.sections import Baseline, DataConfig, Dimension, ParameterValue, PrunerConfig
+from studies.file.sizes import parse_size
 
 STRIDES = ({4, 8, 16, 32}, {1, 2, 4})
 """Of pretrained networks, and of pixels."""
@@ -60,7 +61,7 @@ def check_ownership(
         raise ValueError("nothing to try: give a search, or baselines")
     detectors = list(heads)
     first, *others = map(catalog.parameters_of, heads.values())
-    common = [*SHARED_PARAMETERS, *(name for name in first if all(name in other for other in others))]
+    common = [*DRAWN_FROM_CHOICES, *(name for name in first if all(name in other for other in others))]
     for section, names in (("search", search), ("fixed", fixed)):
         for name in names:
             with located(f"{section}.{name}"):
@@ -142,14 +143,14 @@ def _check_dimension(part: DetectorPart, name: str, dimension: Dimension) -> Non
     """A searched parameter: known to the detector, and searched over values that it can take."""
     parameters = part.parameters
     with located(f"search.{name}"):
-        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {part.detector}")
+        check_name(name, (*DRAWN_FROM_CHOICES, *parameters), f"parameter of {part.detector}")
     if dimension.choices is not None:
         with located(f"search.{name}.choices"):
             for choice in dimension.choices:
                 check_value(part, name, choice)
         return
     with located(f"search.{name}"):
-        if name in SHARED_PARAMETERS:
+        if name in DRAWN_FROM_CHOICES:
             raise ValueError("give choices; a range makes no sense here")
         if parameters[name].kind == "choice":
             raise ValueError(f"{name} is no number; give choices")
@@ -171,9 +172,11 @@ def check_value(part: DetectorPart, name: str, value: Any) -> None:
         BackboneSpec.parse(value)
     elif name == "layers":
         _check_layers(value)
+    elif name == IMAGE_SIZE:
+        parse_size(value)
     else:
         parameters = part.parameters
-        check_name(name, (*SHARED_PARAMETERS, *parameters), f"parameter of {part.detector}")
+        check_name(name, (*DRAWN_FROM_CHOICES, *parameters), f"parameter of {part.detector}")
         parameters[name].check(value)
 
 

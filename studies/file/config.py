@@ -33,6 +33,7 @@ from studies.file.sections import (
     Section,
     ThresholdConfig,
 )
+from studies.file.sizes import with_written_sizes
 
 STORED = "stored"
 """Of the validation's context: the study comes from a store, where it was put by `StudyConfig.to_json`."""
@@ -109,14 +110,17 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _flatten(cls, raw: Any) -> Any:
-        """``padim: {n_features: ...}`` within ``search`` or ``fixed`` becomes ``padim.n_features: ...``."""
-        if not isinstance(raw, dict) or not isinstance(raw.get("detector"), list):
+        """``padim: {n_features: ...}`` within ``search`` or ``fixed`` becomes ``padim.n_features: ...``. Sizes are written
+        alike."""
+        if not isinstance(raw, dict):
             return raw
-        return raw | {
-            section: _flat(section, raw[section], raw["detector"])
-            for section in ("search", "fixed")
-            if isinstance(raw.get(section), dict)
-        }
+        if isinstance(raw.get("detector"), list):
+            raw = raw | {
+                section: _flat(section, raw[section], raw["detector"])
+                for section in ("search", "fixed")
+                if isinstance(raw.get(section), dict)
+            }
+        return with_written_sizes(raw)
 
     @field_validator("detector", mode="before")
     @classmethod

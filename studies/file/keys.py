@@ -10,6 +10,10 @@ DETECTOR_KEY = "detector"
 """Name under which a study over several detectors draws one of them."""
 SHARED_PARAMETERS = ("backbone", "layers")
 """Parameters that every detector has beside its own; they are searched in the same way."""
+IMAGE_SIZE = "image_size"
+"""A third one, which a trial's setting holds where it is searched, fixed or given; else the size is ``data.image_size``."""
+DRAWN_FROM_CHOICES = (*SHARED_PARAMETERS, IMAGE_SIZE)
+"""Parameters beside a detector's own, for which a range makes no sense."""
 
 
 @dataclass(frozen=True)

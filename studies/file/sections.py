@@ -21,6 +21,7 @@ from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.messages import check_name
+from studies.file.sizes import parse_size
 
 ParameterValue = bool | int | float | str | list[int]
 """What a parameter may be set to; the layers are lists of strides."""
@@ -78,14 +79,14 @@ class DataConfig(Section):
     """Folder of the data set. The default is ``$MVTEC_AD_ROOT``, else ``datasets/MVTecAD``. Several products may have a folder
     each: ``{screw: DIR, carpet: DIR}``."""
     image_size: int | tuple[int, int] = 256
-    """Size that images are resized to, in pixels: one number for a square, or [height, width]."""
+    """Size that images are resized to, in pixels: one number for a square, or [height, width]. With
+    ``search: {image_size: {choices: [256, 384, [384, 512]]}}`` each trial has its own; this is then the size at which the pixel
+    metrics of all trials are computed."""
 
     @field_validator("image_size")
     @classmethod
     def _size(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        for side in (value,) if isinstance(value, int) else value:
-            if not 32 <= side <= 2048:
-                raise ValueError(f"a side of {side} pixels is out of range; give 32 to 2048")
+        parse_size(value)
         return value
 
     @model_validator(mode="after")

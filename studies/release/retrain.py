@@ -78,7 +78,7 @@ def retrain(
     section = _section_of(champion, view.threshold_section(int(champion.provenance.get("trial", -1)), product))
     study_images = datasets.load(view.config, home)
     part = next(part for part in study_images.parts if product in ("", part.category))
-    splits = part.splits
+    splits = part.splits.resized(champion.detector.image_size)
     new = read_new_images(images, part, home) if images else NewImages()
     known = () if only_new else splits.train.samples
     train = ImageSet("train", (*known, *new.samples), splits.train.image_size)

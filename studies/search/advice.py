@@ -23,7 +23,7 @@ from detectors.data.images import Size
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import metric_of
 from studies.file.encoding import Setting
-from studies.file.keys import DETECTOR_KEY
+from studies.file.keys import DETECTOR_KEY, IMAGE_SIZE
 from studies.search import portfolio
 from studies.search.answers import ADVICE, COMPARED_ON, SHARES, Advice, Answer, stored_advice
 from studies.search.durations import duration
@@ -167,7 +167,8 @@ def questions(view: StudyView, selected: TrialView, *, available: Sequence[str])
     for share in sorted({*SHARES, COMPARED_ON}):
         yield Question(f"images {share:g}", Probe(1, share, name=f"images-{share:g}"), selected.params)
     size = larger(config.data.size)
-    if size is not None:
+    # Where the size is searched or fixed for trials, what follows from another one is not a matter of `data.image_size`.
+    if size is not None and IMAGE_SIZE not in selected.params:
         name = f"{size[0]}x{size[1]}"
         yield Question(f"size {name}", Probe(1, COMPARED_ON, name=f"size-{name}", image_size=size), selected.params)
     for detector in QUICK:
@@ -197,4 +198,12 @@ def _full_setting(detector: str, setting: Mapping[str, Any], selected: Setting) 
     values = {name: setting.get(name, parameter.default) for name, parameter in parameters.items()}
     values = {name: min(value, bounds[name]) if name in bounds else value for name, value in values.items()}
     smoothing = setting.get("smoothing_sigma", selected.get("smoothing_sigma", 4.0))
-    return {DETECTOR_KEY: detector, "backbone": backbone, "layers": layers, **values, "smoothing_sigma": smoothing}
+    size = {IMAGE_SIZE: selected[IMAGE_SIZE]} if IMAGE_SIZE in selected else {}
+    return {
+        DETECTOR_KEY: detector,
+        "backbone": backbone,
+        "layers": layers,
+        **size,
+        **values,
+        "smoothing_sigma": smoothing,
+    }

@@ -11,6 +11,7 @@ from detectors.errors import InputError
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.encoding import encode
+from studies.file.sizes import size_of
 from studies.search.operating_point import metrics_on_test, points_on_test, pooled
 from studies.search.view import StudyView, TrialView
 
@@ -156,7 +157,7 @@ def _row(view: StudyView, trial: TrialView) -> Row:
         backbone=str(params.get("backbone", "")),
         layers=list(params.get("layers", [])),
         weights=view.header.backbones.get(str(params.get("backbone")), {}).get("tag", ""),
-        image_size=list(view.config.data.size),
+        image_size=list(size_of(params, view.config.data.size)),
         params=params,
         scored=view.config.protocol == "paper" or trial.final is not None,
         image_auroc=metrics.get("test/image_auroc"),

@@ -27,12 +27,14 @@ from detectors.head_texts import look_in
 from detectors.own_version import own_version
 from detectors.runtime.artifact import Artifact, model_size_mb, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
+from detectors.scoring.anomaly_map import resampled
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
 from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of, validate
 from studies.file.known_pixels import known_pixels
 from studies.file.sections import ThresholdConfig
+from studies.file.sizes import size_of
 from studies.home import Home
 from studies.worker import plots
 from studies.worker.calibration import (
@@ -114,10 +116,10 @@ class _Worker:
         validation = self.splits.validation
         if job.probe is not None and job.probe.repaint and validation is not None:
             self.splits = replace(self.splits, validation=repainted(validation, seed=job.structural_seed))
-        if job.probe is not None and job.probe.image_size is not None:
-            self.splits = self.splits.resized(job.probe.image_size)
-            data = config.data.model_copy(update={"image_size": job.probe.image_size})
-            self.config = config = config.model_copy(update={"data": data})
+        size = (job.probe and job.probe.image_size) or size_of(job.params, config.data.size)
+        if size != config.data.size:
+            self.splits = self.splits.resized(size)
+            config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
         self.fitting = Fitting(job, config, home, self.splits, self.stage, should_stop=should_stop)
 
     def trial(self) -> TrialResult:
@@ -289,9 +291,13 @@ class _Worker:
     def _evaluate(self, detector: Detector, prediction: Prediction, image_set: ImageSet) -> Evaluation:
         """The metrics of a prediction; those of the operating point where the detector has a threshold."""
         with self.stage(f"score ({image_set.name})"):
+            # Whatever size a trial looks at, pixels are counted at the study's.
+            maps, size = prediction.maps, self.config.data.size
+            if maps.shape[1:] != size:
+                maps, image_set = resampled(maps, size), replace(image_set, image_size=size)
             return evaluate(
                 scores=prediction.scores,
-                maps=prediction.maps,
+                maps=maps,
                 labels=image_set.labels,
                 masks=masks_of(image_set),
                 defect_types=image_set.defect_types,

@@ -53,6 +53,27 @@ TWO = {
 # --- what is suggested
 
 
+def test_a_size_is_part_of_a_setting_where_it_is_searched_fixed_or_given():
+    sizes = {"image_size": {"choices": [64, [64, 96]]}, "n_features": {"int": [4, 40]}}
+    searched = make_space(search=sizes, baselines=[{"image_size": [64, 96]}])
+    assert {params["image_size"] for params, _ in suggested(searched)} == {64, "64x96"}
+    assert searched.no_numbers == ["image_size"]
+    assert ("image_size", "64, 64x96") in searched.describe()
+    assert searched.optuna_params({"image_size": "64x96"}) == ({"image_size": "64x96"}, {})
+    with pytest.raises(InputError, match="is not among the choices"):
+        searched.optuna_params({"image_size": 96})
+    fixed = make_space(fixed={"backbone": BACKBONE, "layers": [8], "image_size": 96})
+    assert {params["image_size"] for params, _ in suggested(fixed)} == {96}
+    assert ("image_size", "96 (fixed)") in fixed.describe()
+    given = make_space()
+    assert given.suggest(make_study().ask(), {"image_size": 48})["image_size"] == 48
+    assert "image_size" not in given.suggest(make_study().ask())
+    grid = make_space(
+        search={"image_size": {"choices": [64, 96]}, "n_features": {"int": [4, 5]}}, sampler={"name": "grid"}
+    )
+    assert len(list(grid.grid())) == 4
+
+
 def test_a_suggestion_is_the_full_setting():
     for params, trial in suggested(make_space()):
         assert set(params) == {"backbone", "layers", *catalog.parameters("padim")}

@@ -116,6 +116,29 @@ def test_a_trial_is_scored_on_validation_alone(plan):
     assert read_ledger(plan.home.ledger(UID)) == []
 
 
+def test_a_trial_of_another_image_size_is_counted_at_the_studys_pixels(plan, monkeypatch):
+    seen = []
+    original = trial.evaluate
+
+    def spied(**given):
+        seen.append((tuple(given["maps"].shape[1:]), tuple(given["masks"].shape[1:])))
+        return original(**given)
+
+    monkeypatch.setattr(trial, "evaluate", spied)
+    usual = run_job(build_job(plan, 1))
+    same = run_job(build_job(plan, 2, params={"image_size": 64}))
+    assert scores_of(same) == scores_of(usual)
+    job = build_job(plan, 3, params={"image_size": "96x128"}, task="final")
+    final = run_job(job)
+    assert seen == [((64, 64), (64, 64))] * 3
+    assert final.metrics["test/image_auroc"] > 0.9
+    assert final.metrics["test/pixel_auroc"] > 0.9
+    # The detector that is left takes images of the trial's size.
+    assert load_artifact(job.path / DETECTOR).detector.image_size == (96, 128)
+    # What a person reads of the study is the study's.
+    assert validate(job.config, source="job") == plan.config
+
+
 def test_what_a_trial_leaves_in_its_folder(plan):
     job = build_job(plan, 3)
     result = run_job(job)

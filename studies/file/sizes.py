@@ -1,0 +1,88 @@
+"""Image sizes, as a study file and a trial's setting write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from detectors.data.images import Size
+from detectors.errors import InputError
+from studies.file.keys import IMAGE_SIZE, ParameterKey
+
+LEAST_SIDE, MOST_SIDE = 32, 2048
+"""Of an image, in pixels."""
+
+
+def parse_size(value: Any) -> Size:
+    """Height and width in pixels of a side (256), a pair ([384, 512]) or a text (``384x512``).
+
+    Raises:
+        InputError: it is none of these, or a side is out of range.
+    """
+    sides = value
+    if isinstance(value, int) and not isinstance(value, bool):
+        sides = [value, value]
+    elif isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", value, flags=re.ASCII):
+        sides = [int(side) for side in value.split("x")]
+    whole = isinstance(sides, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in sides)
+    if not whole or len(sides) != 2:
+        raise InputError(f"image_size: {value!r} is no size in pixels; give 256, or [height, width]")
+    for side in sides:
+        if not LEAST_SIDE <= side <= MOST_SIDE:
+            raise InputError(f"a side of {side} pixels is out of range; give {LEAST_SIDE} to {MOST_SIDE}")
+    return sides[0], sides[1]
+
+
+def written_size(size: Size) -> int | str:
+    """A size as a setting holds it: the side of a square, else ``384x512``.
+
+    >>> written_size((256, 256)), written_size((384, 512))
+    (256, '384x512')
+    """
+    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def size_of(setting: Mapping[str, Any], default: Size) -> Size:
+    """Height and width of the images of a trial; those of its study where its setting says nothing."""
+    return parse_size(setting[IMAGE_SIZE]) if IMAGE_SIZE in setting else default
+
+
+def with_written_sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's plain form in which ``image_size`` is written alike wherever a trial may have it: `search`, `fixed`, `baselines`.
+
+    What is no size stays as it is, for a message that names its place.
+    """
+    result = dict(raw)
+    if isinstance(search := raw.get("search"), dict):
+        result["search"] = {name: _choices(value) if _is_size(name) else value for name, value in search.items()}
+    if isinstance(fixed := raw.get("fixed"), dict):
+        result["fixed"] = {name: _written(value) if _is_size(name) else value for name, value in fixed.items()}
+    if isinstance(baselines := raw.get("baselines"), list):
+        result["baselines"] = [
+            {name: _written(value) if _is_size(name) else value for name, value in base.items()}
+            if isinstance(base, dict)
+            else base
+            for base in baselines
+        ]
+    return result
+
+
+def _is_size(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and ParameterKey.parse(name).name == IMAGE_SIZE
+    except InputError:
+        return False
+
+
+def _choices(dimension: Any) -> Any:
+    if isinstance(dimension, dict) and isinstance(dimension.get("choices"), list):
+        return dimension | {"choices": [_written(choice) for choice in dimension["choices"]]}
+    return dimension
+
+
+def _written(value: Any) -> Any:
+    try:
+        return written_size(parse_size(value))
+    except InputError:
+        return value
