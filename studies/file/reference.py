@@ -45,7 +45,9 @@ SHARED = (
         "name of timm; `<name>@random` for seeded random weights; `pixels` for the image itself",
     ),
     Parameter("layers", "choice", "8+16", "strides of the backbone's maps, e.g. `[8, 16]`; of pixels out of 1, 2, 4"),
-    Parameter("image_size", "choice", "data.image_size", "size in pixels that a trial looks at: 256, or `[height, width]`"),
+    Parameter(
+        "image_size", "choice", "data.image_size", "size in pixels that a trial looks at: 256, or `[height, width]`"
+    ),
 )
 
 
