@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 
 class ReadCache:
-    """Optuna's trials and the attributes of studies as one thread read them, which alone may use it.
+    """Optuna's trials and the attributes of studies as one thread read them, which alone may use it; any may call `forget`.
 
     Trials are replaced and never changed, so that a list that was handed out stays what it was.
     """
@@ -30,7 +30,7 @@ class ReadCache:
         return threading.get_ident() == self._reader
 
     def forget(self) -> None:
-        """Read all anew. Any thread may call it."""
+        """Read all anew."""
         self._attributes, self._trials, self._stale = {}, {}, set()
 
     # Attributes of studies
@@ -54,8 +54,7 @@ class ReadCache:
         known = self._trials.get(study_id)
         if known is not None:
             for trial_id in self._stale & known.keys():
-                known[trial_id] = read_one(trial_id)
-                self._stale.discard(trial_id)
+                self._refresh(known, trial_id, read_one)
             if [trial.number for trial in known.values()] != list(range(len(known))):
                 known = None  # somebody else has made one, which is missing here
         if known is None:
@@ -69,8 +68,7 @@ class ReadCache:
         if known is None:
             return read_one(trial_id)
         if trial_id in self._stale:
-            known[trial_id] = read_one(trial_id)
-            self._stale.discard(trial_id)
+            self._refresh(known, trial_id, read_one)
         return _copied(known[trial_id])
 
     def make_trial(self, study_id: int, trial_id: int) -> None:
@@ -96,6 +94,10 @@ class ReadCache:
         """An attribute was written: ``user_attrs`` or ``system_attrs``; the database keeps it as JSON."""
         stored = json.loads(json.dumps(value))
         self._change(trial_id, lambda trial: getattr(trial, kind).update({key: stored}))
+
+    def _refresh(self, known: dict[int, FrozenTrial], trial_id: int, read_one: Callable[[int], FrozenTrial]) -> None:
+        known[trial_id] = read_one(trial_id)
+        self._stale.discard(trial_id)
 
     def _change(self, trial_id: int, change: Callable[[FrozenTrial], None]) -> None:
         for trials in self._trials.values():

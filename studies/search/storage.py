@@ -6,7 +6,7 @@ import difflib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -67,8 +67,8 @@ class Header:
     """What the settings of the last run were made of, as `Origin.to_json` writes it; None in a study of version 0.2 or before."""
 
 
-_compatible: set[tuple[str, int]] = set()
-"""Databases whose tables this process has found to be of the version that Optuna wants."""
+_wanted: list[str] = []
+"""The version of its tables that this Optuna wants, once it is known."""
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,26 @@ def _open(url: str) -> RDBStorage:
         options = {"pool_pre_ping": True, "connect_args": CONNECTION}
     elif not sqlite_file(url):
         options = {"pool_pre_ping": True}
-    # Which version of tables Optuna wants, it reads from a dozen scripts: half a second, and a command opens a storage twice.
-    options = {"engine_kwargs": options, "skip_compatibility_check": _file_of(url) in _compatible}
     for pause in PAUSES:
         # Other machines may be making the tables in the same moment.
         with suppress(IntegrityError, ProgrammingError):
-            database = RDBStorage(url, **options)
-            break
+            return _checked(url, options)
         time.sleep(pause)
-    else:
-        database = RDBStorage(url, **options)
-    _compatible.add(_file_of(url))
+    return _checked(url, options)
+
+
+def _checked(url: str, options: Mapping[str, Any]) -> RDBStorage:
+    """A storage whose tables are of the version that this Optuna wants. Raises `RuntimeError` where they are not.
+
+    That version Optuna reads from a dozen scripts, which takes half a second each time; here it is read once.
+    """
+    database = RDBStorage(url, engine_kwargs=dict(options), skip_compatibility_check=True)
+    if not _wanted:
+        _wanted.append(database.get_head_version())
+    if database.get_current_version() != _wanted[0]:
+        database.engine.dispose()
+        return RDBStorage(url, engine_kwargs=dict(options))  # says what to do
     return database
-
-
-def _file_of(url: str) -> tuple[str, int]:
-    """A database by its address and, of a file, the number that another file at its place would not have."""
-    path = sqlite_file(url)
-    return url, path.stat().st_ino if path is not None and path.is_file() else 0
 
 
 def study_names(storage: BaseStorage) -> list[str]:

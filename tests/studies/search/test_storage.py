@@ -73,6 +73,16 @@ def refusal(storage: RDBStorage, plan: Plan) -> str:
 # --- create, resume, fresh
 
 
+def test_tables_of_another_optuna_are_refused_also_where_others_were_opened_before(home, storage):
+    assert study_names(storage) == []
+    with sqlite3.connect(home.root / "studies.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    connection.close()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no longer compatible .*check STUDY_STORAGE"):
+            open_storage(home)
+
+
 def test_create_then_resume(storage, plan):
     study, header, new = create_or_resume(storage, plan, fresh=False)
     assert new
