@@ -83,6 +83,27 @@ PATIENCE = Parameter(
 )
 
 
+TOP_SHARE = Parameter(
+    "top_share",
+    "float",
+    0.0,
+    "share of the map's highest pixels whose mean is the image score; 0 takes the highest alone",
+    0.0,
+    0.5,
+)
+"""Of heads whose image score is that of the map. AnomalyDINO (arXiv 2405.14529, section 3.2) takes the mean of the highest
+hundredth, which one stray position does not decide."""
+
+
+NORMALIZE = Parameter(
+    "normalize",
+    "choice",
+    "none",
+    "l2 divides the features of each position, layer by layer, by their length, so that distances follow the angle alone",
+    choices=("none", "l2"),
+)
+
+
 MAX_GRID = 8192
 """Positions along one side of a head's grid: as many as the longest side that an image may have has pixels."""
 
@@ -229,6 +250,11 @@ class Head(nn.Module, ABC):
         """Patch scores [B, h, w] and, where the head has its own rule for them, image scores [B]."""
 
     @property
+    def top_share(self) -> float:
+        """Share of the map's highest pixels whose mean is the image score, where `score` gives none; 0 for the highest alone."""
+        return float(self._settings[TOP_SHARE.name]) if TOP_SHARE in self.searchable else 0.0
+
+    @property
     def diagnostics(self) -> dict[str, float]:
         """Figures about the fit that a trial logs beside its metrics: of one that trains `epochs_trained`, `best_epoch` (whose
         weights are used) and `train_loss` of the last epoch; of others e.g. an index's recall."""
@@ -342,7 +368,7 @@ class Detector(nn.Module):
         with full_precision(self.anomaly_map.rows.device):
             patch_scores, scores = self.head.score(features)
             maps = self.anomaly_map(patch_scores)
-        scores = image_scores(maps) if scores is None else scores
+        scores = image_scores(maps, top_share=self.head.top_share) if scores is None else scores
         check_scores(scores)
         return Prediction(scores=scores, maps=maps), patch_scores
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detectors.data.images import Size
-from detectors.features import Features
+from detectors.features import Features, normalized
 
 
 def nearest_positions(fine: Size, coarse: Size) -> Tensor:
@@ -41,9 +41,13 @@ class Embedding:
 
     channels: Mapping[int, Tensor]
     """{stride: ascending int64 indices of the channels that are used}"""
+    normalize: bool = False
+    """Whether the chosen channels of each stride are divided by their length (L2)."""
 
     @classmethod
-    def random_subset(cls, channels: Mapping[int, int], n_features: int, *, seed: int) -> Embedding:
+    def random_subset(
+        cls, channels: Mapping[int, int], n_features: int, *, seed: int, normalize: bool = False
+    ) -> Embedding:
         """The first `n_features` of the fixed permutation over all channels, {stride: C}.
 
         Raises:
@@ -59,7 +63,7 @@ class Embedding:
             last = first + channels[stride]
             picked[stride] = chosen[(chosen >= first) & (chosen < last)] - first
             first = last
-        return cls(channels=picked)
+        return cls(channels=picked, normalize=normalize)
 
     @property
     def dimension(self) -> int:
@@ -85,10 +89,12 @@ class Embedding:
                 continue
             values = features.maps[stride]
             if features.grids[stride] == fine:
-                parts.append(values[positions].index_select(1, channels))
+                part = values[positions].index_select(1, channels)
+                parts.append(normalized(part, dim=1) if self.normalize else part)
             else:
                 at = nearest_positions(fine, features.grids[stride])[positions].to(features.device)
                 # Many fine positions share one coarse position: cut the channels once for each of these.
                 distinct, where = at.unique(return_inverse=True)
-                parts.append(values[distinct].index_select(1, channels)[where])
+                part = values[distinct].index_select(1, channels)
+                parts.append((normalized(part, dim=1) if self.normalize else part)[where])
         return torch.cat(parts, dim=1)

@@ -131,6 +131,20 @@ class Features:
                 )
 
 
+def normalized(values: Tensor, *, dim: int) -> Tensor:
+    """Vectors divided by their length (L2), in place; one of no length stays as it is.
+
+    The squares are added one after the other, so that no vector's result depends on how many there are beside it.
+
+    Args:
+        dim: along which the vectors lie.
+    """
+    squares = torch.zeros_like(values.select(dim, 0))
+    for part in values.unbind(dim):
+        squares.addcmul_(part, part)
+    return values.div_(squares.sqrt_().clamp_min_(torch.finfo(values.dtype).tiny).unsqueeze(dim))
+
+
 def _resized(values: Tensor, size: Size) -> Tensor:
     """[B, C, h, w] on another grid; B may be 0, which torch would refuse."""
     if values.shape[2:] == size:

@@ -48,6 +48,11 @@ def joined(upsamplings: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([upsampling(values) for upsampling, values in zip(upsamplings, maps, strict=True)], dim=1)
 
 
+def normalized(values: Tensor, *, dim: int) -> Tensor:
+    """Vectors along `dim` divided by their length (L2), as `detectors.features.normalized` does."""
+    return values / values.square().sum(dim=dim, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def plain(tensor: Tensor) -> Tensor:
     """A copy on the CPU that autograd may look at: a fit leaves inference tensors, which `torch.export` refuses."""
     return tensor.detach().cpu().clone()

@@ -45,6 +45,7 @@ from detectors.runtime.exported import (
     require,
 )
 from detectors.runtime.latency import all_cores, single_image_ms
+from detectors.scoring.anomaly_map import image_scores
 from detectors.while_inside import WhileInside
 
 TOLERANCE = 1e-3
@@ -182,13 +183,14 @@ class DetectorGraph(nn.Module):
         self.register_buffer("std", detector.backbone.std.clone())
         self.register_buffer("rows", anomaly_map.rows.clone())
         self.register_buffer("columns", anomaly_map.columns.T.contiguous())
+        self.top_share = detector.head.top_share
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> [B], [B, H, W]."""
         patch_scores, scores = self.head(*self.backbone((images.float() - self.mean) / self.std))
         maps = self.rows @ patch_scores @ self.columns
-        return (maps.amax(dim=(1, 2)) if scores is None else scores), maps
+        return (image_scores(maps, top_share=self.top_share) if scores is None else scores), maps
 
 
 def compare(exported: Exported, detector: Detector, images: Tensor) -> Comparison:

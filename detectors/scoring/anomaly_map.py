@@ -5,6 +5,8 @@ Notation: B images, h x w positions, H x W pixels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,6 +66,12 @@ def resampled(maps: Tensor, size: Size) -> Tensor:
     return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def image_scores(maps: Tensor) -> Tensor:
-    """[B, H, W] -> [B]: the highest value of each map."""
-    return maps.flatten(1).amax(dim=1)
+def image_scores(maps: Tensor, *, top_share: float = 0.0) -> Tensor:
+    """[B, H, W] -> [B]: the mean of each map's highest pixels.
+
+    Args:
+        top_share: of the pixels, 0 to 1, rounded up to whole ones; 0 for the highest alone.
+    """
+    pixels = maps.flatten(1)
+    count = math.ceil(round(top_share * pixels.shape[1], 6))
+    return pixels.topk(count, dim=1).values.mean(dim=1) if count > 1 else pixels.amax(dim=1)

@@ -258,7 +258,9 @@ class Fitting:
         """The trial's detector, not fitted yet."""
         params = self.job.params
         head_type = self._head_type
-        head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
+        # A trial of an earlier version has no value for what its head could not do then.
+        names = [parameter.name for parameter in head_type.searchable if parameter.name in params]
+        head = head_type(**{name: params[name] for name in names})
         return Detector(
             self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
         )

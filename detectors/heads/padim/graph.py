@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detectors.data.images import Size
 from detectors.embedding import Embedding, nearest_positions
-from detectors.graphs import Scores, plain
+from detectors.graphs import Scores, normalized, plain
 
 
 class PadimGraph(nn.Module):
@@ -21,7 +21,7 @@ class PadimGraph(nn.Module):
     def __init__(self, mean: Tensor, whitening: Tensor, embedding: Embedding, grids: Mapping[int, Size]) -> None:
         """Args: `mean` [P, d] and `whitening` [P, d, d] as in `detectors.heads.padim.head`."""
         super().__init__()
-        self.grid = grids[embedding.strides[0]]
+        self.grid, self.normalizes = grids[embedding.strides[0]], embedding.normalize
         self.register_buffer("mean", plain(mean)[:, None])
         # Vectors from the left, [1, d] @ [d, d], are several times faster than [d, d] @ [d, 1] in ONNX Runtime.
         self.register_buffer("factors", plain(whitening).transpose(1, 2).contiguous())
@@ -41,6 +41,7 @@ class PadimGraph(nn.Module):
         parts = []
         for index, channels, positions in self.used:
             values = maps[index].index_select(1, self.get_buffer(channels)).flatten(2)
+            values = normalized(values, dim=1) if self.normalizes else values
             parts.append(values if positions is None else values.index_select(2, self.get_buffer(positions)))
         apart = torch.cat(parts, dim=1).permute(2, 0, 1) - self.get_buffer("mean")
         distances = (apart @ self.get_buffer("factors")).square().sum(dim=2).sqrt()

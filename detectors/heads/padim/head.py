@@ -14,6 +14,8 @@ Departures from the paper, all off by default and all for a study to search:
   features, it and the regularisation are what makes the model.
 - `neighbourhood` estimates mu_p and Sigma_p from the vectors of all positions within this many rows and columns of p. A part
   that lies a little differently in every image then is no anomaly, and each Gaussian rests on more vectors.
+- `normalize` l2 divides the chosen channels of each stride by their length.
+- `top_share` takes the mean of the map's highest pixels for the image score.
 
 Scoring uses Sigma^-1 = W^T W with W = L^-1 from the Cholesky factor L: the distance is the norm of W (x - mu), one batched
 product over all positions.
@@ -27,7 +29,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from detectors.base import FitContext, Head, Parameter
+from detectors.base import NORMALIZE, TOP_SHARE, FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.embedding import Embedding
 from detectors.errors import NumericalError
@@ -59,6 +61,8 @@ class Padim(Head):
         Parameter(
             "neighbourhood", "int", 0, "reach, in positions, of the window that each Gaussian is estimated from", 0, 8
         ),
+        NORMALIZE,
+        TOP_SHARE,
     )
 
     mean_: Tensor
@@ -71,9 +75,11 @@ class Padim(Head):
         regularization: float = 0.01,
         shrinkage: float = 0.0,
         neighbourhood: int = 0,
+        normalize: str = "none",
+        top_share: float = 0.0,
     ) -> None:
         super().__init__()
-        self.n_features, self.neighbourhood = int(n_features), int(neighbourhood)
+        self.n_features, self.neighbourhood, self.normalize = int(n_features), int(neighbourhood), normalize == "l2"
         self.regularization, self.shrinkage = float(regularization), float(shrinkage)
         self._grid: Size | None = None
         self._embedding: Embedding | None = None
@@ -96,7 +102,9 @@ class Padim(Head):
         The channels follow `context.structural_seed`; nothing else is random.
         """
         channels = {stride: features.maps[stride].shape[1] for stride in features.strides}
-        embedding = Embedding.random_subset(channels, self.n_features, seed=context.structural_seed)
+        embedding = Embedding.random_subset(
+            channels, self.n_features, seed=context.structural_seed, normalize=self.normalize
+        )
         self._embedding, self._grid = embedding, features.grids[features.strides[0]]
         (height, width), d = self._grid, self.n_features
         mean = torch.empty(height * width, d, device=context.device)
@@ -153,7 +161,8 @@ class Padim(Head):
         self._grid = (height, width)
         prefix = "channels."
         self._embedding = Embedding(
-            {int(name.removeprefix(prefix)): tensors[name] for name in tensors if name.startswith(prefix)}
+            {int(name.removeprefix(prefix)): tensors[name] for name in tensors if name.startswith(prefix)},
+            normalize=self.normalize,
         )
 
     def export_module(self, grids: Mapping[int, Size]) -> PadimGraph:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detectors.data.images import Size
-from detectors.features import Features
+from detectors.features import Features, normalized
 from detectors.heads.patchcore.whitening import Whitening
 from detectors.working_memory import portion
 
@@ -36,6 +36,8 @@ class PatchEmbedding:
     reach: int
     """Of the window that maps are averaged over, in positions; 0 leaves them as they are."""
     whitening: Whitening | None = None
+    normalize: bool = False
+    """Whether the averaged features of each stride are divided by their length (L2), before they are whitened."""
 
     def blocks(self, features: Features, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Slices of positions that are whole rows of the grid, with their patch features, float32 [P, D, N]."""
@@ -43,7 +45,8 @@ class PatchEmbedding:
         length = max(1, portion(BLOCK_BYTES) // (4 * width * channel_count(features) * len(features)))
         for row in range(0, height, length):
             rows = slice(row, min(row + length, height))
-            values = patch_features(features, rows, reach=self.reach, device=device).flatten(0, 1)
+            values = patch_features(features, rows, reach=self.reach, device=device, normalize=self.normalize)
+            values = values.flatten(0, 1)
             yield (
                 slice(rows.start * width, rows.stop * width),
                 values if self.whitening is None else self.whitening(values),
@@ -85,7 +88,9 @@ def gaussian_projection(channels: int, dimension: int, *, seed: int) -> Tensor:
     return torch.from_numpy(matrix.astype(np.float32))
 
 
-def patch_features(features: Features, rows: slice, *, reach: int, device: torch.device) -> Tensor:
+def patch_features(
+    features: Features, rows: slice, *, reach: int, device: torch.device, normalize: bool = False
+) -> Tensor:
     """Patch features of some rows of the finest grid, [R, w, D, N].
 
     Every value is computed from its own image alone, by the same operations in the same order for any number of images.
@@ -93,6 +98,7 @@ def patch_features(features: Features, rows: slice, *, reach: int, device: torch
     Args:
         rows: a slice of the finest grid's rows.
         reach: of the window that maps are averaged over; 0 leaves them as they are.
+        normalize: divide each stride's part by its length (L2).
     """
     strides = features.strides
     height, width = features.grids[strides[0]]
@@ -105,6 +111,8 @@ def patch_features(features: Features, rows: slice, *, reach: int, device: torch
             _window_mean(values, rows, reach, out=part, device=device)
         else:
             _upsample(values, rows, (height, width), reach, out=part, device=device)
+        if normalize:
+            normalized(part, dim=2)
     return result
 
 

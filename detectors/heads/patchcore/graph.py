@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.data.images import Size
-from detectors.graphs import MAX_PARTS, PRODUCT_BYTES, Scores, plain, upsamplings
+from detectors.graphs import MAX_PARTS, PRODUCT_BYTES, Scores, normalized, plain, upsamplings
+from detectors.heads.patchcore.window import allowed, reaches
+
+OUTSIDE = 1e30
+"""Added to a squared distance outside a window: a number that every runtime can sort."""
 
 
 class PatchcoreGraph(nn.Module):
@@ -31,15 +35,19 @@ class PatchcoreGraph(nn.Module):
         extra: int,
         reweighting: int,
         whitening: tuple[Tensor, Tensor] | None,
+        normalizes: bool = False,
+        windows: tuple[Tensor, int] | None = None,
     ) -> None:
-        """Args: `grids` by ascending stride; `extra` candidates beyond those asked for; `whitening` its centre and matrix."""
+        """Args: `grids` by ascending stride; `extra` candidates beyond those asked for; `whitening` its centre and matrix;
+        `windows` the position of each patch of the bank, int64 [M], and the window's reach."""
         super().__init__()
         self.grid, self.grids = grids[0], tuple(grids)
-        self.reach, self.extra = reach, extra
+        self.reach, self.extra, self.normalizes = reach, extra, normalizes
         self.n_neighbors, self.reweighting = min(n_neighbors, len(bank)), min(reweighting, len(bank) - 1)
         self.weighs = reweighting > 0
-        mean = plain(bank).mean(dim=0)
-        self.register_buffer("bank", plain(bank) - mean)
+        bank = plain(bank).float()
+        mean = bank.mean(dim=0)
+        self.register_buffer("bank", bank - mean)
         self.register_buffer("squares", self.get_buffer("bank").square().sum(dim=1))
         self.whitens = whitening is not None
         if whitening is not None:
@@ -49,11 +57,32 @@ class PatchcoreGraph(nn.Module):
         self.upsamplings = upsamplings(self.grids)
         positions, per_position = self.grid[0] * self.grid[1], 4 * len(bank)
         self.step = max(1, PRODUCT_BYTES // per_position, -(-positions // MAX_PARTS))
+        self.parts: list[tuple[int, int, str]] = []
+        if windows is not None:
+            self._cut(plain(windows[0]), windows[1])
+
+    def _cut(self, where: Tensor, reach: int) -> None:
+        """For each few rows of positions, the patches of the bank that lie in their windows, and in whose."""
+        (height, width), wanted = self.grid, self.n_neighbors + self.extra
+        reach_at = reaches(where, self.grid, reach=reach, count=wanted)
+        step = -(-height // MAX_PARTS) * width
+        for first in range(0, height * width, step):
+            here = torch.arange(first, min(first + step, height * width))
+            inside = allowed(where, here, reach_at[here], width)
+            taken = inside.any(dim=0).nonzero().flatten()
+            name = f"window{first}"
+            self.register_buffer(f"{name}_patches", taken)
+            # Added to what orders the patches: none outside the window comes before one inside.
+            self.register_buffer(f"{name}_outside", torch.where(inside[:, taken], 0.0, OUTSIDE))
+            self.parts.append((first, int(here[-1]) + 1, name))
 
     def forward(self, *maps: Tensor) -> Scores:
         """Maps [B, C, a, b] by ascending stride -> patch scores [B, h, w] and image scores [B] or None."""
         patches = self._patches(maps)
-        neighbours = [self._neighbours(part, self.n_neighbors) for part in patches.split(self.step, dim=1)]
+        if self.parts:
+            neighbours = [self._in_window(patches[:, first:last], name) for first, last, name in self.parts]
+        else:
+            neighbours = [self._neighbours(part, self.n_neighbors) for part in patches.split(self.step, dim=1)]
         scores = torch.cat([distances.mean(dim=2) for distances, _ in neighbours], dim=1)
         image_scores = None
         if self.weighs:
@@ -68,7 +97,8 @@ class PatchcoreGraph(nn.Module):
             if self.reach:
                 width = 2 * self.reach + 1
                 values = functional.avg_pool2d(values, width, stride=1, padding=self.reach, count_include_pad=False)
-            parts.append(upsampling(values))
+            values = upsampling(values)
+            parts.append(normalized(values, dim=1) if self.normalizes else values)
         patches = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
         if self.whitens:
             patches = (patches - self.get_buffer("centre")) @ self.get_buffer("whitener")
@@ -83,6 +113,21 @@ class PatchcoreGraph(nn.Module):
         distances = (there - queries[:, :, None]).square().sum(dim=3).sqrt()
         nearest = distances.topk(k, dim=2, largest=False)
         return nearest.values, candidates.gather(2, nearest.indices)
+
+    def _in_window(self, queries: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """As `_neighbours`, of positions that a part of the bank was cut for."""
+        taken, outside = self.get_buffer(f"{name}_patches"), self.get_buffer(f"{name}_outside")
+        bank = self.get_buffer("bank").index_select(0, taken)
+        count = min(self.n_neighbors + self.extra, len(taken))
+        products = self.get_buffer("squares").index_select(0, taken) - 2 * (queries @ bank.T) + outside
+        candidates = products.topk(count, dim=2, largest=False).indices
+        there = bank.index_select(0, candidates.flatten()).reshape(-1, *candidates.shape[1:], bank.shape[1])
+        apart = (there - queries[:, :, None]).square().sum(dim=3).sqrt()
+        beyond = outside.expand(len(queries), -1, -1).gather(2, candidates)
+        nearest = (apart + beyond).topk(self.n_neighbors, dim=2, largest=False)
+        return nearest.values, taken.index_select(0, candidates.gather(2, nearest.indices).flatten()).reshape(
+            nearest.indices.shape
+        )
 
     def _weighted(self, scores: Tensor, patches: Tensor, nearest: Tensor) -> Tensor:
         """Image scores of equation 7, from scores [B, P], patches [B, P, D] and the nearest of each, int64 [B, P]."""

@@ -20,6 +20,11 @@ Departures from the paper:
 - `whitening` w > 0 (off by default) turns the patch features into z = diag(l + w mean(l))^-1/2 U^T (x - mu), with mu and
   U diag(l) U^T the mean and covariance of all training patches. Directions in which normal patches hardly differ then count
   as much as those that vary with pose and light; w bounds how much.
+- `normalize` l2 (off by default) divides the averaged features of each stride by their length, before anything is whitened.
+- `window` r > 0 (off by default) looks for neighbours among the patches of nearby positions alone
+  (`detectors.heads.patchcore.window`), whatever the `index`.
+- `bank_precision` float16 keeps the bank in half the memory; distances to what it holds are measured in float32.
+- `top_share` takes the mean of the map's highest pixels for the image score, where `reweighting` is off.
 - Maps are concatenated with all their channels instead of pooled to 1024 each: the nearest neighbours need no fixed size.
 - Plain mean of the window without what lies beyond the border, as the authors' code has it.
 - N_b(m*) is m* and its b nearest others in the bank, so that the weight lies between 0 and 1 for every b. A bank of one
@@ -38,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectors.base import FitContext, Head, Parameter
+from detectors.base import NORMALIZE, TOP_SHARE, FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
@@ -47,6 +52,7 @@ from detectors.heads.patchcore.embedding import PatchEmbedding, channel_count
 from detectors.heads.patchcore.graph import PatchcoreGraph
 from detectors.heads.patchcore.index import EXTRA, SAMPLE, BankSearch, InvertedFile, fit_inverted_file
 from detectors.heads.patchcore.whitening import Whitening, mean_and_covariance
+from detectors.heads.patchcore.window import WindowSearch
 
 LEAST_BANK_OF_FEW = 1024
 """Patches in the bank, at least, where images are few: those of one image of 256 px at stride 8."""
@@ -96,9 +102,27 @@ class Patchcore(Head):
             0.0,
             1000.0,
         ),
+        NORMALIZE,
+        Parameter(
+            "window",
+            "int",
+            0,
+            "reach, in positions, of the window in which neighbours are looked for; 0 for everywhere, more where parts lie alike",
+            0,
+            64,
+        ),
+        Parameter(
+            "bank_precision",
+            "choice",
+            "float32",
+            "of the numbers that the bank is kept in; float16 takes half the memory",
+            choices=("float32", "float16"),
+        ),
+        TOP_SHARE,
     )
 
     bank_: Tensor
+    where_: Tensor
     centre_: Tensor
     whitener_: Tensor
 
@@ -112,13 +136,20 @@ class Patchcore(Head):
         reweighting: int = 0,
         index: str = "flat",
         whitening: float = 0.0,
+        normalize: str = "none",
+        window: int = 0,
+        bank_precision: str = "float32",
+        top_share: float = 0.0,
     ) -> None:
         super().__init__()
+        self.normalize, self.window = normalize == "l2", int(window)
+        self.bank_dtype = torch.float16 if bank_precision == "float16" else torch.float32
         self.coreset_ratio, self.whitening, self.index = float(coreset_ratio), float(whitening), index
         self.n_neighbors, self.projection = int(n_neighbors), int(projection)
         self.neighbourhood, self.reweighting = int(neighbourhood), int(reweighting)
         self._grid: Size | None = None
         self._search: BankSearch | None = None
+        self._window_search: WindowSearch | None = None
         self._inverted_file: InvertedFile | None = None
 
     @classmethod
@@ -163,12 +194,17 @@ class Patchcore(Head):
         bank = taken[: len(picks)].clone()
         if not bool(torch.isfinite(bank).all()):
             raise NumericalError("PatchCore: the bank is not finite; check weights and data")
+        bank = bank.to(self.bank_dtype)
+        if not bool(torch.isfinite(bank).all()):
+            raise NumericalError("PatchCore: features too large for float16; take bank_precision float32, or whitening")
         self.register_buffer("bank_", bank)
+        if self.window:
+            self.register_buffer("where_", picks.div(len(features), rounding_mode="floor").to(context.device))
         self._figures["bank_size"] = float(len(bank))
-        self._search = self._inverted_file = None
+        self._search = self._inverted_file = self._window_search = None
         if self.index == "ivf":
             self._inverted_file, recall = fit_inverted_file(
-                bank.cpu(), taken[len(picks) :].cpu(), k=self.n_neighbors, seed=context.structural_seed
+                bank.cpu().float(), taken[len(picks) :].cpu(), k=self.n_neighbors, seed=context.structural_seed
             )
             self._figures |= {
                 "index_recall": recall,
@@ -181,14 +217,14 @@ class Patchcore(Head):
     def score(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Mean distance of every patch to its nearest in the bank, [B, h, w]; image scores [B] where `reweighting` is on."""
         (height, width), device = self.grid, self.bank_.device
-        search, images = self._bank_search(), len(features)
+        images = len(features)
         scores = torch.zeros(height * width, images, device=device)
         highest = torch.full((images,), -math.inf, device=device)
         patches = torch.zeros(images, self.bank_.shape[1], device=device)
         nearest = torch.zeros(images, dtype=torch.int64, device=device)
         for block, values in self._embedding.blocks(features, device) if images else ():
             rows = values.transpose(1, 2).flatten(0, 1)
-            distances, indices = search.neighbours(rows, self.n_neighbors)
+            distances, indices = self._neighbours(rows, images, first=block.start)
             scores[block] = distances.mean(dim=1).unflatten(0, (-1, images))
             if self.reweighting:
                 top, position = scores[block].max(dim=0)
@@ -207,6 +243,8 @@ class Patchcore(Head):
     def export_tensors(self) -> dict[str, Tensor]:
         """The bank, the grid and, of an inverted file, the lists' centroids and how many are looked into."""
         tensors = {"grid": torch.tensor(self.grid), "bank": self.bank_}
+        if self.window:
+            tensors["where"] = self.where_
         if self.whitening:
             tensors |= {"centre": self.centre_, "whitener": self.whitener_}
         if self._inverted_file is not None:
@@ -218,7 +256,7 @@ class Patchcore(Head):
 
     def import_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         bank, grid = tensors["bank"], tensors["grid"]
-        if bank.ndim != 2 or bank.dtype != torch.float32 or not bank.numel() or grid.shape != (2,):
+        if bank.ndim != 2 or bank.dtype != self.bank_dtype or not bank.numel() or grid.shape != (2,):
             raise ValueError(f"PatchCore tensors of shapes {list(bank.shape)}, {list(grid.shape)} are no bank and grid")
         inverted_file = None
         if self.index == "ivf":
@@ -232,9 +270,17 @@ class Patchcore(Head):
                 raise ValueError(f"whitening {list(whitener.shape)} does not fit a bank {list(bank.shape)}")
             self.register_buffer("centre_", centre)
             self.register_buffer("whitener_", whitener)
+        if self.window:
+            where, positions = tensors["where"], int(grid[0]) * int(grid[1])
+            if where.shape != bank.shape[:1] or where.dtype != torch.int64:
+                raise ValueError(f"positions {list(where.shape)} do not fit a bank {list(bank.shape)}")
+            if not bool(((where >= 0) & (where < positions)).all()):
+                raise ValueError(f"the bank has patches at positions that a grid of {positions} has not")
+            self.register_buffer("where_", where)
         self.register_buffer("bank_", bank)
         self._grid = (int(grid[0]), int(grid[1]))
-        self._search, self._inverted_file = None, inverted_file
+        self._search = self._window_search = None
+        self._inverted_file = inverted_file
         self._figures = {"bank_size": float(len(bank))}
 
     def export_module(self, grids: Mapping[int, Size]) -> PatchcoreGraph:
@@ -247,20 +293,37 @@ class Patchcore(Head):
             extra=EXTRA,
             reweighting=self.reweighting,
             whitening=(self.centre_, self.whitener_) if self.whitening else None,
+            normalizes=self.normalize,
+            windows=(self.where_, self.window) if self.window else None,
         )
 
     @property
     def export_note(self) -> str:
         return (
             "it finds the neighbours that the detector's inverted file (index ivf) misses"
-            if self.index == "ivf"
+            if self.index == "ivf" and not self.window
             else ""
         )
 
     @property
     def _embedding(self) -> PatchEmbedding:
         whitening = Whitening(self.centre_, self.whitener_) if self.whitening else None
-        return PatchEmbedding(self.neighbourhood, whitening)
+        return PatchEmbedding(self.neighbourhood, whitening, self.normalize)
+
+    def _neighbours(self, rows: Tensor, images: int, *, first: int) -> tuple[Tensor, Tensor]:
+        """Distances and indices of each patch's nearest in the bank, or in its window of it, [P * B, n_neighbors] each.
+
+        Args:
+            rows: patches [P * B, D] of positions from `first` on, B images at each.
+        """
+        if not self.window:
+            return self._bank_search().neighbours(rows, self.n_neighbors)
+        if self._window_search is None or self._window_search.device != self.bank_.device:
+            self._window_search = WindowSearch(
+                self.bank_, self.where_, self.grid, reach=self.window, count=self.n_neighbors
+            )
+        found = self._window_search.neighbours(rows.unflatten(0, (-1, images)), self.n_neighbors, first=first)
+        return found[0].flatten(0, 1), found[1].flatten(0, 1)
 
     def _bank_search(self) -> BankSearch:
         """Made again where the head was moved to another device."""
@@ -272,7 +335,9 @@ class Patchcore(Head):
         """Mean and whitening matrix of the training patches; their covariance is kept in the memo, for every amount of it."""
         if not self.whitening:
             return
-        name = f"covariance v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood}"
+        name = (
+            f"covariance v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood}{self._l2}"
+        )
         began = time.perf_counter()
         stored = context.memo.load(name) if context.memo else None
         channels = channel_count(features)
@@ -282,7 +347,7 @@ class Patchcore(Head):
             or stored["covariance"].shape != (channels, channels)
             or stored["seconds"].shape != ()
         ):
-            blocks = PatchEmbedding(self.neighbourhood).blocks(features, context.device)
+            blocks = PatchEmbedding(self.neighbourhood, normalize=self.normalize).blocks(features, context.device)
             mean, covariance = mean_and_covariance((values for _, values in blocks), channels)
             spent = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
             stored = {"mean": mean, "covariance": covariance, "seconds": spent}
@@ -321,7 +386,7 @@ class Patchcore(Head):
         else:
             name = (
                 f"coreset v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood} "
-                f"whitening {self.whitening!r} projection {projection} seed {seed}"
+                f"whitening {self.whitening!r} projection {projection} seed {seed}{self._l2}"
             )
             with context.memo.lock(name):
                 stored = _read_order(context.memo.load(name), points=height * width * len(features), start=start)
@@ -339,18 +404,23 @@ class Patchcore(Head):
             self._figures["coreset_radius"] = float(order.distances[chosen - 1])
         return order.picks[:chosen].cpu()
 
+    @property
+    def _l2(self) -> str:
+        """Part of the names of what depends on it; none where nothing is normalised, as earlier versions named it."""
+        return " l2" if self.normalize else ""
+
     def _weights(self, patches: Tensor, nearest: Tensor) -> Tensor:
         """The factor of equation 7 for each image's patch p and its nearest m*; [B, D], [B] -> [B], each image by itself."""
         count = min(self.reweighting, len(self.bank_) - 1)
         if not count or not len(patches):
             return torch.ones(len(patches), device=patches.device)
-        _, around = self._bank_search().neighbours(self.bank_[nearest], count + 1)
+        _, around = self._bank_search().neighbours(self.bank_[nearest].float(), count + 1)
         # Its nearest is m* itself, unless another patch of the bank is the very same: that one then makes way.
         others = around != nearest[:, None]
         others[:, -1] &= ~others.all(dim=1)
         around = around[others].unflatten(0, (-1, count))
-        to_nearest = torch.linalg.vector_norm(patches - self.bank_[nearest], dim=1)
-        to_others = torch.linalg.vector_norm(patches[:, None] - self.bank_[around], dim=2)
+        to_nearest = torch.linalg.vector_norm(patches - self.bank_[nearest].float(), dim=1)
+        to_others = torch.linalg.vector_norm(patches[:, None] - self.bank_[around].float(), dim=2)
         return torch.softmax(torch.cat([to_nearest[:, None], to_others], dim=1), dim=1)[:, 1:].sum(dim=1)
 
 

@@ -41,19 +41,19 @@ class InvertedFile:
 
 
 class BankSearch:
-    """Who is nearest in a bank [M, D], and how far."""
+    """Who is nearest in a bank [M, D], and how far. The bank may be of half precision; it is measured in float32."""
 
     def __init__(self, bank: Tensor, inverted_file: InvertedFile | None = None) -> None:
         """Args: `inverted_file` to search in, on a CPU; without it, and elsewhere, the search is exact."""
         self.bank, self.device = bank, bank.device
         # Less is lost to rounding around the mean than around an origin that lies far away.
-        self.mean = bank.mean(dim=0)
+        self.mean = bank.float().mean(dim=0)
         self.probes = self.lists = 0
-        centred = bank - self.mean
+        centred = bank.float() - self.mean
         if bank.device.type != "cpu":
             self.centred = centred
         elif inverted_file is None:
-            self.index = _flat_index(centred)
+            self.index = _flat_index(centred, half=bank.dtype == torch.float16)
         else:
             self.index = _inverted_index(centred, inverted_file)
             self.probes, self.lists = inverted_file.probes, len(inverted_file.centroids)
@@ -62,11 +62,7 @@ class BankSearch:
         """Distances and indices of the k nearest, or of all where the bank is smaller; [Q, D] -> [Q, k] each, ascending."""
         k = min(k, len(self.bank))
         candidates = self.candidates(queries, min(k + EXTRA, len(self.bank)))
-        distances = torch.empty(candidates.shape, device=queries.device)
-        length = max(1, portion(PRODUCT_BYTES) // (4 * candidates.shape[1] * queries.shape[1]))
-        for part in (slice(first, first + length) for first in range(0, len(queries), length)):
-            there = self.bank.index_select(0, candidates[part].flatten()).unflatten(0, candidates[part].shape)
-            distances[part] = torch.linalg.vector_norm(there.sub_(queries[part, None]), dim=2)
+        distances = measured(self.bank, queries, candidates)
         distances, order = distances.sort(dim=1, stable=True)
         return distances[:, :k], candidates.gather(1, order)[:, :k]
 
@@ -110,15 +106,27 @@ def fit_inverted_file(bank: Tensor, sample: Tensor, *, k: int, seed: int) -> tup
         probes = min(2 * probes, len(centroids))
 
 
+def measured(bank: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """How far each query [Q, D] lies from its candidates, int64 [Q, k], by direct differences; float32 [Q, k]."""
+    distances = torch.empty(candidates.shape, device=queries.device)
+    length = max(1, portion(PRODUCT_BYTES) // (4 * candidates.shape[1] * queries.shape[1]))
+    for part in (slice(first, first + length) for first in range(0, len(queries), length)):
+        there = bank.index_select(0, candidates[part].flatten()).unflatten(0, candidates[part].shape).float()
+        distances[part] = torch.linalg.vector_norm(there.sub_(queries[part, None]), dim=2)
+    return distances
+
+
+def products(queries: Tensor, bank: Tensor, squares: Tensor) -> Tensor:
+    """|b|^2 - 2 q b, which orders a bank [M, D] by distance from each query [Q, D]; [Q, M]."""
+    return torch.addmm(squares, queries, bank.T, alpha=-2)
+
+
 def nearest_by_products(queries: Tensor, bank: Tensor, k: int) -> Tensor:
     """Indices of the k nearest of each query by |b|^2 - 2 q b, nearest first; [Q, D], [M, D] -> int64 [Q, k]."""
     squares = bank.square().sum(dim=1)
     length = max(1, portion(PRODUCT_BYTES) // (4 * len(bank)))
     with full_precision(bank.device):
-        parts = [
-            torch.addmm(squares, part, bank.T, alpha=-2).topk(k, dim=1, largest=False).indices
-            for part in queries.split(length)
-        ]
+        parts = [products(part, bank, squares).topk(k, dim=1, largest=False).indices for part in queries.split(length)]
     return torch.cat(parts)
 
 
@@ -135,10 +143,13 @@ def _faiss() -> Iterator[Any]:
         faiss.omp_set_num_threads(before)
 
 
-def _flat_index(bank: Tensor) -> Any:
-    """Exact search in a bank [M, D]."""
+def _flat_index(bank: Tensor, *, half: bool = False) -> Any:
+    """Exact search in a bank [M, D]; `half` keeps it in half precision."""
     with _faiss() as faiss:
-        index = faiss.IndexFlatL2(bank.shape[1])
+        if half:
+            index = faiss.IndexScalarQuantizer(bank.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+        else:
+            index = faiss.IndexFlatL2(bank.shape[1])
         index.add(bank.numpy())
         return index
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.data.images import Size
-from detectors.graphs import MAX_PARTS, PRODUCT_BYTES, Scores, plain, upsamplings
+from detectors.graphs import MAX_PARTS, PRODUCT_BYTES, Scores, normalized, plain, upsamplings
 
 
 class SpadeGraph(nn.Module):
@@ -30,13 +30,14 @@ class SpadeGraph(nn.Module):
         n_correspondences: int,
         pooled_strides: Sequence[int],
         scores_by_retrieval: bool,
+        normalizes: bool = False,
     ) -> None:
         """Args: `pooled` [N, D]; `banks` {stride: [N, P, C]}; `n_neighbors` is at most N."""
         super().__init__()
         self.strides = tuple(sorted(banks))
         self.grids = tuple(grids[stride] for stride in self.strides)
         self.pooled_strides = tuple(self.strides.index(stride) for stride in pooled_strides)
-        self.n_neighbors, self.scores_by_retrieval = n_neighbors, scores_by_retrieval
+        self.n_neighbors, self.scores_by_retrieval, self.normalizes = n_neighbors, scores_by_retrieval, normalizes
         self.register_buffer("pooled", plain(pooled))
         self.register_buffer("squares", plain(pooled).square().sum(dim=1))
         self.upsamplings = upsamplings(self.grids)
@@ -50,6 +51,7 @@ class SpadeGraph(nn.Module):
 
     def forward(self, *maps: Tensor) -> Scores:
         """Maps [B, C, a, b] by ascending stride -> patch scores [B, h, w] and image scores [B] or None."""
+        maps = tuple(normalized(values, dim=1) for values in maps) if self.normalizes else maps
         pooled = torch.cat([maps[index].mean(dim=(2, 3)) for index in self.pooled_strides], dim=1)
         known = self.get_buffer("pooled")
         products = self.get_buffer("squares") - 2 * (pooled @ known.T)

@@ -12,6 +12,8 @@ Departures from the paper:
 
 - The strides' maps are searched one by one instead of concatenated at the finest: a coarse stride then costs what it has.
 - `pooled` says which strides retrieval goes by; ``deepest`` is nearest to the paper, which pools the network's last layer.
+- `normalize` l2 divides each position's features of a stride by their length before all else.
+- `top_share` takes the mean of the map's highest pixels for an image score by the map.
 - faiss or a matrix product finds who is nearest; distances are then measured by direct differences, image by image, so that
   neither rounding nor the batch has a say.
 
@@ -28,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.base import FitContext, Head, Parameter
+from detectors.base import NORMALIZE, TOP_SHARE, FitContext, Head, Parameter
 from detectors.data.images import Size
-from detectors.features import Features
+from detectors.features import Features, normalized
 from detectors.heads.spade.graph import SpadeGraph
 from detectors.precision import full_precision
 from detectors.working_memory import portion
@@ -65,6 +67,8 @@ class Spade(Head):
             "maximum of the smoothed map, or the distance to the retrieved images as in the paper",
             choices=("map", "retrieval"),
         ),
+        NORMALIZE,
+        TOP_SHARE,
     )
 
     pooled_: Tensor
@@ -76,8 +80,11 @@ class Spade(Head):
         n_correspondences: int = 1,
         pooled: str = "deepest",
         image_score: str = "map",
+        normalize: str = "none",
+        top_share: float = 0.0,
     ) -> None:
         super().__init__()
+        self.normalize = normalize == "l2"
         self.n_neighbors, self.n_correspondences = int(n_neighbors), int(n_correspondences)
         self.pooled, self.image_score = pooled, image_score
         self._index: Any = None
@@ -99,8 +106,7 @@ class Spade(Head):
         for name in list(self._buffers):
             delattr(self, name)
         for stride in features.strides:
-            bank = features.maps[stride].to(context.device).permute(2, 0, 1).contiguous()
-            self.register_buffer(f"bank{stride}", bank)
+            self.register_buffer(f"bank{stride}", self._vectors(features, stride, context.device))
             self.register_buffer(f"grid{stride}", torch.tensor(features.grids[stride]))
         self.register_buffer("pooled_", self._pool(features).to(context.device))
         self._index = None
@@ -114,7 +120,7 @@ class Spade(Head):
         maps = []
         for stride in self.strides:
             bank = self.get_buffer(f"bank{stride}")
-            images = features.maps[stride].to(device).permute(2, 0, 1)
+            images = self._vectors(features, stride, device)
             scores = [self._correspond(image, bank[normals]) for image, normals in zip(images, nearest, strict=True)]
             grid = torch.stack(scores) if scores else images.new_zeros(0, images.shape[1])
             maps.append(self._at_finest(grid.unflatten(1, self._grid(stride))))
@@ -143,6 +149,7 @@ class Spade(Head):
             n_correspondences=self.n_correspondences,
             pooled_strides=self._pooled_strides(self.strides),
             scores_by_retrieval=self.image_score == "retrieval",
+            normalizes=self.normalize,
         )
 
     @property
@@ -156,9 +163,19 @@ class Spade(Head):
     def _pooled_strides(self, strides: tuple[int, ...]) -> tuple[int, ...]:
         return strides if self.pooled == "all" else strides[-1:]
 
+    def _vectors(self, features: Features, stride: int, device: torch.device) -> Tensor:
+        """Features of all positions of a stride, [B, P, C]."""
+        vectors = features.maps[stride].to(device).permute(2, 0, 1).contiguous()
+        # What is contiguous already is no copy, and features may be mapped from a file.
+        return normalized(vectors.clone(), dim=2) if self.normalize else vectors
+
     def _pool(self, features: Features) -> Tensor:
         """The mean over all positions, [B, D]."""
-        parts = [features.maps[stride].mean(dim=0).T for stride in self._pooled_strides(features.strides)]
+        strides = self._pooled_strides(features.strides)
+        if self.normalize:
+            parts = [self._vectors(features, stride, features.device).mean(dim=1) for stride in strides]
+        else:
+            parts = [features.maps[stride].mean(dim=0).T for stride in strides]
         return torch.cat(parts, dim=1).contiguous()
 
     def _retrieve(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

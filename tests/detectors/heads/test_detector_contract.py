@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from detectors.catalog import built_in_names, head_class
 from detectors.testing import HeadContract
@@ -47,6 +47,17 @@ class TestPadim(HeadContract):
 
 class TestPatchcore(HeadContract):
     head = head_class("patchcore")
+
+
+class TestPatchcoreInWindows(HeadContract):
+    head = head_class("patchcore")
+    settings: ClassVar[dict[str, Any]] = {
+        "window": 1,
+        "normalize": "l2",
+        "bank_precision": "float16",
+        "top_share": 0.05,
+        "coreset_ratio": 0.2,
+    }
 
 
 class TestSpade(HeadContract):

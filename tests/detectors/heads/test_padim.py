@@ -472,3 +472,23 @@ def test_real_screws_are_distinguished(real_data):
     prediction = detector.score_features(detector.extract(splits.test.images()))
     assert len(prediction) == len(splits.test) == 160
     assert auroc(prediction.scores.numpy(), splits.test.labels) > 0.85
+
+
+def test_the_chosen_channels_of_each_stride_are_normalised():
+    train = normal_features(20, {8: 6, 16: 5}, {8: (4, 4), 16: (2, 2)})
+    test = normal_features(3, {8: 6, 16: 5}, {8: (4, 4), 16: (2, 2)}, seed=1)
+    head = Padim(n_features=7, regularization=1e-3, normalize="l2").fit(train, FitContext())
+    plain = Embedding(head._embedding.channels)
+    split = [len(plain.channels[stride]) for stride in plain.strides]
+    values = {
+        name: torch.cat(
+            [functional.normalize(part, dim=1) for part in plain.gather(features, slice(0, None)).split(split, dim=1)],
+            dim=1,
+        ).numpy()
+        for name, features in (("train", train), ("test", test))
+    }
+    _, _, expected = closed_form(values["train"], values["test"], regularization=1e-3)
+    np.testing.assert_allclose(head.score(test)[0].flatten(1).T.numpy(), expected, rtol=2e-3)
+    again = Padim(n_features=7, regularization=1e-3, normalize="l2")
+    again.import_tensors(head.export_tensors())
+    assert torch.equal(again.score(test)[0], head.score(test)[0])

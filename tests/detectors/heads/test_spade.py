@@ -120,3 +120,26 @@ def test_tensors_that_contradict_each_other_are_refused(change):
         del tensors["pooled_"]
     with pytest.raises((ValueError, LookupError, AttributeError)):
         Spade().import_tensors(tensors)
+
+
+def test_normalised_features_are_those_of_torch():
+    train, test = make_features(12), make_features(5, seed=1)
+    settings = {"n_neighbors": 3, "image_score": "retrieval", "pooled": "all"}
+    found = Spade(**settings, normalize="l2").fit(train, FitContext()).score(test)
+    by_hand = [
+        Features(
+            maps={stride: torch.nn.functional.normalize(values, dim=1) for stride, values in features.maps.items()},
+            grids=features.grids,
+            image_size=features.image_size,
+        )
+        for features in (train, test)
+    ]
+    expected = Spade(**settings).fit(by_hand[0], FitContext()).score(by_hand[1])
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    # What was given, perhaps of a file, is as it was.
+    assert torch.equal(train.maps[8], make_features(12).maps[8])
+    one = make_features(1)
+    kept = {stride: values.clone() for stride, values in one.maps.items()}
+    Spade(**settings, normalize="l2").fit(one, FitContext())
+    assert all(torch.equal(one.maps[stride], values) for stride, values in kept.items())

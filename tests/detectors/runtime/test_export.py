@@ -44,7 +44,7 @@ from tests.detectors.heads.test_detector_contract import QUICK
 FORMATS: tuple[exported.Format, ...] = ("onnx", "openvino")
 SIZE = (64, 64)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "padim": [{}, {"neighbourhood": 1, "shrinkage": 0.2}],
+    "padim": [{}, {"neighbourhood": 1, "shrinkage": 0.2}, {"normalize": "l2", "top_share": 0.1}],
     "patchcore": [
         {},
         {"n_neighbors": 4, "neighbourhood": 0},
@@ -52,13 +52,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"whitening": 0.1, "reweighting": 9, "n_neighbors": 2, "coreset_ratio": 0.1},
         {"coreset_ratio": 1e-5, "reweighting": 3},
         {"coreset_ratio": 1.0, "n_neighbors": 50},
+        {"window": 1, "n_neighbors": 3, "coreset_ratio": 0.1, "reweighting": 2, "normalize": "l2", "whitening": 0.1},
+        {"window": 2, "coreset_ratio": 1.0, "bank_precision": "float16", "top_share": 0.1},
     ],
     "cutpaste": [{}, {"second_stage": "ocsvm"}],
     "fastflow": [{}, {"subnets": "3x3", "flow_steps": 1, "score": "latent", "normalization": "layer"}],
     "autoencoder": [{}, {"loss": "ssim", "bottleneck": "position", "depth": 2}],
     "vae": [{}, {"map": "ssim"}],
     "ganomaly": [{}, {"score": "latent"}],
-    "spade": [{}, {"n_neighbors": 3, "n_correspondences": 2, "pooled": "all", "image_score": "retrieval"}],
+    "spade": [
+        {},
+        {"n_neighbors": 3, "n_correspondences": 2, "pooled": "all", "image_score": "retrieval"},
+        {"normalize": "l2", "top_share": 0.1},
+    ],
     "cflow": [{}, {"coupling_blocks": 1, "condition_dimension": 5, "clamp": 0.5}],
 }
 """Settings that take another way through a head's graph; the defaults where a head is not listed."""

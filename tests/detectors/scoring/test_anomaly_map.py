@@ -90,3 +90,12 @@ def test_an_image_is_scored_by_its_highest_pixel():
     maps = torch.zeros(3, 5, 4)
     maps[1, 4, 0], maps[2] = 3.5, -2.0
     assert image_scores(maps).tolist() == [0.0, 3.5, -2.0]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1e-4, 1), (0.01, 1), (0.02, 2), (0.021, 3), (0.5, 50)])
+def test_an_image_score_is_the_mean_of_the_highest_pixels(share, count):
+    maps = patch_scores(4, (5, 20))
+    expected = maps.flatten(1).sort(dim=1, descending=True).values[:, :count].mean(dim=1)
+    torch.testing.assert_close(image_scores(maps, top_share=share), expected)
+    for image in range(4):
+        assert image_scores(maps[image : image + 1], top_share=share)[0] == image_scores(maps, top_share=share)[image]
