@@ -1,23 +1,28 @@
-"""Feature pyramids from timm, or of the images themselves, asked for by stride.
+"""Feature pyramids from timm, or of the images themselves, asked for by stride, or by block of a vision transformer.
 
-Notation: B images, C channels, H x W input pixels, h x w feature positions (h = H / stride).
+Notation: B images, C channels, H x W input pixels, h x w feature positions (h = H / stride). Where a stride is asked for, a
+vision transformer's block may be named instead, counted from the end: -1 is the last (`detectors.backbones.architecture`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor, nn
-from torch.nn import functional
 
+from detectors.backbones.architecture import (
+    Blocks,
+    ChannelsFirst,
+    Pixels,
+    architecture_of,
+    channels_by_layer,
+    check_layers,
+)
 from detectors.backbones.bundled import BUNDLED
 from detectors.backbones.weights import (
     PIXELS,
@@ -35,20 +40,10 @@ from detectors.errors import InputError
 from detectors.process_state import drawn_from
 from detectors.working_memory import portion
 
-# timm warns about the classifier's tensors, which a feature pyramid has no use for.
-logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-
 EXTRACTION_BATCH = 4
 """Images per forward pass on a CPU: small batches stay in the cache and are fastest per image."""
 GPU_EXTRACTION_BATCH = 32
 """Images per forward pass on a GPU, which small batches leave idle."""
-
-
-DEPTH = 2 / 3
-"""Share of a vision transformer's blocks that its features come through. Its last blocks serve the class token; FastFlow
-(arXiv 2111.07677) takes the eighth of DeiT's twelve."""
-ANY_SIZE = {"dynamic_img_size": True}
-"""Makes timm's vision transformers resample their position embedding to the image in hand."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +70,6 @@ class WeightsIdentity:
 def extraction_batch(device: torch.device) -> int:
     """Images per forward pass on a device, fewer where memory ran out."""
     return portion(EXTRACTION_BATCH if device.type == "cpu" else GPU_EXTRACTION_BATCH)
-
-
-class Pixels(nn.Module):
-    """The image itself, [B, 3, H, W], averaged over squares of stride x stride pixels. Values stay in their range."""
-
-    def __init__(self, strides: Sequence[int]) -> None:
-        super().__init__()
-        self.strides = tuple(strides)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """As a feature pyramid of timm."""
-        return [
-            images if stride == 1 else functional.avg_pool2d(images, stride, ceil_mode=True) for stride in self.strides
-        ]
 
 
 class Backbone(nn.Module):
@@ -136,75 +117,14 @@ class Backbone(nn.Module):
                 f"backbone {self.spec} takes no images of {height} x {width} pixels: {str(error).rstrip('.')}; "
                 "choose another image size"
             ) from error
-        channels = channels_by_stride(self.spec.name)
+        channels = channels_by_layer(self.spec.name)
         for stride, values in zip(self.strides, maps, strict=True):
-            # Swin and its like put the channels last; read as channels, rows would make features of no meaning.
+            # Read as channels, rows or columns would make features of no meaning.
             if values.ndim != 4 or values.shape[1] != channels[stride]:
                 raise InputError(
                     f"backbone {self.spec} gives no maps of the form channels, height, width; choose another one"
                 )
         return dict(zip(self.strides, maps, strict=True))
-
-
-def channels_by_stride(name: str) -> dict[int, int]:
-    """Channels that a backbone offers at each stride of 4 and more, e.g. ``{4: 64, 8: 128, 16: 256, 32: 512}``.
-
-    A vision transformer has the stride of its patches only; `pixels` offers the strides 1, 2 and 4.
-
-    Raises:
-        InputError: unknown backbone, or one that gives no feature pyramid.
-    """
-    return {
-        stride: channels for stride, (_, channels) in _pyramid(BackboneSpec.parse(name).architecture).layers.items()
-    }
-
-
-class _Pyramid(NamedTuple):
-    """What an architecture offers."""
-
-    layers: dict[int, tuple[int, int]]
-    """{stride: (index among timm's features, channels)}"""
-    options: dict[str, Any]
-    """That the model is made with."""
-
-
-@lru_cache(maxsize=64)
-def _pyramid(architecture: str) -> _Pyramid:
-    """Where a stride occurs twice, the deepest counts, but for vision transformers: theirs is the block at `DEPTH`."""
-    if architecture == PIXELS:
-        return _Pyramid({stride: (index, 3) for index, stride in enumerate((1, 2, 4))}, {})
-    if architecture in BUNDLED:
-        return _Pyramid(dict(BUNDLED[architecture].layers), {})
-    try:
-        model = _layers_alone(architecture)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, NotImplementedError, ValueError) as error:
-        raise InputError(f"backbone {architecture!r} gives no feature pyramid; choose a convolutional one") from error
-    info: Any = model.feature_info
-    if len({layer["reduction"] for layer in info.info}) == 1:
-        with suppress(TypeError):  # not all of them can do with images of any size
-            _layers_alone(architecture, **ANY_SIZE)
-            index = max(1, round(DEPTH * len(info.info))) - 1
-            layer = info.info[index]
-            return _Pyramid({int(layer["reduction"]): (index, int(layer["num_chs"]))}, ANY_SIZE)
-    layers = zip(info.out_indices, info.reduction(), info.channels(), strict=True)
-    return _Pyramid({int(stride): (index, int(channels)) for index, stride, channels in layers if stride >= 4}, {})
-
-
-def _layers_alone(architecture: str, **options: Any) -> Any:
-    """On the meta device, which builds the layers without memory or random numbers."""
-    import timm  # takes seconds
-
-    with torch.device("meta"):
-        return timm.create_model(architecture, pretrained=False, features_only=True, **options)
-
-
-def check_strides(name: str, strides: Sequence[int]) -> None:
-    """Raise `InputError` unless the backbone offers every stride; they must ascend and be distinct."""
-    offered = channels_by_stride(name)
-    if not strides or list(strides) != sorted(set(strides)):
-        raise InputError(f"layers {list(strides)}: give distinct strides in ascending order, e.g. [8, 16]")
-    if missing := [stride for stride in strides if stride not in offered]:
-        raise InputError(f"backbone {name} has no layer of stride {missing[0]}; it offers {sorted(offered)}")
 
 
 def build_backbone(
@@ -214,13 +134,13 @@ def build_backbone(
 
     Args:
         name: as `BackboneSpec.parse` reads it.
-        strides: ascending, each one that the backbone offers.
+        strides: ascending, each one that the backbone offers; or blocks, below 0.
 
     Raises:
-        InputError: unknown name, stride not offered, weights not found or not fitting.
+        InputError: unknown name, layer not offered, weights not found or not fitting.
     """
     spec = BackboneSpec.parse(name)
-    check_strides(name, strides)
+    check_layers(name, strides)
     source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
     if spec.name == PIXELS:
         return empty_backbone(spec, strides, identity=_pixels_identity())
@@ -288,9 +208,12 @@ def _pixels_identity() -> WeightsIdentity:
 def _create(spec: BackboneSpec, strides: Sequence[int], *, state: dict[str, Tensor] | None = None) -> nn.Module:
     if spec.name == PIXELS:
         return Pixels(strides)
-    pyramid = _pyramid(spec.architecture)
-    indices = [pyramid.layers[stride][0] for stride in strides]
-    return _without_unused_stages(_make(spec, state, features_only=True, out_indices=indices, **pyramid.options))
+    architecture = architecture_of(spec.architecture)
+    indices = [architecture.layers[stride][0] for stride in strides]
+    if strides[0] < 0:
+        return Blocks(_make(spec, state, num_classes=0, **architecture.options), indices)
+    model = _make(spec, state, features_only=True, out_indices=indices, **architecture.options)
+    return ChannelsFirst(model) if architecture.channels_last else _without_unused_stages(model)
 
 
 def _make(spec: BackboneSpec, state: dict[str, Tensor] | None, **options: Any) -> nn.Module:

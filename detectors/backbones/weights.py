@@ -164,6 +164,13 @@ def weights_tag(spec: BackboneSpec) -> str:
     return BUNDLED[spec.name].tag if spec.name in BUNDLED else str(pretrained_cfg(spec).get("tag") or "")
 
 
+def licence(spec: BackboneSpec) -> str:
+    """Under which a backbone's weights are given, in timm's words; ``not known to timm`` where it does not say."""
+    if spec.name in BUNDLED:
+        return "apache-2.0"
+    return str(pretrained_cfg(spec).get("license") or "not known to timm")
+
+
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     """timm's description of a backbone's weights: tag, hub id, mean, std, input size."""
     if spec.name == PIXELS:

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from detectors.backbones.pyramid import WeightsIdentity, check_strides, empty_backbone, tensor_shapes
+from detectors.backbones.architecture import architecture_of, check_layers
+from detectors.backbones.pyramid import WeightsIdentity, empty_backbone, tensor_shapes
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Detector, Head, Prediction, with_prefix
 from detectors.catalog import head_class
@@ -128,7 +129,7 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     description = read_description(folder)
     shapes = read_shapes(folder / TENSORS, description.tensors_sha256)
     spec = BackboneSpec.parse(description.backbone)
-    check_strides(description.backbone, description.strides)
+    check_layers(description.backbone, description.strides)
     _check_backbone(shapes, tensor_shapes(spec, description.strides), folder)
     tensors = read_tensors(folder / TENSORS)
     backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
@@ -137,7 +138,7 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     try:
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
         head.import_tensors(with_prefix(tensors, HEAD_PREFIX))
-        check_grid(head.grid, description.image_size, description.strides[0])
+        check_grid(head.grid, description.image_size, architecture_of(spec.architecture).stride(description.strides[0]))
         detector.finish_fit()
         # One black image: parts that contradict each other show here, not at the first image that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))

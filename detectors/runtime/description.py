@@ -33,6 +33,8 @@ MAX_DESCRIPTION_BYTES = 16 * 2**20
 MAX_PIXELS = 2**24
 """Of an image that a detector takes: 4096 x 4096, four times what a study file may ask for."""
 MAX_STRIDES = 16
+MAX_BLOCKS = 1024
+"""Of a vision transformer, whose blocks are counted down from -1."""
 Side = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -83,7 +85,7 @@ class Description(BaseModel):
         height, width = self.image_size
         if height * width > MAX_PIXELS:
             raise ValueError(f"image_size: {height} x {width} pixels are more than a detector takes ({MAX_PIXELS})")
-        if min(self.strides) < 1 or max(self.strides) > max(self.image_size):
+        if 0 in self.strides or min(self.strides) < -MAX_BLOCKS or max(self.strides) > max(self.image_size):
             raise ValueError(f"strides: {self.strides} are no strides of an image of {height} x {width} pixels")
         check_normal_scores(self.normal_scores)
         if self.threshold is not None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from detectors import working_memory
-from detectors.backbones.pyramid import Backbone, build_backbone, channels_by_stride
+from detectors.backbones.architecture import channels_by_layer
+from detectors.backbones.pyramid import Backbone, build_backbone
 from detectors.base import SMOOTHING_SIGMA, Detector, FitContext, Head, Parameter, ParameterValue, Prediction
 from detectors.catalog import head_class, parameters
 from detectors.data.images import Size
@@ -164,7 +165,7 @@ class HeadContract:
             self.head(no_such_setting=1)
 
     def test_upper_bounds_name_searchable_whole_numbers_and_hold(self, make: Make) -> None:
-        channels = {stride: channels_by_stride(BACKBONE)[stride] for stride in STRIDES}
+        channels = {stride: channels_by_layer(BACKBONE)[stride] for stride in STRIDES}
         bounds = self.head.upper_bounds(channels)
         listed = {parameter.name: parameter for parameter in self.head.searchable}
         for key, bound in bounds.items():

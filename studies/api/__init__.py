@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from studies.api.running import plan_study, remarks, run, run_plan
     from studies.api.study import Study, Trial, distinct_studies, list_studies, open_study
     from studies.api.thresholds import Thresholds, threshold
-    from studies.api.weights import fetch_weights, list_weights, parse_names
+    from studies.api.weights import fetch_weights, list_weights, parse_names, weights_licence
     from studies.show.study_json import outcome_json, study_json
     from studies.show.study_tables import insight_parts, outcome_parts, plan_tables, study_parts
     from studies.upkeep.inventory import KINDS, chosen_kinds, delete, take_inventory
@@ -51,7 +51,7 @@ _MODULES = {
     "studies.api.running": ("plan_study", "remarks", "run", "run_plan"),
     "studies.api.study": ("Study", "Trial", "distinct_studies", "list_studies", "open_study"),
     "studies.api.thresholds": ("Thresholds", "threshold"),
-    "studies.api.weights": ("fetch_weights", "list_weights", "parse_names"),
+    "studies.api.weights": ("fetch_weights", "list_weights", "parse_names", "weights_licence"),
     "tracking.views": ("address_of", "experiment_pages", "study_pages"),
     "studies.show.study_json": ("outcome_json", "study_json"),
     "studies.show.study_tables": ("insight_parts", "outcome_parts", "plan_tables", "study_parts"),
@@ -112,6 +112,7 @@ __all__ = [
     "study_parts",
     "take_inventory",
     "threshold",
+    "weights_licence",
     "write_predictions",
     "write_report",
 ]

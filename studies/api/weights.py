@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectors.backbones.pyramid import channels_by_stride, weights_identity
+from detectors.backbones.architecture import channels_by_layer
+from detectors.backbones.pyramid import weights_identity
 from detectors.backbones.weights import (
     PIXELS,
     BackboneSpec,
     available_backbones,
     download,
     find_weights,
+    licence,
     weights_tag,
 )
 from detectors.errors import InputError
@@ -23,8 +25,8 @@ def list_weights(weights_dir: Path | None = None) -> list[dict[str, Any]]:
     """Backbones with weights on this machine, then those that study files name and that are not here.
 
     Returns:
-        A row each: ``backbone``, ``origin`` (None where there are no weights), ``path``, ``tag``, ``sha256``, ``channels``
-        by stride, ``problem``.
+        A row each: ``backbone``, ``origin`` (None where there are no weights), ``path``, ``tag``, ``license``, ``sha256``,
+        ``channels`` by stride, or by block of a vision transformer, ``problem``.
     """
     here = available_backbones(weights_dir=weights_dir)
     rows = [_row(name, weights_dir) for name in here]
@@ -57,17 +59,22 @@ def fetch_weights(spec: BackboneSpec) -> dict[str, Any]:
     return _row(str(spec), None) | {"fetched": present is None}
 
 
+def weights_licence(spec: BackboneSpec) -> str:
+    """The licence of a backbone's weights, as timm knows it."""
+    return licence(spec)
+
+
 def _row(name: str, weights_dir: Path | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"backbone": name, "origin": None, "path": None, "tag": None, "sha256": None}
+    row: dict[str, Any] = {"backbone": name, "origin": None, "path": None, "tag": None, "license": None, "sha256": None}
     row |= {"channels": {}, "problem": None}
     try:
         spec = BackboneSpec.parse(name)
-        row["tag"] = weights_tag(spec) or None
+        row["tag"], row["license"] = weights_tag(spec) or None, licence(spec)
         source = find_weights(spec, weights_dir=weights_dir)
         if source is not None:
             row |= {"origin": source.origin, "path": str(source.path)}
             row["sha256"] = weights_identity(name, weights_dir=weights_dir).sha256
-        row["channels"] = channels_by_stride(name)
+        row["channels"] = channels_by_layer(name)
     except InputError as error:
         # A file of somebody's own name, or a backbone that is no pyramid: its row says so, the others are shown.
         row["problem"] = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ from studies.show import tables
 MISSING = "not here"
 
 app = typer.Typer(name="weights", help="Backbone weights: list, fetch.", no_args_is_help=True, add_completion=False)
+
+
+def _layers(channels: Mapping[int, int]) -> str:
+    """``4: 24, 8: 40``; of a vision transformer ``14: 384, blocks -12 to -1``."""
+    blocks = [layer for layer in channels if layer < 0]
+    strides = [f"{layer}: {count}" for layer, count in channels.items() if layer > 0]
+    return ", ".join([*strides, *([f"blocks {min(blocks)} to -1"] if blocks else [])])
 
 
 @app.command("list")
@@ -32,12 +40,13 @@ def list_weights(
             row["backbone"],
             row["origin"] or MISSING,
             row["tag"],
+            row["license"],
             row["sha256"] and row["sha256"][:12],
-            ", ".join(f"{stride}: {channels}" for stride, channels in row["channels"].items()) or None,
+            _layers(row["channels"]) or None,
         )
         for row in rows
     ]
-    console.print(tables.table(("backbone", "weights from", "tag", "sha256", "channels by stride"), shown))
+    console.print(tables.table(("backbone", "weights from", "tag", "licence", "sha256", "channels by stride"), shown))
     for row in rows:
         # Below the table: a path would leave its other columns no room.
         if row["problem"] or row["path"]:
@@ -58,6 +67,7 @@ def fetch(
     console = tables.console(stderr=json_output)
     rows = []
     for spec in api.parse_names(names):
+        console.print(f"{spec}: licence of the weights: {api.weights_licence(spec)}", markup=False, highlight=False)
         with console.status(f"fetching {spec}"):
             row = api.fetch_weights(spec)
         rows.append(row)

@@ -13,6 +13,7 @@ from detectors import catalog
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Head
 from detectors.errors import InputError
+from detectors.runtime.description import MAX_BLOCKS
 from studies.file.keys import DETECTOR_KEY, DRAWN_FROM_CHOICES, IMAGE_SIZE, ParameterKey
 from studies.file.messages import check_name, located
 from studies.file.parts import DetectorPart
@@ -20,7 +21,7 @@ from studies.file.reach import check_offered, drawn_as, settled, unreachable, up
 from studies.file.sections import Baseline, DataConfig, Dimension, ParameterValue, PrunerConfig
 from studies.file.sizes import parse_size
 
-STRIDES = ({4, 8, 16, 32}, {1, 2, 4})
+STRIDES = ({4, 8, 16, 32}, {1, 2, 4}, {14})
 """Of pretrained networks, and of pixels."""
 MIN_WILCOXON = 5
 """Products from which on a Wilcoxon test can tell two settings apart: with fewer its p-value cannot get small."""
@@ -181,9 +182,13 @@ def check_value(part: DetectorPart, name: str, value: Any) -> None:
 
 
 def _check_layers(value: Any) -> None:
-    """Raise `InputError` for anything but strides that one backbone can offer, in ascending order."""
+    """Raise `InputError` for anything but strides, or blocks, that one backbone can offer, in ascending order."""
     numbers = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
     if not numbers or not value:
         raise InputError(f"layers: {value!r} is not a list of strides, e.g. [8, 16]")
-    if value != sorted(set(value)) or not any(set(value) <= strides for strides in STRIDES):
-        raise InputError(f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32 (of pixels 1, 2, 4)")
+    are_blocks = all(-MAX_BLOCKS <= layer < 0 for layer in value)
+    if value != sorted(set(value)) or not (are_blocks or any(set(value) <= strides for strides in STRIDES)):
+        raise InputError(
+            f"layers: {value!r}: give distinct ascending strides out of 4, 8, 16, 32 (of pixels 1, 2, 4), or of a vision "
+            "transformer 14 or 16, or blocks counted from the end, e.g. [-4, -1]"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def _idea_values(text: str) -> dict[str, Any]:
 
 
 def _layers(value: Any) -> Any:
-    """``8+16`` as strides; anything else is left to the checks."""
-    return decode_layers(value) if isinstance(value, str) and all(map(str.isdigit, value.split("+"))) else value
+    """``8+16`` as strides, ``-4+-1`` as blocks; anything else is left to the checks."""
+    written = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}(\+-?[0-9]{1,9})*", value, flags=re.ASCII)
+    return decode_layers(value) if written else value
 
 
 def _plain(value: Any) -> Any:

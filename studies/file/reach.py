@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detectors.backbones.pyramid import channels_by_stride
+from detectors.backbones.architecture import channels_by_layer, offer
 from detectors.errors import InputError
 from studies.file.parts import DEFAULT_LAYERS, DetectorPart
 from studies.file.sections import Dimension, FloatRange
@@ -87,12 +87,12 @@ def upper_bounds(part: DetectorPart, setting: Mapping[str, Any]) -> Mapping[str,
     if backbone is None or layers is None:
         return {}
     check_offered(backbone, layers)
-    channels = channels_by_stride(backbone)
+    channels = channels_by_layer(backbone)
     return part.head.upper_bounds({stride: channels[stride] for stride in layers})
 
 
 def check_offered(backbone: str, layers: list[int]) -> None:
     """Raise `InputError` for layers that a backbone does not offer, with those that it does."""
-    offered = channels_by_stride(backbone)
+    offered = channels_by_layer(backbone)
     if not set(layers) <= set(offered):
-        raise InputError(f"{backbone} offers the layers {sorted(offered)}")
+        raise InputError(f"{backbone} offers the layers {offer(backbone)}")

@@ -44,7 +44,12 @@ SHARED = (
         "required",
         "name of timm; `<name>@random` for seeded random weights; `pixels` for the image itself",
     ),
-    Parameter("layers", "choice", "8+16", "strides of the backbone's maps, e.g. `[8, 16]`; of pixels out of 1, 2, 4"),
+    Parameter(
+        "layers",
+        "choice",
+        "8+16",
+        "strides of its maps, e.g. `[8, 16]`; of pixels out of 1, 2, 4; or a transformer's blocks: `[-1]` is the last",
+    ),
     Parameter(
         "image_size", "choice", "data.image_size", "size in pixels that a trial looks at: 256, or `[height, width]`"
     ),

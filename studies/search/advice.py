@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from detectors import catalog
-from detectors.backbones.pyramid import channels_by_stride
+from detectors.backbones.architecture import channels_by_layer
 from detectors.data.images import Size
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import metric_of
@@ -192,7 +192,7 @@ def _full_setting(detector: str, setting: Mapping[str, Any], selected: Setting) 
     """A setting of another detector with all its parameters; values that the layers bound are cut."""
     parameters = catalog.parameters(detector)
     backbone, layers = str(setting["backbone"]), list(setting.get("layers", DEFAULT_LAYERS))
-    channels = channels_by_stride(backbone)
+    channels = channels_by_layer(backbone)
     layers = [stride for stride in layers if stride in channels] or [min(channels)]
     bounds = catalog.head_class(detector).upper_bounds({stride: channels[stride] for stride in layers})
     values = {name: setting.get(name, parameter.default) for name, parameter in parameters.items()}

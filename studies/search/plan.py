@@ -13,7 +13,7 @@ import torch
 from detectors import catalog
 from detectors.backbones import hub
 from detectors.backbones.pyramid import WeightsIdentity, weights_identity
-from detectors.backbones.weights import BackboneSpec, available_backbones, find_weights, weights_folder
+from detectors.backbones.weights import BackboneSpec, available_backbones, find_weights, licence, weights_folder
 from detectors.data.samples import Dataset
 from detectors.data.splits import Splits
 from detectors.errors import InputError
@@ -31,6 +31,7 @@ from studies.home import Home
 from studies.search.identity import Identity, study_identity
 from studies.search.origin import Origin
 from studies.search.samplers import ChosenSampler, choose_sampler
+from studies.search.seen_sizes import seen_sizes
 from studies.search.space import SearchSpace
 from studies.search.warm import Earlier
 
@@ -172,7 +173,8 @@ def make_plan(config: StudyConfig, home: Home, options: Options, *, progress: Pr
     if out_of_reach:
         # What is here will do: nobody has to know of an option to be offline.
         options = replace(options, offline=True)
-    backbones, dropped = _find_backbones(config, options)
+    backbones, dropped = _find_backbones(config, options, progress)
+    resolutions += seen_sizes(config, backbones, options.ideas)
     return Plan(
         config=config,
         home=home,
@@ -201,7 +203,9 @@ def _keep_heads(config: StudyConfig, home: Home) -> None:
         keep(HeadCode.from_json(record.model_dump()), home.heads)
 
 
-def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, WeightsIdentity], list[str]]:
+def _find_backbones(
+    config: StudyConfig, options: Options, progress: Progress | None
+) -> tuple[dict[str, WeightsIdentity], list[str]]:
     """The backbones that have weights, and the names of those that have none.
 
     Raises:
@@ -212,12 +216,12 @@ def _find_backbones(config: StudyConfig, options: Options) -> tuple[dict[str, We
     dropped: list[str] = []
     for name in config.backbones:
         spec = BackboneSpec.parse(name)
-        if (
-            name in options.left_out
-            or find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline) is None
-        ):
+        found = find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline)
+        if name in options.left_out or found is None:
             dropped.append(name)
             continue
+        if found.origin == "hub" and progress is not None:
+            progress(f"fetching {name} (licence: {licence(spec)})", 0, 0)
         identities[name] = weights_identity(name, weights_dir=options.weights_dir, allow_network=not options.offline)
     if not identities:
         available = available_backbones(weights_dir=options.weights_dir)

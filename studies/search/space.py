@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from detectors.backbones.pyramid import channels_by_stride
+from detectors.backbones.architecture import channels_by_layer, offer
 from detectors.errors import InputError
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting, decode_layers, encode
@@ -141,7 +141,7 @@ class _DetectorSpace:
         self._constants: dict[str, Any] = {"layers": DEFAULT_LAYERS, **defaults, **part.fixed}
         """Values of the parameters that a trial does not draw."""
         known = set(part.backbones)
-        self._channels = {name: channels_by_stride(name) for name in backbones if name in known}
+        self._channels = {name: channels_by_layer(name) for name in backbones if name in known}
         """{backbone: {stride: channels}}"""
         self._check()
 
@@ -154,8 +154,7 @@ class _DetectorSpace:
             )
         for name in self._channels:
             if not self._layer_choices(name):
-                offered = sorted(self._channels[name])
-                raise InputError(f"backbone {name} offers strides {offered}: none of the layers in the study file")
+                raise InputError(f"backbone {name} offers strides {offer(name)}: none of the layers in the study file")
         fixed = self._constants.get("backbone")
         if fixed is not None and fixed not in self._channels:
             raise InputError(f"no weights on this machine for fixed.backbone {fixed}; `study weights list` shows them")

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from detectors import working_memory
+from detectors.backbones.architecture import fitting_size
 from detectors.base import Detector, Prediction
 from detectors.data.repainting import repainted
 from detectors.data.samples import ImageSet
@@ -117,6 +118,7 @@ class _Worker:
         if job.probe is not None and job.probe.repaint and validation is not None:
             self.splits = replace(self.splits, validation=repainted(validation, seed=job.structural_seed))
         size = (job.probe and job.probe.image_size) or size_of(job.params, config.data.size)
+        size = fitting_size(job.params["backbone"], size)
         if size != config.data.size:
             self.splits = self.splits.resized(size)
             config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})

@@ -8,16 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from detectors.backbones.architecture import channels_by_layer, check_layers
 from detectors.backbones.bundled import SMALLEST
-from detectors.backbones.pyramid import (
-    Backbone,
-    WeightsIdentity,
-    build_backbone,
-    channels_by_stride,
-    check_strides,
-    empty_backbone,
-    weights_identity,
-)
+from detectors.backbones.pyramid import Backbone, WeightsIdentity, build_backbone, empty_backbone, weights_identity
 from detectors.backbones.weights import (
     available_backbones,
     tensors_sha256,
@@ -32,11 +25,11 @@ VIT = "test_vit"
 # --- strides
 
 
-def test_channels_by_stride_are_those_of_the_deepest_layer_of_each_stride():
-    assert channels_by_stride("resnet18") == {4: 64, 8: 128, 16: 256, 32: 512}
-    assert channels_by_stride("wide_resnet50_2") == {4: 256, 8: 512, 16: 1024, 32: 2048}
-    assert channels_by_stride(SMALLEST) == {4: 24, 8: 40, 16: 112, 32: 320}
-    assert channels_by_stride("resnet18@random:3") == channels_by_stride("resnet18")
+def test_channels_by_layer_are_those_of_the_deepest_layer_of_each_stride():
+    assert channels_by_layer("resnet18") == {4: 64, 8: 128, 16: 256, 32: 512}
+    assert channels_by_layer("wide_resnet50_2") == {4: 256, 8: 512, 16: 1024, 32: 2048}
+    assert channels_by_layer(SMALLEST) == {4: 24, 8: 40, 16: 112, 32: 320}
+    assert channels_by_layer("resnet18@random:3") == channels_by_layer("resnet18")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, AttributeError, TypeError, NotImplementedError])
@@ -46,14 +39,14 @@ def test_a_backbone_without_a_pyramid_is_refused(monkeypatch, error):
         raise error("features_only not implemented")
 
     monkeypatch.setattr(timm, "create_model", no_features)
-    said = refusal(channels_by_stride, "test_mambaout@random")
+    said = refusal(channels_by_layer, "test_mambaout@random")
     assert "test_mambaout" in said
     assert "choose" in said
 
 
 @pytest.mark.parametrize("strides", [[], [16, 8], [8, 8], [4, 16, 8]])
 def test_strides_must_ascend(strides):
-    assert "ascending" in refusal(check_strides, "resnet18", strides)
+    assert "ascending" in refusal(check_layers, "resnet18", strides)
 
 
 @pytest.mark.parametrize("strides", [[2], [8, 64], [5], [0], [-4, 8]])
@@ -106,7 +99,7 @@ def test_stages_behind_the_last_stride_are_dropped():
 def test_shapes_and_types_for_any_image_size(name, size):
     backbone = build_backbone(name, [8, 16])
     features = backbone(random_images(3, *size))
-    channels = channels_by_stride(name)
+    channels = channels_by_layer(name)
     for stride, values in features.items():
         assert values.shape[:2] == (3, channels[stride])
         assert values.dtype == torch.float32
@@ -142,11 +135,13 @@ def test_a_backbone_stays_in_eval_mode():
 # --- vision transformers
 
 
-def test_a_vision_transformer_offers_the_stride_of_its_patches():
-    assert channels_by_stride(VIT) == {16: 64}
-    assert channels_by_stride("vit_tiny_patch16_224") == channels_by_stride("deit_tiny_patch16_224") == {16: 192}
-    assert channels_by_stride("vit_small_patch14_dinov2") == {14: 384}
-    assert "[16]" in refusal(build_backbone, f"{VIT}@random", [8, 16])
+def test_a_vision_transformer_offers_the_stride_of_its_patches_and_its_blocks():
+    assert channels_by_layer(VIT) == {16: 64} | dict.fromkeys(range(-6, 0), 64)
+    assert channels_by_layer("vit_tiny_patch16_224") == channels_by_layer("deit_tiny_patch16_224")
+    assert channels_by_layer("vit_small_patch14_dinov2") == {14: 384} | dict.fromkeys(range(-12, 0), 384)
+    assert "it offers [16] and blocks -6 to -1" in refusal(build_backbone, f"{VIT}@random", [8, 16])
+    assert "has no block -7" in refusal(build_backbone, f"{VIT}@random", [-7, -1])
+    assert "not both" in refusal(build_backbone, f"{VIT}@random", [-1, 16])
 
 
 @pytest.mark.parametrize(("name", "blocks"), [(VIT, 4), ("deit_tiny_patch16_224", 8)])
@@ -311,7 +306,7 @@ def test_pixels_need_no_weights_and_are_what_they_are(bare_machine):
     again = empty_backbone(backbone.spec, [2], identity=backbone.identity)
     again.load_state_dict(backbone.state_dict())
     assert torch.equal(again(random_images())[2], backbone(random_images())[2])
-    assert channels_by_stride("pixels") == {1: 3, 2: 3, 4: 3}
+    assert channels_by_layer("pixels") == {1: 3, 2: 3, 4: 3}
     assert "it offers [1, 2, 4]" in refusal(build_backbone, "pixels", [8])
 
 
@@ -321,6 +316,28 @@ def test_an_odd_image_keeps_its_last_rows():
     assert torch.equal(found, torch.ones_like(found))
 
 
-def test_a_backbone_that_puts_channels_last_is_refused():
-    backbone = build_backbone("swin_tiny_patch4_window7_224@random", [8])
-    assert "choose another one" in refusal(backbone, random_images(1, 224, 224))
+# --- channels last
+
+
+def test_maps_whose_channels_come_last_are_turned():
+    backbone = build_backbone("swin_tiny_patch4_window7_224@random", [8, 16])
+    images = random_images(2, 128, 96)
+    found = backbone(images)
+    assert {stride: tuple(values.shape) for stride, values in found.items()} == {
+        8: (2, 192, 16, 12),
+        16: (2, 384, 8, 6),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = timm.create_model("swin_tiny_patch4_window7_224", strict_img_size=False, features_only=True).eval()
+    with torch.no_grad():
+        wanted = whole((images - backbone.mean) / backbone.std)
+    torch.testing.assert_close(found[8], wanted[1].permute(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
+    for image in range(2):
+        torch.testing.assert_close(backbone(images[image : image + 1])[16], found[16][[image]], rtol=1e-4, atol=1e-4)
+
+
+def test_maps_of_another_form_are_refused():
+    backbone = build_backbone(f"{SMALL}@random", [8])
+    backbone.model.register_forward_hook(lambda module, inputs, maps: [values.permute(0, 2, 3, 1) for values in maps])
+    assert "choose another one" in refusal(backbone, random_images(1, 64, 64))

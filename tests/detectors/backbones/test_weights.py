@@ -352,7 +352,7 @@ def test_a_search_of_bundled_backbones_is_planned_without_timm():
     code = (
         "import sys; from detectors.backbones.pyramid import *\n"
         "from detectors.backbones.bundled import BUNDLED\n"
-        "print([(channels_by_stride(name), weights_identity(name).tag) for name in BUNDLED])\n"
+        "print([(channels_by_layer(name), weights_identity(name).tag) for name in BUNDLED])\n"
         "assert 'timm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)

