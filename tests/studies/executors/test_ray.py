@@ -47,7 +47,7 @@ QUICK_TO_NOTICE = {
     "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 3,
 }
-SECONDS = 120.0
+SECONDS = 180.0
 CLIENT_PORT = free_port()
 
 
