@@ -36,10 +36,11 @@ from safetensors.torch import save_file
 
 from detectors import catalog
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import make_splits
+from detectors.detector import Detector
 from detectors.scoring.evaluation import evaluate
 from detectors.scoring.metrics import auroc
 

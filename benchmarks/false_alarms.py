@@ -39,10 +39,11 @@ from scipy.stats import betabinom
 
 from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
 from detectors.data.samples import ImageSet, Sample
+from detectors.detector import Detector
 from detectors.features import Features
 from detectors.scoring.operating_point import GoodScores, Threshold, choose_threshold, just_above
 from studies.worker.out_of_fold import divide, predictions, twin_predictions

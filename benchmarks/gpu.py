@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.catalog import head_class
 from detectors.data.images import read_image, resize_image
+from detectors.detector import Detector
 from detectors.scoring.metrics import auroc
 
 CPU = torch.device("cpu")

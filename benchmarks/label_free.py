@@ -44,13 +44,14 @@ from scipy.stats import rankdata, spearmanr
 
 from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
 from detectors.data.painting.painted_set import PaintedSet
 from detectors.data.rendered import RenderSpec, render_dataset
 from detectors.data.samples import Dataset, ImageSet
 from detectors.data.splits import make_splits, stable_order
+from detectors.detector import Detector
 from detectors.features import Features
 from detectors.scoring.metrics import auroc
 from detectors.scoring.ranking import bootstrap_ranking_scores, ranking_score

@@ -17,13 +17,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from detectors.backbones.pyramid import Backbone, extraction_batch
 from detectors.data.images import Size
-from detectors.errors import InputError, NumericalError
+from detectors.errors import InputError
 from detectors.features import Features
-from detectors.precision import full_precision
-from detectors.scoring.anomaly_map import AnomalyMap, image_scores
-from detectors.scoring.operating_point import Threshold
 
 ParameterValue = bool | int | float | str
 
@@ -250,6 +246,12 @@ class Head(nn.Module, ABC):
         """Patch scores [B, h, w] and, where the head has its own rule for them, image scores [B]."""
 
     @property
+    def positional(self) -> bool:
+        """Whether what is normal depends on where in the image it is. Of images that are cut into tiles, such a head learns each
+        tile by itself; others learn from all tiles together."""
+        return False
+
+    @property
     def top_share(self) -> float:
         """Share of the map's highest pixels whose mean is the image score, where `score` gives none; 0 for the highest alone."""
         return float(self._settings[TOP_SHARE.name]) if TOP_SHARE in self.searchable else 0.0
@@ -292,87 +294,6 @@ class Head(nn.Module, ABC):
         return ""
 
 
-class Detector(nn.Module):
-    """Backbone + head + anomaly map, with the threshold above which an image counts as defective.
-
-    ``forward`` takes uint8 [B, 3, H, W] images of `image_size` and returns a `Prediction`. Whatever scores images computes in
-    float32 throughout (`detectors.precision`), so that a score is the same on a GPU and on a CPU.
-    """
-
-    def __init__(
-        self, backbone: Backbone, head: Head, *, image_size: Size, smoothing_sigma: float = DEFAULT_SIGMA
-    ) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-        self.image_size, self.smoothing_sigma = image_size, smoothing_sigma
-        self.threshold: Threshold | None = None
-        self.anomaly_map: AnomalyMap | None = None
-        self.eval()
-
-    def fit(self, images: Tensor, context: FitContext | None = None) -> Detector:
-        """Fit to normal images, uint8 [N, 3, H, W]. Raises `InputError` for images of another size, `NumericalError`."""
-        return self.fit_features(self.extract(images), context or FitContext())
-
-    def fit_features(self, features: Features, context: FitContext) -> Detector:
-        """Fit to features that are there already. Raises `InputError` where there are none, `NumericalError`."""
-        if not len(features):
-            raise InputError("no normal images to fit to; give at least one")
-        features.check_finite()
-        # Before the fit, so that a head that trains can be validated on the way.
-        self._make_map(features.grids[features.strides[0]], context.device)
-        self.head.fit(features, context)
-        self.finish_fit()
-        return self
-
-    def finish_fit(self) -> None:
-        """Make what follows from a fitted head: the anomaly map for its grid."""
-        self._make_map(self.head.grid, self.anomaly_map.rows.device if self.anomaly_map else torch.device("cpu"))
-        self.eval().requires_grad_(False)
-
-    def _make_map(self, grid: Size, device: torch.device) -> None:
-        self.anomaly_map = AnomalyMap(grid, self.image_size, smoothing_sigma=self.smoothing_sigma).to(device)
-
-    @torch.no_grad()
-    def extract(self, images: Tensor) -> Features:
-        """Features of uint8 [N, 3, H, W] images, computed in small batches and in float32 throughout."""
-        check_images(images, self.image_size)
-        with full_precision(images.device):
-            parts = [self.backbone(batch) for batch in images.split(extraction_batch(images.device))]
-        pyramid = {stride: torch.cat([part[stride] for part in parts]) for stride in self.backbone.strides}
-        return Features.from_pyramid(pyramid, self.image_size)
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Prediction:
-        """uint8 [B, 3, H, W] -> Prediction. Raises `InputError` for images of another size or type."""
-        check_images(images, self.image_size)
-        with full_precision(images.device):
-            return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
-
-    def score_features(self, features: Features) -> Prediction:
-        """Prediction from features that are there already. Raises as `score_patches`."""
-        return self.score_patches(features)[0]
-
-    @torch.inference_mode()
-    def score_patches(self, features: Features) -> tuple[Prediction, Tensor]:
-        """Prediction, and the patch scores [B, h, w] that its maps are made of.
-
-        Raises:
-            InputError: the features lie on another grid than those of the fit.
-            NumericalError: a score is not finite.
-        """
-        if self.anomaly_map is None:
-            raise RuntimeError("the detector is not fitted yet")
-        grid = features.grids[features.strides[0]]
-        if grid != self.head.grid:
-            raise InputError(f"features on a grid of {grid}, but the detector was fitted on one of {self.head.grid}")
-        with full_precision(self.anomaly_map.rows.device):
-            patch_scores, scores = self.head.score(features)
-            maps = self.anomaly_map(patch_scores)
-        scores = image_scores(maps, top_share=self.head.top_share) if scores is None else scores
-        check_scores(scores)
-        return Prediction(scores=scores, maps=maps), patch_scores
-
-
 def seeded(detector: str, seed: int, purpose: str) -> torch.Generator:
     """A generator for one purpose of one detector, independent of those for others."""
     digest = hashlib.sha256(f"{detector} {seed} {purpose}".encode()).digest()
@@ -382,15 +303,6 @@ def seeded(detector: str, seed: int, purpose: str) -> torch.Generator:
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def check_images(images: Tensor, image_size: Size) -> None:
-    """Raise `InputError` unless `images` is uint8 [B, 3, H, W] of the size that the detector was built for."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (3, *image_size):
-        raise InputError(
-            f"images must be uint8 [B, 3, {image_size[0]}, {image_size[1]}], "
-            f"not {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; resize them first"
-        )
 
 
 def _check_constructor(head: type[Head]) -> None:
@@ -413,10 +325,3 @@ def _check_constructor(head: type[Head]) -> None:
             raise TypeError(
                 f"{head.__name__}.__init__ has {name}={argument.default!r} where searchable has the default {default!r}"
             )
-
-
-def check_scores(scores: Tensor) -> None:
-    """Raise `NumericalError` that names the first image whose score is not finite."""
-    if not bool(torch.isfinite(scores).all()):
-        first = int((~torch.isfinite(scores)).nonzero()[0])
-        raise NumericalError(f"the score of image {first} is not finite; check the image and the detector")

@@ -9,7 +9,7 @@ is a subset of its rows: no transposition of the whole set for every trial.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,19 +32,22 @@ class Features:
     """{stride: (h, w)} with P = h * w, row by row."""
     image_size: Size
     """Height and width, in pixels, of the images they were computed from."""
+    tiles: int = 1
+    """T, where each image was cut into T tiles (`detectors.tiles`): maps have N * T columns, those of the first image first."""
 
     @classmethod
-    def from_pyramid(cls, pyramid: Mapping[int, Tensor], image_size: Size) -> Features:
-        """From a backbone's output, {stride: [B, C, h, w]}."""
+    def from_pyramid(cls, pyramid: Mapping[int, Tensor], image_size: Size, *, tiles: int = 1) -> Features:
+        """From a backbone's output, {stride: [B, C, h, w]}, or [B * T, C, h, w] of tiles."""
         return cls(
             maps={stride: values.flatten(2).permute(2, 1, 0).contiguous() for stride, values in pyramid.items()},
             grids={stride: (values.shape[2], values.shape[3]) for stride, values in pyramid.items()},
             image_size=image_size,
+            tiles=tiles,
         )
 
     def __len__(self) -> int:
         """Number of images."""
-        return next(iter(self.maps.values())).shape[2]
+        return next(iter(self.maps.values())).shape[2] // self.tiles
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -62,16 +65,29 @@ class Features:
             maps={stride: self.maps[stride] for stride in strides},
             grids={stride: self.grids[stride] for stride in strides},
             image_size=self.image_size,
+            tiles=self.tiles,
         )
 
     def take(self, images: Sequence[int]) -> Features:
         """Some of the images, in the order of their indices, copied."""
         indices = torch.as_tensor(list(images), dtype=torch.int64, device=self.device)
+        if self.tiles > 1:
+            indices = (indices[:, None] * self.tiles + torch.arange(self.tiles, device=self.device)).flatten()
         return Features(
             maps={stride: values.index_select(2, indices) for stride, values in self.maps.items()},
             grids=self.grids,
             image_size=self.image_size,
+            tiles=self.tiles,
         )
+
+    def tile(self, place: int) -> Features:
+        """One tile of every image, as if it were an image; a view of the same memory."""
+        maps = {stride: values.unflatten(2, (-1, self.tiles))[..., place] for stride, values in self.maps.items()}
+        return Features(maps=maps, grids=self.grids, image_size=self.image_size)
+
+    def all_tiles(self) -> Features:
+        """Every tile as if it were an image, in the order of the columns; the same memory."""
+        return replace(self, tiles=1)
 
     def pyramid(self, images: Tensor | slice = slice(None)) -> dict[int, Tensor]:
         """Some of the images as a backbone gives them, {stride: [B, C, h, w]}, copied.

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data.samples import Sample
 from detectors.data.splits import stable_order
+from detectors.detector import Detector
 from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import load_artifact, save_artifact, with_threshold
 from detectors.scoring.operating_point import Threshold

@@ -21,10 +21,11 @@ from torch import Tensor
 from detectors.backbones.architecture import architecture_of, check_layers
 from detectors.backbones.pyramid import WeightsIdentity, empty_backbone, tensor_shapes
 from detectors.backbones.weights import BackboneSpec
-from detectors.base import Detector, Head, Prediction, with_prefix
+from detectors.base import Head, Prediction, with_prefix
 from detectors.catalog import head_class
 from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.files import new_folder, write_json
 from detectors.head_files import code_of, find_head
@@ -33,6 +34,7 @@ from detectors.runtime.description import (
     MAX_DESCRIPTION_BYTES,
     Code,
     Description,
+    StoredTiles,
     Weights,
     first_fault,
     parse_description,
@@ -96,6 +98,7 @@ def describe(artifact: Artifact, *, tensors_sha256: str) -> Description:
             provenance=dict(artifact.provenance),
             tensors_sha256=tensors_sha256,
             code=Code.model_validate(code.to_json()) if code else None,
+            tiles=StoredTiles(side=tiles.side, overlap=tiles.overlap) if (tiles := detector.tiles) else None,
         )
     except ValidationError as error:
         raise InputError(f"detector {detector.head.name} cannot be stored: {first_fault(error)}") from error
@@ -134,11 +137,19 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     tensors = read_tensors(folder / TENSORS)
     backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
     head = _make_head(description, folder)
-    detector = Detector(backbone, head, image_size=description.image_size, smoothing_sigma=description.smoothing_sigma)
+    detector = Detector(
+        backbone,
+        head,
+        image_size=description.image_size,
+        smoothing_sigma=description.smoothing_sigma,
+        tiles=description.cut,
+    )
     try:
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
-        head.import_tensors(with_prefix(tensors, HEAD_PREFIX))
-        check_grid(head.grid, description.image_size, architecture_of(spec.architecture).stride(description.strides[0]))
+        stride = architecture_of(spec.architecture).stride(description.strides[0])
+        for place, twin in enumerate(detector.twins):
+            twin.import_tensors(with_prefix(tensors, head_prefix(place)))
+            check_grid(twin.grid, detector.input_size, stride)
         detector.finish_fit()
         # One black image: parts that contradict each other show here, not at the first image that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
@@ -155,13 +166,20 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
 def stored_tensors(detector: Detector) -> dict[str, Tensor]:
     """Everything an artifact stores of a detector, by name, on the CPU."""
     named = {f"{BACKBONE_PREFIX}{name}": value for name, value in detector.backbone.state_dict().items()}
-    named |= {f"{HEAD_PREFIX}{name}": value for name, value in detector.head.export_tensors().items()}
+    for place, head in enumerate(detector.twins):
+        named |= {f"{head_prefix(place)}{name}": value for name, value in head.export_tensors().items()}
     return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+
+def head_prefix(place: int) -> str:
+    """Of the names of a head's tensors; the heads of other tiles than the first are numbered."""
+    return HEAD_PREFIX if place == 0 else f"{HEAD_PREFIX.removesuffix('.')}{place}."
 
 
 def model_size_mb(detector: Detector) -> float:
     """Size of the artifact's tensors, in MB (10^6 bytes)."""
-    parts = (*detector.backbone.state_dict().values(), *detector.head.export_tensors().values())
+    tensors = [tensor for head in detector.twins for tensor in head.export_tensors().values()]
+    parts = (*detector.backbone.state_dict().values(), *tensors)
     return sum(value.numel() * value.element_size() for value in parts) / 1e6
 
 

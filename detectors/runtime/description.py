@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,7 @@ from detectors.errors import InputError
 from detectors.head_texts import SHA256, HeadCode
 from detectors.runtime.plausibility import check_normal_scores, check_threshold
 from detectors.scoring.operating_point import Threshold
+from detectors.tiles import LEAST_SIDE, MOST_SIDE, Tiles
 
 FORMAT = 2
 """2 has a digest over the description; 1 has none."""
@@ -57,10 +58,20 @@ class Code(BaseModel):
     sha256: str = Field(pattern=SHA256.pattern)
 
 
+class StoredTiles(BaseModel):
+    """How images are cut, as `detectors.tiles.Tiles`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    side: int = Field(ge=LEAST_SIDE, le=MOST_SIDE)
+    overlap: int = Field(ge=0, le=MOST_SIDE)
+
+
 class Description(BaseModel):
     """What a file says of the detector in it; ``detector.json`` holds this alone."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    optional: ClassVar[tuple[str, ...]] = ("code", "tiles")
+    """Fields that are left out of the JSON where they are empty."""
     format: int = Field(ge=1, le=FORMAT)
     detector: str
     settings: dict[str, bool | int | float | str]
@@ -76,6 +87,8 @@ class Description(BaseModel):
     tensors_sha256: str
     code: Code | None = None
     """The file that the head came from, where that is no package's; left out of the JSON otherwise."""
+    tiles: StoredTiles | None = None
+    """That images are cut into; left out of the JSON of a detector that looks at whole ones."""
     sha256: str | None = None
     """Of all other fields, hex, see `digest_of`; None in format 1, and before `to_json` has computed it."""
 
@@ -87,6 +100,8 @@ class Description(BaseModel):
             raise ValueError(f"image_size: {height} x {width} pixels are more than a detector takes ({MAX_PIXELS})")
         if 0 in self.strides or min(self.strides) < -MAX_BLOCKS or max(self.strides) > max(self.image_size):
             raise ValueError(f"strides: {self.strides} are no strides of an image of {height} x {width} pixels")
+        if self.tiles is not None and 2 * self.tiles.overlap > self.tiles.side:
+            raise ValueError(f"tiles: an overlap of {self.tiles.overlap} pixels is more than half of {self.tiles.side}")
         check_normal_scores(self.normal_scores)
         if self.threshold is not None:
             try:
@@ -102,13 +117,20 @@ class Description(BaseModel):
         return HeadCode(self.code.file, self.code.class_name, self.code.sha256) if self.code else None
 
     @property
+    def cut(self) -> Tiles | None:
+        """`tiles` as a plain record."""
+        return Tiles(self.tiles.side, self.tiles.overlap) if self.tiles else None
+
+    @property
     def is_sealed(self) -> bool:
         """Whether a digest covers the description; not so in those of version 0.1 and 0.2."""
         return self.sha256 is not None
 
     def to_json(self) -> str:
         """What `parse_description` reads back, in the newest format with its digest."""
-        data = self.model_dump(mode="json", exclude={DIGEST} if self.code else {DIGEST, "code"})
+        # What only some have is left out elsewhere, so that earlier versions read what they can run.
+        absent = {name for name in type(self).optional if not getattr(self, name)}
+        data = self.model_dump(mode="json", exclude={DIGEST, *absent})
         data["format"] = FORMAT
         return json.dumps(data | {DIGEST: digest_of(data)}, allow_nan=False, separators=(",", ":"))
 

@@ -12,7 +12,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from detectors.backbones.pyramid import EXTRACTION_BATCH
-from detectors.base import Detector, check_images
 from detectors.data.images import Size
 from detectors.data.samples import file_sha256
+from detectors.detector import Detector, check_images
 from detectors.errors import InputError, NumericalError
 from detectors.files import new_file, new_folder
+from detectors.graphs import Scores
 from detectors.own_version import own_version
 from detectors.process_state import warning_filters_restored
 from detectors.runtime.artifact import Artifact, describe
@@ -119,14 +120,15 @@ def export_detector(
             f"{target}: {size / 1e9:.1f} GB of weights do not fit into an ONNX file (2 GB); take --format openvino, or a "
             "detector with fewer features"
         )
-    program = _recorded(graph, detector.image_size)
+    program = _recorded(graph, detector.input_size)
+    together = graph.together
     del graph
     if format == "onnx":
         with new_file(target) as temporary:
-            _write_onnx(program, artifact, temporary)
+            _write_onnx(program, artifact, temporary, together)
             return _checked(temporary, format, artifact, images, tolerance)
     with new_folder(target) as folder:
-        _write_openvino(program, artifact, folder)
+        _write_openvino(program, artifact, folder, together)
         return _checked(folder, format, artifact, images, tolerance)
 
 
@@ -163,7 +165,10 @@ def stand_ins(count: int, size: Size) -> Tensor:
 
 
 class DetectorGraph(nn.Module):
-    """The whole way from uint8 [B, 3, H, W] to scores [B] and maps [B, H, W], as plain tensor operations."""
+    """The whole way from uint8 [B, 3, H, W] to scores [B] and maps [B, H, W], as plain tensor operations.
+
+    Of a detector that cuts images into tiles: from tiles to their scores and maps. `Exported` cuts and joins.
+    """
 
     mean: Tensor
     std: Tensor
@@ -177,7 +182,11 @@ class DetectorGraph(nn.Module):
         if anomaly_map is None:
             raise RuntimeError("the detector is not fitted yet")
         black = torch.zeros(1, 3, *detector.image_size, dtype=torch.uint8)
-        self.head = detector.head.export_module(dict(detector.extract(black).grids))
+        grids = dict(detector.extract(black).grids)
+        parts = [head.export_module(grids) for head in detector.twins]
+        self.head = parts[0] if len(parts) == 1 else HeadOfEachTile(parts)
+        self.together = len(parts)
+        """Tiles that have to be given together: all of an image's, where each has a head of its own."""
         self.backbone = detector.backbone.model
         self.register_buffer("mean", detector.backbone.mean.clone())
         self.register_buffer("std", detector.backbone.std.clone())
@@ -191,6 +200,22 @@ class DetectorGraph(nn.Module):
         patch_scores, scores = self.head(*self.backbone((images.float() - self.mean) / self.std))
         maps = self.rows @ patch_scores @ self.columns
         return (image_scores(maps, top_share=self.top_share) if scores is None else scores), maps
+
+
+class HeadOfEachTile(nn.Module):
+    """The heads of the tiles of an image, each of which sees its own tile."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, *maps: Tensor) -> Scores:
+        """Maps [B * T, C, a, b] by ascending stride -> patch scores [B * T, h, w] and scores [B * T] or None."""
+        apart = [values.unflatten(0, (-1, len(self.parts))) for values in maps]
+        found = [part(*(values[:, place] for values in apart)) for place, part in enumerate(self.parts)]
+        patches = torch.stack([one for one, _ in found], dim=1).flatten(0, 1)
+        scores = [one for _, one in found if one is not None]
+        return patches, torch.stack(scores, dim=1).flatten() if scores else None
 
 
 def compare(exported: Exported, detector: Detector, images: Tensor) -> Comparison:
@@ -228,10 +253,11 @@ def _checked(
     return comparison
 
 
-def _recorded(graph: DetectorGraph, image_size: Size) -> Any:
+def _recorded(graph: DetectorGraph, input_size: Size) -> Any:
     """The graph as a `torch.onnx.ONNXProgram`, without notes on where it was made."""
     # Two images: a batch of one would be taken for fixed.
-    example = torch.zeros(2, 3, *image_size, dtype=torch.uint8)
+    example = torch.zeros(2 * graph.together, 3, *input_size, dtype=torch.uint8)
+    batch = torch.export.Dim("batch")
     with _quiet():
         program: Any = torch.onnx.export(
             graph,
@@ -240,7 +266,7 @@ def _recorded(graph: DetectorGraph, image_size: Size) -> Any:
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"images": {0: graph.together * batch if graph.together > 1 else batch}},
             external_data=False,
             verbose=False,
         )
@@ -256,14 +282,14 @@ def _recorded(graph: DetectorGraph, image_size: Size) -> Any:
     return program
 
 
-def _write_onnx(program: Any, artifact: Artifact, path: Path) -> None:
+def _write_onnx(program: Any, artifact: Artifact, path: Path, together: int) -> None:
     model = program.model_proto
     entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, _description(artifact, initializers_sha256(model))
+    entry.key, entry.value = METADATA_KEY, _description(artifact, initializers_sha256(model), together)
     path.write_bytes(model.SerializeToString())
 
 
-def _write_openvino(program: Any, artifact: Artifact, folder: Path) -> None:
+def _write_openvino(program: Any, artifact: Artifact, folder: Path, together: int) -> None:
     (openvino,) = require("openvino")
     # By a file, with the weights beside it: some detectors are larger than a single ONNX file may be.
     between = folder / "onnx"
@@ -272,15 +298,15 @@ def _write_openvino(program: Any, artifact: Artifact, folder: Path) -> None:
     # Not `convert_model`, which reports its use over the network.
     model = openvino.Core().read_model(between / "model.onnx")
     openvino.save_model(model, folder / XML, compress_to_fp16=False)
-    model.set_rt_info(_description(artifact, file_sha256(folder / BIN)), [METADATA_KEY])
+    model.set_rt_info(_description(artifact, file_sha256(folder / BIN), together), [METADATA_KEY])
     openvino.save_model(model, folder / XML, compress_to_fp16=False)
     del model
     shutil.rmtree(between)
 
 
-def _description(artifact: Artifact, tensors_sha256: str) -> str:
+def _description(artifact: Artifact, tensors_sha256: str, together: int) -> str:
     described = describe(artifact, tensors_sha256=tensors_sha256).model_dump()
-    return ExportDescription(**described, version=own_version()).to_json()
+    return ExportDescription(**described, version=own_version(), tiles_together=together > 1).to_json()
 
 
 @contextmanager

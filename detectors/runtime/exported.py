@@ -1,8 +1,8 @@
 """A detector in a file of another runtime: ``model.onnx`` for ONNX Runtime, ``model.xml`` + ``model.bin`` for OpenVINO.
 
 One input, ``images``: uint8 [B, 3, h, w], RGB, resized by `detectors.data.images.resize_image`. Two outputs, float32: ``score``
-[B] and ``map`` [B, h, w]. The detector's description lies in the file under `METADATA_KEY`, as JSON. Both runtimes work on the
-CPU, in full float32.
+[B] and ``map`` [B, h, w]. Of a detector that cuts images into tiles, the graph takes tiles: `Exported` cuts and joins. The
+detector's description lies in the file under `METADATA_KEY`, as JSON. Both runtimes work on the CPU, in full float32.
 
 A file may come from anywhere: what makes a runtime open other files or run code of its own, or does not come out of
 `detectors.runtime.export`, is refused before the runtime sees it.
@@ -15,20 +15,23 @@ import importlib
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.base import Prediction, check_images, check_scores
+from detectors.backbones.pyramid import EXTRACTION_BATCH
+from detectors.base import Prediction
 from detectors.data.images import Size
 from detectors.data.samples import file_sha256
+from detectors.detector import check_images, check_scores
 from detectors.errors import InputError
 from detectors.runtime.artifact import resized
 from detectors.runtime.description import Description, parse_description
 from detectors.scoring.operating_point import Threshold
+from detectors.tiles import TileGrid
 
 Format = Literal["onnx", "openvino"]
 METADATA_KEY = "anomaly_studies"
@@ -46,8 +49,11 @@ ENDLESS = frozenset(
 class ExportDescription(Description):
     """What an exported file says of the detector in it."""
 
+    optional: ClassVar[tuple[str, ...]] = (*Description.optional, "tiles_together")
     version: str
     """Of this package."""
+    tiles_together: bool = False
+    """Whether the runtime takes all tiles of an image at once, for each has a model of its own."""
 
 
 Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -61,6 +67,9 @@ class Exported:
         self.path, self.description, self._run = path, description, run
         self.threshold = Threshold.from_json(description.threshold) if description.threshold else None
         self.normal_scores: NDArray[np.float64] = np.asarray(description.normal_scores, dtype=np.float64)
+        cut = description.cut
+        grid = TileGrid(description.image_size, cut) if cut is not None else None
+        self._grid = grid if grid is not None and len(grid) > 1 else None
 
     @property
     def image_size(self) -> Size:
@@ -76,9 +85,20 @@ class Exported:
         check_images(images, self.image_size)
         if not len(images):
             return Prediction(scores=torch.empty(0), maps=torch.empty(0, *self.image_size))
-        scores, maps = (torch.from_numpy(values) for values in self._run(images.cpu().numpy()))
+        if self._grid is not None:
+            found = [self._look_at_tiles(image, self._grid) for image in images.cpu()]
+            scores, maps = torch.stack([score for score, _ in found]), torch.stack([one for _, one in found])
+        else:
+            scores, maps = (torch.from_numpy(values) for values in self._run(images.cpu().numpy()))
         check_scores(scores)
         return Prediction(scores=scores, maps=maps)
+
+    def _look_at_tiles(self, image: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor]:
+        """Score and map [H, W] of one image, uint8 [3, H, W]; the tiling is no part of the graph."""
+        at_once = len(grid) if self.description.tiles_together else EXTRACTION_BATCH
+        found = [self._run(tiles.numpy()) for tiles in grid.cut(image[None]).split(at_once)]
+        scores, maps = (torch.from_numpy(np.concatenate(values)) for values in zip(*found, strict=True))
+        return scores.amax(), grid.join(maps)
 
 
 def is_exported(path: Path) -> bool:
@@ -222,7 +242,8 @@ def _ports(ports: Iterable[Any]) -> list[Port]:
 
 def _check_ports(path: Path, description: ExportDescription, inputs: list[Port], outputs: list[Port]) -> None:
     """Raise `InputError` unless the model takes and gives what the module's docstring says."""
-    height, width = description.image_size
+    cut = description.cut
+    height, width = description.image_size if cut is None else TileGrid(description.image_size, cut).size
     wanted = {INPUT: ("uint8", [3, height, width]), OUTPUTS[0]: ("float", []), OUTPUTS[1]: ("float", [height, width])}
     actual = {
         name: (kind, shape[1:] if shape and (not isinstance(shape[0], int) or shape[0] < 0) else shape)

@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from detectors.base import Detector
+from detectors.detector import Detector
 from detectors.files import file_lock
 from detectors.runtime.artifact import model_size_mb
 

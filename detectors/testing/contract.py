@@ -14,10 +14,11 @@ import torch
 from detectors import working_memory
 from detectors.backbones.architecture import channels_by_layer
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.base import SMOOTHING_SIGMA, Detector, FitContext, Head, Parameter, ParameterValue, Prediction
+from detectors.base import SMOOTHING_SIGMA, FitContext, Head, Parameter, ParameterValue, Prediction
 from detectors.catalog import head_class, parameters
 from detectors.data.images import Size
 from detectors.data.widgets import draw_widget
+from detectors.detector import Detector
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.head_files import known_as

@@ -14,12 +14,12 @@ from detectors.backbones.weights import BackboneSpec
 from detectors.base import Head
 from detectors.errors import InputError
 from detectors.runtime.description import MAX_BLOCKS
-from studies.file.keys import DETECTOR_KEY, DRAWN_FROM_CHOICES, IMAGE_SIZE, ParameterKey
+from studies.file.keys import DETECTOR_KEY, DRAWN_FROM_CHOICES, ParameterKey
+from studies.file.looks import WRITTEN
 from studies.file.messages import check_name, located
 from studies.file.parts import DetectorPart
 from studies.file.reach import check_offered, drawn_as, settled, unreachable, upper_bounds
 from studies.file.sections import Baseline, DataConfig, Dimension, ParameterValue, PrunerConfig
-from studies.file.sizes import parse_size
 
 STRIDES = ({4, 8, 16, 32}, {1, 2, 4}, {14})
 """Of pretrained networks, and of pixels."""
@@ -173,8 +173,8 @@ def check_value(part: DetectorPart, name: str, value: Any) -> None:
         BackboneSpec.parse(value)
     elif name == "layers":
         _check_layers(value)
-    elif name == IMAGE_SIZE:
-        parse_size(value)
+    elif name in WRITTEN:
+        WRITTEN[name](value)
     else:
         parameters = part.parameters
         check_name(name, (*DRAWN_FROM_CHOICES, *parameters), f"parameter of {part.detector}")

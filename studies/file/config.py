@@ -15,6 +15,7 @@ from detectors.head_texts import HeadCode
 from detectors.scoring.evaluation import LOWER_METRICS, METRICS, OPERATING_METRICS
 from studies.file import checks
 from studies.file.keys import DETECTOR_KEY, ParameterKey
+from studies.file.looks import with_looks_written
 from studies.file.messages import check_name, first_problem, located
 from studies.file.parts import DetectorPart, divide
 from studies.file.sections import (
@@ -33,7 +34,6 @@ from studies.file.sections import (
     Section,
     ThresholdConfig,
 )
-from studies.file.sizes import with_written_sizes
 
 STORED = "stored"
 """Of the validation's context: the study comes from a store, where it was put by `StudyConfig.to_json`."""
@@ -110,8 +110,8 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _flatten(cls, raw: Any) -> Any:
-        """``padim: {n_features: ...}`` within ``search`` or ``fixed`` becomes ``padim.n_features: ...``. Sizes are written
-        alike."""
+        """``padim: {n_features: ...}`` within ``search`` or ``fixed`` becomes ``padim.n_features: ...``. Sizes and tiles are
+        written alike."""
         if not isinstance(raw, dict):
             return raw
         if isinstance(raw.get("detector"), list):
@@ -120,7 +120,7 @@ class StudyConfig(Section):
                 for section in ("search", "fixed")
                 if isinstance(raw.get(section), dict)
             }
-        return with_written_sizes(raw)
+        return with_looks_written(raw)
 
     @field_validator("detector", mode="before")
     @classmethod

@@ -12,7 +12,10 @@ SHARED_PARAMETERS = ("backbone", "layers")
 """Parameters that every detector has beside its own; they are searched in the same way."""
 IMAGE_SIZE = "image_size"
 """A third one, which a trial's setting holds where it is searched, fixed or given; else the size is ``data.image_size``."""
-DRAWN_FROM_CHOICES = (*SHARED_PARAMETERS, IMAGE_SIZE)
+TILES = "tiles"
+"""A fourth one; a trial whose setting does not hold it looks at whole images."""
+LOOKS = (IMAGE_SIZE, TILES)
+DRAWN_FROM_CHOICES = (*SHARED_PARAMETERS, *LOOKS)
 """Parameters beside a detector's own, for which a range makes no sense."""
 
 

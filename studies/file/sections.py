@@ -21,7 +21,7 @@ from detectors.data.images import Size
 from detectors.errors import InputError
 from detectors.scoring.evaluation import LOWER_METRICS, METRICS
 from studies.file.messages import check_name
-from studies.file.sizes import parse_size
+from studies.file.sizes import MOST_SIDE, parse_size
 
 ParameterValue = bool | int | float | str | list[int]
 """What a parameter may be set to; the layers are lists of strides."""
@@ -86,7 +86,7 @@ class DataConfig(Section):
     @field_validator("image_size")
     @classmethod
     def _size(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        parse_size(value)
+        parse_size(value, most=MOST_SIDE)
         return value
 
     @model_validator(mode="after")

@@ -8,14 +8,19 @@ from typing import Any
 
 from detectors.data.images import Size
 from detectors.errors import InputError
-from studies.file.keys import IMAGE_SIZE, ParameterKey
+from studies.file.keys import IMAGE_SIZE
 
 LEAST_SIDE, MOST_SIDE = 32, 2048
-"""Of an image, in pixels."""
+"""Of an image that is looked at as a whole, in pixels."""
+MOST_OF_TILED, MOST_PIXELS = 8192, 2**24
+"""The longest side, and the pixels, of an image that is cut into tiles."""
 
 
-def parse_size(value: Any) -> Size:
+def parse_size(value: Any, *, most: int = MOST_OF_TILED) -> Size:
     """Height and width in pixels of a side (256), a pair ([384, 512]) or a text (``384x512``).
+
+    Args:
+        most: pixels of the longest side.
 
     Raises:
         InputError: it is none of these, or a side is out of range.
@@ -29,8 +34,8 @@ def parse_size(value: Any) -> Size:
     if not whole or len(sides) != 2:
         raise InputError(f"image_size: {value!r} is no size in pixels; give 256, or [height, width]")
     for side in sides:
-        if not LEAST_SIDE <= side <= MOST_SIDE:
-            raise InputError(f"a side of {side} pixels is out of range; give {LEAST_SIDE} to {MOST_SIDE}")
+        if not LEAST_SIDE <= side <= most:
+            raise InputError(f"a side of {side} pixels is out of range; give {LEAST_SIDE} to {most}")
     return sides[0], sides[1]
 
 
@@ -46,43 +51,3 @@ def written_size(size: Size) -> int | str:
 def size_of(setting: Mapping[str, Any], default: Size) -> Size:
     """Height and width of the images of a trial; those of its study where its setting says nothing."""
     return parse_size(setting[IMAGE_SIZE]) if IMAGE_SIZE in setting else default
-
-
-def with_written_sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's plain form in which ``image_size`` is written alike wherever a trial may have it: `search`, `fixed`, `baselines`.
-
-    What is no size stays as it is, for a message that names its place.
-    """
-    result = dict(raw)
-    if isinstance(search := raw.get("search"), dict):
-        result["search"] = {name: _choices(value) if _is_size(name) else value for name, value in search.items()}
-    if isinstance(fixed := raw.get("fixed"), dict):
-        result["fixed"] = {name: _written(value) if _is_size(name) else value for name, value in fixed.items()}
-    if isinstance(baselines := raw.get("baselines"), list):
-        result["baselines"] = [
-            {name: _written(value) if _is_size(name) else value for name, value in base.items()}
-            if isinstance(base, dict)
-            else base
-            for base in baselines
-        ]
-    return result
-
-
-def _is_size(name: Any) -> bool:
-    try:
-        return isinstance(name, str) and ParameterKey.parse(name).name == IMAGE_SIZE
-    except InputError:
-        return False
-
-
-def _choices(dimension: Any) -> Any:
-    if isinstance(dimension, dict) and isinstance(dimension.get("choices"), list):
-        return dimension | {"choices": [_written(choice) for choice in dimension["choices"]]}
-    return dimension
-
-
-def _written(value: Any) -> Any:
-    try:
-        return written_size(parse_size(value))
-    except InputError:
-        return value

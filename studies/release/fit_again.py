@@ -10,9 +10,10 @@ import torch
 
 from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
-from detectors.base import PATIENCE, Detector, FitContext
+from detectors.base import PATIENCE, FitContext
 from detectors.data.samples import ImageSet
 from detectors.data.turning import References
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.scoring.evaluation import METRICS, SEG_F1
@@ -23,7 +24,7 @@ from studies.worker.calibration import Calibration, Collector, LabelledImage, Or
 from studies.worker.epochs import Validation
 from studies.worker.feature_store import FeatureStore
 from studies.worker.memo import FileMemo
-from studies.worker.out_of_fold import FOLDS, LEAST, LEAST_TRAINED, Part, divide, predictions, twin_predictions
+from studies.worker.out_of_fold import FOLDS, LEAST, LEAST_TRAINED, Part, at_size, divide, predictions, twin_predictions
 from studies.worker.references import references
 
 Tell = Callable[[str], None]
@@ -126,7 +127,9 @@ class FitAgain:
             return twin.to(self.device)
 
         for block, prediction in twin_predictions(features, parts, fit):
-            self.collector.add([train.samples[index] for index in block], prediction, origin)
+            self.collector.add(
+                [train.samples[index] for index in block], at_size(prediction, self.config.data.size), origin
+            )
         return detector
 
     def score_good(self, detector: Detector, image_set: ImageSet, origin: Origin) -> None:
@@ -160,7 +163,9 @@ class FitAgain:
         done = 0
         for prediction in predictions(detector, features, part.held_out):
             block = part.held_out[done : done + len(prediction)]
-            self.collector.add([image_set.samples[index] for index in block], prediction, origin)
+            self.collector.add(
+                [image_set.samples[index] for index in block], at_size(prediction, self.config.data.size), origin
+            )
             done += len(prediction)
 
     def _new_detector(self) -> Detector:
@@ -170,11 +175,12 @@ class FitAgain:
             type(self.champion.head)(**self.champion.head.settings),
             image_size=self.champion.image_size,
             smoothing_sigma=self.champion.smoothing_sigma,
+            tiles=self.champion.tiles,
         )
 
     def _context(self, train: References, images: str, validate: Validation | None) -> FitContext:
         """What a fit may know. Args: `images` says which of train it is fitted to; empty for all."""
-        identity = self.store.identity_of(train.image_set, self.champion.backbone, self.device)
+        identity = self.store.identity_of(train.image_set, self.champion.backbone, self.device, self.champion.tiles)
         seed = self.config.sampler.seed
         return FitContext(
             device=self.device,
@@ -191,6 +197,7 @@ class FitAgain:
             image_set,
             self.champion.backbone,
             device=self.device,
+            tiles=self.champion.tiles,
             progress=lambda done, total: self.tell(f"features: {done} of {total}"),
         )
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from detectors.base import Detector
 from detectors.data.copies import pixel_digests
 from detectors.data.samples import ImageSet
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.runtime.artifact import THRESHOLD_SET, Artifact, is_artifact, read_description, save_artifact
 from detectors.scoring.operating_point import Threshold, normals_needed

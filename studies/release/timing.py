@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detectors.base import Detector
+from detectors.detector import Detector
 from detectors.runtime.latency import DeviceLock, Latency, is_disturbed, measure_latency
 
 ATTEMPTS = 3

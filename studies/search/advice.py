@@ -23,7 +23,7 @@ from detectors.data.images import Size
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import metric_of
 from studies.file.encoding import Setting
-from studies.file.keys import DETECTOR_KEY, IMAGE_SIZE
+from studies.file.keys import DETECTOR_KEY, IMAGE_SIZE, LOOKS
 from studies.search import portfolio
 from studies.search.answers import ADVICE, COMPARED_ON, SHARES, Advice, Answer, stored_advice
 from studies.search.durations import duration
@@ -198,7 +198,7 @@ def _full_setting(detector: str, setting: Mapping[str, Any], selected: Setting) 
     values = {name: setting.get(name, parameter.default) for name, parameter in parameters.items()}
     values = {name: min(value, bounds[name]) if name in bounds else value for name, value in values.items()}
     smoothing = setting.get("smoothing_sigma", selected.get("smoothing_sigma", 4.0))
-    size = {IMAGE_SIZE: selected[IMAGE_SIZE]} if IMAGE_SIZE in selected else {}
+    size = {name: selected[name] for name in LOOKS if name in selected}
     return {
         DETECTOR_KEY: detector,
         "backbone": backbone,

@@ -14,7 +14,7 @@ from detectors.backbones.architecture import channels_by_layer, offer
 from detectors.errors import InputError
 from studies.file.config import StudyConfig
 from studies.file.encoding import Setting, decode_layers, encode
-from studies.file.keys import DETECTOR_KEY, IMAGE_SIZE, SHARED_PARAMETERS, ParameterKey
+from studies.file.keys import DETECTOR_KEY, LOOKS, SHARED_PARAMETERS, ParameterKey
 from studies.file.parts import DEFAULT_LAYERS, DetectorPart
 from studies.file.reach import (
     check_offered,
@@ -170,10 +170,11 @@ class _DetectorSpace:
         constants = {**self._constants, **overrides}
         setting: Setting = {"backbone": self._suggest_backbone(trial, constants)}
         setting["layers"] = self._suggest_layers(trial, setting["backbone"], constants)
-        if (sizes := self.part.search.get(IMAGE_SIZE)) is not None:
-            setting[IMAGE_SIZE] = suggest_value(trial, self._name(IMAGE_SIZE), sizes)
-        elif IMAGE_SIZE in constants:
-            setting[IMAGE_SIZE] = constants[IMAGE_SIZE]
+        for name in LOOKS:
+            if (dimension := self.part.search.get(name)) is not None:
+                setting[name] = suggest_value(trial, self._name(name), dimension)
+            elif name in constants:
+                setting[name] = constants[name]
         bounds = self._upper_bounds(setting["backbone"], setting["layers"])
         for name, parameter in self._parameters.items():
             dimension = self.part.search.get(name)
@@ -284,8 +285,8 @@ class _DetectorSpace:
 
     def describe(self) -> list[tuple[str, str]]:
         """As `SearchSpace.describe`."""
-        sized = (IMAGE_SIZE,) if IMAGE_SIZE in {*self.part.search, *self._constants} else ()
-        return [(name, self._describe(name)) for name in (*SHARED_PARAMETERS, *sized, *self._parameters)]
+        looks = [name for name in LOOKS if name in {*self.part.search, *self._constants}]
+        return [(name, self._describe(name)) for name in (*SHARED_PARAMETERS, *looks, *self._parameters)]
 
     def _describe(self, name: str) -> str:
         dimension = self.part.search.get(name)

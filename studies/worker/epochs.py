@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from detectors.base import Detector, Prediction
+from detectors.base import Prediction
 from detectors.data.samples import ImageSet
 from detectors.data.splits import stable_order
+from detectors.detector import Detector
 from detectors.features import Features
 from detectors.files import write_bytes
 from detectors.scoring.evaluation import OPERATING_METRICS, single_metric
@@ -99,11 +100,11 @@ class Validation:
 
     def judged(self) -> Prediction | None:
         """What the detector is judged by now that it is fitted; None where it did not train over epochs."""
-        if self.crossed is None or self.crossed.is_empty or self.detector.anomaly_map is None:
+        if self.crossed is None or self.crossed.is_empty:
             return None
         prediction, patches = self.detector.score_patches(self.features)
         scores, crossed = self.crossed.scores((prediction.scores.cpu(), patches.cpu()))
-        return Prediction(scores, self.detector.anomaly_map(crossed.to(patches.device)).cpu())
+        return Prediction(scores, self.detector.maps_of(crossed.to(patches.device)).cpu())
 
     def _measure(self, prediction: Prediction, rows: list[int]) -> float:
         threshold = self._threshold(prediction, rows) if self.objective in OPERATING_METRICS else None

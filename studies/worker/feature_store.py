@@ -30,6 +30,7 @@ from detectors.data.samples import ImageSet
 from detectors.features import Features
 from detectors.files import file_lock, os_errors_as_input_errors, write_json
 from detectors.precision import full_precision
+from detectors.tiles import TileGrid, Tiles
 
 LAYOUT_VERSION = 1
 DEFAULT_MAX_BYTES = 20 * 2**30
@@ -53,6 +54,9 @@ class FeatureKey:
     """``cpu`` or ``cuda``. Their results differ in the last digits, and a trial must be repeatable exactly. The identity of a
     GPU's features has the precision too: earlier versions computed them in TF32."""
 
+    tiles: Tiles | None = None
+    """That images were cut into."""
+
     @property
     def identity(self) -> dict[str, Any]:
         """All parts of the key, JSON-able."""
@@ -64,7 +68,9 @@ class FeatureKey:
             "weights": self.weights_sha256,
             "stride": self.stride,
             "device": self.device_type,
-        } | ({} if self.device_type == "cpu" else {"precision": "float32"})
+            **({} if self.device_type == "cpu" else {"precision": "float32"}),
+            **({} if self.tiles is None else {"tiles": [self.tiles.side, self.tiles.overlap]}),
+        }
 
     @property
     def folder(self) -> str:
@@ -90,17 +96,24 @@ class FeatureStore:
         self._verified: set[tuple[str, int, int]] = set()
 
     def features(
-        self, image_set: ImageSet, backbone: Backbone, *, device: torch.device, progress: Progress | None = None
+        self,
+        image_set: ImageSet,
+        backbone: Backbone,
+        *,
+        device: torch.device,
+        tiles: Tiles | None = None,
+        progress: Progress | None = None,
     ) -> Features:
         """Features of a set at all strides of the backbone; those that are not stored are computed and stored.
 
         Args:
+            tiles: that the images are cut into.
             progress: called with (images done, images in all) while features are computed.
 
         Raises:
             InputError: an image cannot be read, the store cannot be written or the disk is full.
         """
-        keys = {stride: self._key(image_set, backbone, stride, device) for stride in backbone.strides}
+        keys = {stride: self._key(image_set, backbone, stride, device, tiles) for stride in backbone.strides}
         entries = {stride: self._read(key) for stride, key in keys.items()}
         if not all(entries.values()):
             with file_lock(self._lock(next(iter(keys.values())).identity)):
@@ -120,16 +133,28 @@ class FeatureStore:
             maps={stride: values for stride, (values, _) in present.items()},
             grids={stride: grid for stride, (_, grid) in present.items()},
             image_size=image_set.image_size,
+            tiles=1 if tiles is None else len(TileGrid(image_set.image_size, tiles)),
         )
 
-    def holds(self, image_set: ImageSet, *, weights_sha256: str, strides: Sequence[int], device: torch.device) -> bool:
+    def holds(
+        self,
+        image_set: ImageSet,
+        *,
+        weights_sha256: str,
+        strides: Sequence[int],
+        device: torch.device,
+        tiles: Tiles | None = None,
+    ) -> bool:
         """Whether the features of a set are stored for all of the strides."""
-        keys = [FeatureKey(image_set.digest, image_set.image_size, weights_sha256, s, device.type) for s in strides]
+        size = image_set.image_size
+        keys = [FeatureKey(image_set.digest, size, weights_sha256, s, device.type, tiles) for s in strides]
         return all((self.root / key.folder / "entry.json").is_file() for key in keys)
 
-    def identity_of(self, image_set: ImageSet, backbone: Backbone, device: torch.device) -> str:
+    def identity_of(
+        self, image_set: ImageSet, backbone: Backbone, device: torch.device, tiles: Tiles | None = None
+    ) -> str:
         """All that the features of a set depend on except the stride, as one text."""
-        identity = self._key(image_set, backbone, 0, device).identity
+        identity = self._key(image_set, backbone, 0, device, tiles).identity
         return json.dumps({name: value for name, value in identity.items() if name != "stride"}, sort_keys=True)
 
     def entries(self) -> list[Entry]:
@@ -215,8 +240,10 @@ class FeatureStore:
             self.root / "locks" / f"{hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:32]}.lock"
         )
 
-    def _key(self, image_set: ImageSet, backbone: Backbone, stride: int, device: torch.device) -> FeatureKey:
-        return FeatureKey(image_set.digest, image_set.image_size, backbone.identity.sha256, stride, device.type)
+    def _key(
+        self, image_set: ImageSet, backbone: Backbone, stride: int, device: torch.device, tiles: Tiles | None
+    ) -> FeatureKey:
+        return FeatureKey(image_set.digest, image_set.image_size, backbone.identity.sha256, stride, device.type, tiles)
 
     def _read(self, key: FeatureKey) -> tuple[Tensor, Size] | None:
         """Stored features [P, C, N], memory-mapped, and their grid (h, w); None if there are none. A damaged entry is deleted."""
@@ -266,7 +293,8 @@ class FeatureStore:
             shutil.rmtree(folder, ignore_errors=True)
         try:
             with os_errors_as_input_errors(self.root):
-                grids = _extract(image_set, backbone, folders, device=device, progress=progress)
+                tiles = next(iter(keys.values())).tiles
+                grids = _extract(image_set, backbone, folders, device=device, tiles=tiles, progress=progress)
                 for stride, key in keys.items():
                     file = folders[stride] / "features.npy"
                     description = {"key": key.identity, "grid": list(grids[stride]), "xxh3": _checksum(file)}
@@ -298,9 +326,11 @@ def _extract(
     folders: Mapping[int, Path],
     *,
     device: torch.device,
+    tiles: Tiles | None,
     progress: Progress | None,
 ) -> dict[int, Size]:
-    """Run the backbone over a set, in float32 throughout, and write ``features.npy`` [P, C, N] of each stride.
+    """Run the backbone over a set, in float32 throughout, and write ``features.npy`` of each stride: [P, C, N], or of images that
+    are cut into T tiles [P, C, N * T].
 
     Args:
         folders: {stride: folder, which is created}.
@@ -312,26 +342,39 @@ def _extract(
     arrays: dict[int, FeatureFile] = {}
     grids: dict[int, Size] = {}
     pending: list[dict[int, Tensor]] = []
-    written, batch = 0, extraction_batch(device)
+    written = done = 0
+    batch = extraction_batch(device)
+    total = len(image_set) * (1 if tiles is None else len(TileGrid(image_set.image_size, tiles)))
     with torch.inference_mode(), full_precision(device):
-        for start in range(0, len(image_set), batch):
-            indices = range(start, min(start + batch, len(image_set)))
-            pyramid = backbone(image_set.images(indices).to(device))
+        for images in _looked_at(image_set, tiles, batch):
+            pyramid = backbone(images.to(device))
             pending.append({stride: pyramid[stride].cpu() for stride in folders})
+            done += len(images)
             if not arrays:
                 shapes = {stride: tuple(features.shape[1:]) for stride, features in pending[0].items()}
                 grids = {stride: (height, width) for stride, (_, height, width) in shapes.items()}
-                arrays = {stride: _allocate(folders[stride], shapes[stride], len(image_set)) for stride in folders}
-            if _pending_bytes(pending) >= CHUNK_BYTES or indices.stop == len(image_set):
+                arrays = {stride: _allocate(folders[stride], shapes[stride], total) for stride in folders}
+            if _pending_bytes(pending) >= CHUNK_BYTES or done == total:
                 for stride, array in arrays.items():
                     chunk = torch.cat([features[stride] for features in pending]).flatten(2)
-                    array[:, :, written : indices.stop] = chunk.permute(2, 1, 0).numpy()
-                written, pending = indices.stop, []
+                    array[:, :, written:done] = chunk.permute(2, 1, 0).numpy()
+                written, pending = done, []
             if progress:
-                progress(indices.stop, len(image_set))
+                progress(done * len(image_set) // total, len(image_set))
     for array in arrays.values():
         array.flush()
     return grids
+
+
+def _looked_at(image_set: ImageSet, tiles: Tiles | None, batch: int) -> Iterator[Tensor]:
+    """What the backbone looks at, uint8 [B, 3, h, w] with B up to `batch`: images, or tiles of one image after the other."""
+    if tiles is None:
+        for start in range(0, len(image_set), batch):
+            yield image_set.images(range(start, min(start + batch, len(image_set))))
+        return
+    grid = TileGrid(image_set.image_size, tiles)
+    for index in range(len(image_set)):
+        yield from grid.cut(image_set.images([index])).split(batch)
 
 
 def _allocate(folder: Path, shape: Sequence[int], images: int) -> FeatureFile:

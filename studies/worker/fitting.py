@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
-from detectors.base import Detector, FitContext, Head, Prediction
+from detectors.base import FitContext, Head, Prediction
 from detectors.data.copies import content_groups
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import Splits
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.scoring.evaluation import METRICS, SEG_F1
+from detectors.tiles import Tiles
 from studies.file.config import StudyConfig
 from studies.file.encoding import canonical
 from studies.file.known_pixels import known_pixels
@@ -32,7 +34,7 @@ from studies.worker.epochs import CrossedEpochs, Validation, halves
 from studies.worker.feature_store import FeatureStore
 from studies.worker.jobs import CHECKPOINTS, Event, Job, Report, Stage
 from studies.worker.memo import FileMemo
-from studies.worker.out_of_fold import Part, divide, predictions, twin_predictions
+from studies.worker.out_of_fold import Part, at_size, divide, maps_at_once, predictions, twin_predictions
 from studies.worker.probing import rows_of
 from studies.worker.references import references
 
@@ -76,15 +78,19 @@ class Fitting:
         splits: Splits,
         stages: Stages,
         *,
+        tiles: Tiles | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Args: `should_stop` is asked between epochs; True ends the training.
+        """Args:
+            splits: at the size that the trial looks at, which may be another one than the study's.
+            tiles: that images are cut into.
+            should_stop: asked between epochs; True ends the training.
 
         Raises:
             InputError: the weights of the backbone are missing, or not those of the study.
         """
         self.job, self.config, self.home, self.splits, self.stage = job, config, home, splits, stages
-        self._ask_to_stop = should_stop
+        self.tiles, self._ask_to_stop = tiles, should_stop
         self.validation: Validation | None = None
         self.stopped = False
         """Whether the training was ended before its time."""
@@ -164,6 +170,7 @@ class Fitting:
             with self.stage(f"score ({validation.name})"):
                 done = 0
                 for block in predictions(detector, of_validation, rows):
+                    block = self.at_study_size(block)
                     if maps is None:
                         maps = torch.empty(len(validation), *block.maps.shape[1:])
                     taken = rows[done : done + len(block)]
@@ -198,16 +205,25 @@ class Fitting:
                 image_set,
                 full_backbone,
                 device=self.device,
+                tiles=self.tiles,
                 progress=lambda done, total: self.stage.step(name, done, total),
             )
         return features.select(self.job.params["layers"])
 
     def predict(self, detector: Detector, image_set: ImageSet) -> Prediction:
-        """Score a set; the prediction is on the CPU."""
+        """Score a set; the prediction is on the CPU, its maps at the study's size."""
         features = self.features(image_set)
         with self.stage(f"score ({image_set.name})"):
-            prediction = detector.score_features(features)
-            return Prediction(scores=prediction.scores.cpu(), maps=prediction.maps.cpu())
+            if len(features) <= maps_at_once(detector):
+                return self.at_study_size(detector.score_features(features))
+            blocks = [self.at_study_size(block) for block in predictions(detector, features, range(len(features)))]
+            return Prediction(
+                scores=torch.cat([block.scores for block in blocks]), maps=torch.cat([block.maps for block in blocks])
+            )
+
+    def at_study_size(self, prediction: Prediction) -> Prediction:
+        """A prediction on the CPU whose maps have the study's size, at which pixels of all its trials are counted."""
+        return at_size(prediction, self.config.data.size)
 
     def calibration(self, validation: Prediction | None, *, images: str | None = None) -> Calibration:
         """What was collected, with the scores of validation.
@@ -262,7 +278,11 @@ class Fitting:
         names = [parameter.name for parameter in head_type.searchable if parameter.name in params]
         head = head_type(**{name: params[name] for name in names})
         return Detector(
-            self.backbone, head, image_size=self.config.data.size, smoothing_sigma=params["smoothing_sigma"]
+            self.backbone,
+            head,
+            image_size=self.splits.train.image_size,
+            smoothing_sigma=params["smoothing_sigma"],
+            tiles=self.tiles,
         )
 
     def _context(self, images: str) -> FitContext:
@@ -271,7 +291,7 @@ class Fitting:
         Args:
             images: which images of train it is fitted to; empty for all.
         """
-        identity = self.store.identity_of(self.references.image_set, self.backbone, self.device)
+        identity = self.store.identity_of(self.references.image_set, self.backbone, self.device, self.tiles)
         if self.rows is not None:
             digest = hashlib.sha256(str(self.rows).encode()).hexdigest()
             images = f"of images {digest[:16]} {images}".strip()
@@ -317,7 +337,7 @@ class Fitting:
                 done = 0
                 for prediction in predictions(detector, features, parts[0].held_out):
                     block = parts[0].held_out[done : done + len(prediction)]
-                    self.collector.add([samples[index] for index in block], prediction, "left out")
+                    self.collector.add([samples[index] for index in block], self.at_study_size(prediction), "left out")
                     done += len(prediction)
                 return
 
@@ -328,7 +348,7 @@ class Fitting:
                 return twin.to(self.device)
 
             for block, prediction in twin_predictions(features, parts, fit):
-                self.collector.add([samples[index] for index in block], prediction, "fold")
+                self.collector.add([samples[index] for index in block], self.at_study_size(prediction), "fold")
 
     def _validate_with(self, detector: Detector) -> Validation | None:
         """What measures the first objective on validation, by which a training is pruned and chooses its epoch.

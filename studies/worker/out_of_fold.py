@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Detector, Prediction
+from detectors.base import Prediction
+from detectors.data.images import Size
 from detectors.data.samples import Sample
 from detectors.data.splits import stable_order
+from detectors.detector import Detector
 from detectors.features import Features
+from detectors.scoring.anomaly_map import resampled
 
 FEW, FOLDS_OF_FEW, FOLDS = 1000, 10, 5
 """Of fewer images than `FEW` more folds. A twin scores new images the higher the fewer it has seen: a Mahalanobis distance in p
@@ -26,6 +29,8 @@ LEAST, LEAST_TRAINED = 4, 20
 """Images with different contents from which on there are folds: every twin still has three images, every training sixteen."""
 SCORED_AT_ONCE = 64
 """Images whose maps are held at a time."""
+MAP_PIXELS = 2**26
+"""Of all maps in memory, 256 MB: a thousand of 256 x 256 pixels, or four of 4096 x 4096."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,23 @@ def divide(samples: Sequence[Sample], groups: Sequence[int], wanted: int | None,
     return parts[:1] if trained else parts
 
 
+def at_size(prediction: Prediction, size: Size) -> Prediction:
+    """A prediction on the CPU, its maps at a size, [B, *size]: that of the study, at which pixels of all its trials count."""
+    scores, maps = prediction.scores.cpu(), prediction.maps.cpu()
+    return Prediction(scores, maps if maps.shape[1:] == size else resampled(maps, size))
+
+
+def maps_at_once(detector: Detector) -> int:
+    """How many images' maps may be in memory at a time, at least one."""
+    height, width = detector.image_size
+    return max(1, MAP_PIXELS // (height * width))
+
+
 def predictions(detector: Detector, features: Features, images: Sequence[int]) -> Iterator[Prediction]:
     """Predictions of some images, on the CPU, some at a time."""
-    for start in range(0, len(images), SCORED_AT_ONCE):
-        block = detector.score_features(features.take(images[start : start + SCORED_AT_ONCE]))
+    length = min(SCORED_AT_ONCE, maps_at_once(detector))
+    for start in range(0, len(images), length):
+        block = detector.score_features(features.take(images[start : start + length]))
         yield Prediction(scores=block.scores.cpu(), maps=block.maps.cpu())
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from detectors.base import Detector, Prediction
+from detectors.base import Prediction
 from detectors.data.samples import ImageSet
 from detectors.data.splits import Splits
+from detectors.detector import Detector
 from detectors.files import write_json
 from detectors.runtime.artifact import load_artifact, read_description, with_threshold
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
@@ -30,6 +32,7 @@ from studies.worker.calibration import (
 from studies.worker.feature_store import FeatureStore
 from studies.worker.good_images import DIGEST, FITTED, good_images, named
 from studies.worker.jobs import ARTIFACTS, DETECTOR, RESULT_FILE, TrialResult, read_result
+from studies.worker.out_of_fold import at_size, predictions
 from studies.worker.scores import SCORES_FILE, read_scores
 
 
@@ -182,6 +185,12 @@ def _with_images(
 
 
 def _predict(detector: Detector, images: ImageSet, home: Home, device: torch.device) -> Prediction:
-    features = FeatureStore(home.features).features(images, detector.backbone, device=device)
-    prediction = detector.score_features(features.select(detector.backbone.strides))
-    return Prediction(scores=prediction.scores.cpu(), maps=prediction.maps.cpu())
+    """Prediction of a set, its maps at the set's size: the detector may look at another one."""
+    study_size, images = images.image_size, replace(images, image_size=detector.image_size)
+    store = FeatureStore(home.features)
+    features = store.features(images, detector.backbone, device=device, tiles=detector.tiles)
+    found = predictions(detector, features.select(detector.backbone.strides), range(len(images)))
+    blocks = [at_size(block, study_size) for block in found]
+    return Prediction(
+        scores=torch.cat([block.scores for block in blocks]), maps=torch.cat([block.maps for block in blocks])
+    )

@@ -19,23 +19,24 @@ import torch
 import yaml
 
 from detectors import working_memory
-from detectors.backbones.architecture import fitting_size
-from detectors.base import Detector, Prediction
+from detectors.base import Prediction
 from detectors.data.repainting import repainted
 from detectors.data.samples import ImageSet
+from detectors.detector import Detector
 from detectors.files import os_errors_as_input_errors, write_json, write_text
 from detectors.head_texts import look_in
 from detectors.own_version import own_version
 from detectors.runtime.artifact import Artifact, model_size_mb, save_artifact
 from detectors.runtime.latency import DeviceLock, Latency, measure_latency, wait_until_quiet
-from detectors.scoring.anomaly_map import resampled
 from detectors.scoring.evaluation import RECALL, SEG_F1, Evaluation, evaluate
 from detectors.scoring.operating_point import Threshold
 from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of, validate
+from studies.file.keys import IMAGE_SIZE
 from studies.file.known_pixels import known_pixels
+from studies.file.looks import look_of
 from studies.file.sections import ThresholdConfig
-from studies.file.sizes import size_of
+from studies.file.sizes import size_of, written_size
 from studies.home import Home
 from studies.worker import plots
 from studies.worker.calibration import (
@@ -117,12 +118,14 @@ class _Worker:
         validation = self.splits.validation
         if job.probe is not None and job.probe.repaint and validation is not None:
             self.splits = replace(self.splits, validation=repainted(validation, seed=job.structural_seed))
-        size = (job.probe and job.probe.image_size) or size_of(job.params, config.data.size)
-        size = fitting_size(job.params["backbone"], size)
+        asked = (job.probe and job.probe.image_size) or size_of(job.params, config.data.size)
+        size, self.tiles = look_of(job.params | {IMAGE_SIZE: written_size(asked)}, asked)
         if size != config.data.size:
             self.splits = self.splits.resized(size)
-            config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
-        self.fitting = Fitting(job, config, home, self.splits, self.stage, should_stop=should_stop)
+        self.fitting = self._new_fitting(self.stage, should_stop)
+
+    def _new_fitting(self, stages: Stages, should_stop: Callable[[], bool] = lambda: False) -> Fitting:
+        return Fitting(self.job, self.config, self.home, self.splits, stages, tiles=self.tiles, should_stop=should_stop)
 
     def trial(self) -> TrialResult:
         """Fit on train and score on validation, or under protocol ``paper`` on the whole test set."""
@@ -160,7 +163,7 @@ class _Worker:
         if self.job.keep_above != -math.inf or not waits_for_paint or self.fitting.is_trained:
             return None
         # Its times are no part of the trial's.
-        fitting = Fitting(self.job, self.config, self.home, self.splits, Stages(self.job, self.stage.emit))
+        fitting = self._new_fitting(Stages(self.job, self.stage.emit))
         with self.stage(FIRST_DETECTOR), self.lock.shared():
             detector = fitting.fit(with_folds=True, validated=False)
             calibration = fitting.calibration(None)
@@ -213,7 +216,8 @@ class _Worker:
         if not self.splits.folds:
             as_fitted = self.fitting.predict(detector, scored)
         validation = self.fitting.validation
-        prediction = (validation.judged() if validation is not None else None) or as_fitted
+        judged = validation.judged() if validation is not None else None
+        prediction = self.fitting.at_study_size(judged) if judged is not None else as_fitted
         of_validation = prediction if self.splits.validation is not None else None
         calibration = self.fitting.calibration(of_validation)
         detector.threshold = calibration.threshold(self._rule_of_trial)
@@ -293,13 +297,12 @@ class _Worker:
     def _evaluate(self, detector: Detector, prediction: Prediction, image_set: ImageSet) -> Evaluation:
         """The metrics of a prediction; those of the operating point where the detector has a threshold."""
         with self.stage(f"score ({image_set.name})"):
-            # Whatever size a trial looks at, pixels are counted at the study's.
-            maps, size = prediction.maps, self.config.data.size
-            if maps.shape[1:] != size:
-                maps, image_set = resampled(maps, size), replace(image_set, image_size=size)
+            # Whatever size a trial looks at, pixels are counted at the study's, to which maps were brought already.
+            if image_set.image_size != self.config.data.size:
+                image_set = replace(image_set, image_size=self.config.data.size)
             return evaluate(
                 scores=prediction.scores,
-                maps=maps,
+                maps=prediction.maps,
                 labels=image_set.labels,
                 masks=masks_of(image_set),
                 defect_types=image_set.defect_types,

@@ -15,7 +15,7 @@ import torch
 
 from detectors import catalog, head_files, head_texts
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.head_files import code_of, find_head, is_reference
 from detectors.head_texts import HeadCode, keep, keep_text, look_in, text_of

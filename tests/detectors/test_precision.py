@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector
 from detectors.catalog import head_class
+from detectors.detector import Detector
 from detectors.precision import OPERATIONS, full_precision
 
 CPU, OTHER = torch.device("cpu"), torch.device("mps")

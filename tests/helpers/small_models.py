@@ -10,7 +10,8 @@ import torch
 from mlflow import MlflowClient
 
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
+from detectors.detector import Detector
 from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import Artifact, save_artifact
 from detectors.runtime.latency import Latency

@@ -13,7 +13,8 @@ import mlflow
 import pytest
 
 from detectors import catalog, head_files, head_texts
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
+from detectors.detector import Detector
 from detectors.runtime.artifact import Artifact, save_artifact
 from tests.helpers.small_models import SIZE, backbone, random_images, save_detector
 from tests.helpers.worked_example import EXAMPLE

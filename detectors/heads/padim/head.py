@@ -90,6 +90,10 @@ class Padim(Head):
         return {"n_features": sum(channels.values())}
 
     @property
+    def positional(self) -> bool:
+        return True
+
+    @property
     def grid(self) -> Size:
         if self._grid is None:
             raise RuntimeError("PaDiM is not fitted yet")

@@ -158,6 +158,11 @@ class Patchcore(Head):
         return {"projection": sum(channels.values())}
 
     @property
+    def positional(self) -> bool:
+        """With a `window`, patches are compared with those of their own surroundings."""
+        return self.window > 0
+
+    @property
     def grid(self) -> Size:
         if self._grid is None:
             raise RuntimeError("PatchCore is not fitted yet")

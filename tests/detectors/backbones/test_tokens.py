@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detectors.backbones.architecture import channels_by_layer, check_takes, fitting_size
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore.head import Patchcore

@@ -19,10 +19,11 @@ from torch import nn
 
 from detectors import training, working_memory
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext, seeded
+from detectors.base import FitContext, seeded
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
+from detectors.detector import Detector
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.flows import passes

@@ -20,7 +20,8 @@ from sklearn.svm import OneClassSVM
 
 from detectors import training, working_memory
 from detectors.backbones.pyramid import build_backbone, load_network
-from detectors.base import Detector, FitContext, Prediction, seeded
+from detectors.base import FitContext, Prediction, seeded
+from detectors.detector import Detector
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.heads.cutpaste import training as cutpaste_training

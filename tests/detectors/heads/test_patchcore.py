@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
+from detectors.detector import Detector
 from detectors.errors import InputError, NumericalError
 from detectors.features import Features
 from detectors.heads.patchcore import embedding, index

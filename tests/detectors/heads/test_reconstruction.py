@@ -12,10 +12,11 @@ from torch.distributions import Normal, kl_divergence
 
 from detectors import training, working_memory
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.catalog import head_class
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import make_splits
+from detectors.detector import Detector
 from detectors.errors import NumericalError
 from detectors.features import Features
 from detectors.heads.ganomaly.training import AdversarialTraining

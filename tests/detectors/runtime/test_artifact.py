@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector
 from detectors.catalog import head_class
 from detectors.data.images import resize_image
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.runtime import tensor_file

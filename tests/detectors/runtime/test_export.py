@@ -22,9 +22,10 @@ import torch
 from onnx import TensorProto, helper
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, Head, Prediction
+from detectors.base import Head, Prediction
 from detectors.catalog import built_in_names, head_class
 from detectors.data.images import RESIZE_RULE
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore import graph as patchcore_graph

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector
+from detectors.detector import Detector
 from detectors.files import file_lock
 from detectors.heads.padim.head import Padim
 from detectors.runtime import latency

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors.errors import InputError
+from detectors.tiles import Tiles
 from studies.file.config import StudyConfig, validate
+from studies.file.looks import check_look, look_of, parse_tiles, tiles_of, written_tiles
 from studies.file.sizes import parse_size, size_of, written_size
 from tests.helpers.builders import make_config, raw_config
 
-SIDES = st.integers(32, 2048)
+SIDES = st.integers(32, 8192)
 
 
 @given(SIDES, SIDES)
@@ -26,7 +28,7 @@ def test_a_size_is_read_as_it_is_written(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [31, 2049, [32], [32, 32, 32], [32, 31], "32", "32x", "32x31", "x", True, [True, 64], 64.0, None]
+    "value", [31, 8193, [32], [32, 32, 32], [32, 31], "32", "32x", "32x31", "x", True, [True, 64], 64.0, None]
 )
 def test_what_is_no_size_is_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"image_size|out of range"):
@@ -44,6 +46,78 @@ def test_sizes_are_written_alike_wherever_a_trial_may_have_them(tmp_path: Path) 
     assert StudyConfig.from_store(config.to_json()) == config
     fixed = make_config(tmp_path, fixed={"backbone": "resnet18@random", "image_size": [48, 64]})
     assert fixed.fixed["image_size"] == "48x64"
+
+
+@given(st.integers(32, 2048), st.floats(0, 0.5))
+def test_tiles_are_read_as_they_are_written(side: int, share: float) -> None:
+    tiles = Tiles(side, int(share * side))
+    assert parse_tiles(written_tiles(tiles)) == parse_tiles({"side": side, "overlap": tiles.overlap}) == tiles
+    assert parse_tiles(side) == parse_tiles(str(side)) == Tiles(side, 0)
+    assert tiles_of({"tiles": written_tiles(tiles)}) == tiles
+
+
+@pytest.mark.parametrize("value", [None, "none"])
+def test_no_tiles_is_a_value_too(value: Any) -> None:
+    assert parse_tiles(value) is None
+    assert written_tiles(None) == "none"
+    assert tiles_of({"layers": [8]}) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("64+", "+3", "64+3+1", "no", "64+33", True, 31, [64]),
+        *({"overlap": 3}, {"side": 64, "scale": 1}, {"side": "64"}, {"side": 64.0}, {"side": True}),
+        *({"side": 64, "overlap": 33}, {"side": 64, "overlap": -1}),
+    ],
+)
+def test_what_are_no_tiles_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="tiles: "):
+        parse_tiles(value)
+
+
+def test_tiles_are_written_alike_wherever_a_trial_may_have_them(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        search={"tiles": {"choices": ["none", {"side": 64, "overlap": 8}, 96]}, "n_features": {"int": [4, 40]}},
+        baselines=[{"tiles": {"side": 64, "overlap": 8}}],
+    )
+    assert config.search["tiles"].choices == ["none", "64+8", "96+0"]
+    assert config.baselines == [{"tiles": "64+8"}]
+    assert StudyConfig.from_store(config.to_json()) == config
+    fixed = make_config(tmp_path, fixed={"backbone": "resnet18@random", "tiles": {"side": 48}})
+    assert fixed.fixed["tiles"] == "48+0"
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles", "words"),
+    [
+        ((2048, 2048), None, ""),
+        ((2049, 64), None, "2049 x 64 pixels are too many for one look"),
+        ((2000, 8000), Tiles(512), ""),
+        ((2100, 8000), Tiles(512), "2100 x 8000 pixels are more than a detector takes"),
+    ],
+)
+def test_an_image_that_is_too_large_for_a_look_is_refused(size: Any, tiles: Tiles | None, words: str) -> None:
+    if not words:
+        check_look(size, tiles)
+        return
+    with pytest.raises(InputError, match=words):
+        check_look(size, tiles)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tiles", "size", "seen", "cut"),
+    [
+        ("resnet18", "100+10", (130, 333), (130, 333), Tiles(100, 10)),
+        ("test_vit", "100+10", (130, 333), (130, 333), Tiles(96, 10)),
+        ("test_vit", "100+10", (90, 333), (96, 333), Tiles(96, 10)),
+        ("test_vit", "100+50", (333, 333), (333, 333), Tiles(96, 48)),
+        ("test_vit", "none", (333, 100), (336, 96), None),
+    ],
+)
+def test_backbones_get_the_nearest_tiles_that_they_take(backbone, tiles, size, seen, cut) -> None:
+    assert look_of({"backbone": backbone, "tiles": tiles}, size) == (seen, cut)
 
 
 def test_each_detector_may_search_its_own_sizes(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 import uvicorn
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.catalog import built_in_names, head_class
 from detectors.data.images import read_image, resize_image
+from detectors.detector import Detector
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.export import export_detector
 from detectors.runtime.exported import load_exported

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data.mvtec import read_mvtec
 from detectors.data.splits import Splits, make_splits
+from detectors.detector import Detector
 from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import Artifact, load_artifact, save_artifact, with_threshold
 from detectors.runtime.latency import DeviceLock

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from detectors.backbones.pyramid import Backbone, build_backbone
-from detectors.base import PATIENCE, Detector, FitContext
+from detectors.base import PATIENCE, FitContext
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.heads.padim.head import Padim

@@ -32,11 +32,11 @@ def test_a_size_that_is_taken_as_it_is_needs_no_word():
 def test_each_size_that_a_backbone_does_not_take_is_told_with_the_one_it_gets():
     config = on(VIT, DINO, search={"image_size": {"choices": [96, [100, 140]]}})
     assert seen_sizes(config, [VIT, DINO], [{"image_size": "99x112"}]) == (
-        f"{VIT} takes multiples of 16 pixels: images are 96 x 112 for it instead of 99 x 112",
-        f"{VIT} takes multiples of 16 pixels: images are 96 x 144 for it instead of 100 x 140",
-        f"{DINO} takes multiples of 14 pixels: images are 98 x 98 for it instead of 96 x 96",
-        f"{DINO} takes multiples of 14 pixels: images are 98 x 112 for it instead of 99 x 112",
-        f"{DINO} takes multiples of 14 pixels: images are 98 x 140 for it instead of 100 x 140",
+        f"{VIT} takes multiples of 16 pixels: images of 96 x 112 for it instead of images of 99 x 112",
+        f"{VIT} takes multiples of 16 pixels: images of 96 x 144 for it instead of images of 100 x 140",
+        f"{DINO} takes multiples of 14 pixels: images of 98 x 98 for it instead of images of 96 x 96",
+        f"{DINO} takes multiples of 14 pixels: images of 98 x 112 for it instead of images of 99 x 112",
+        f"{DINO} takes multiples of 14 pixels: images of 98 x 140 for it instead of images of 100 x 140",
     )
 
 
@@ -62,7 +62,9 @@ def test_the_recipe_on_tokens_is_fitted_on_images_of_the_nearest_size(tiny_mvtec
         baselines=[{"backbone": VIT, "layers": [-1]}],
     )
     plan = build_plan(config, tmp_path / "home")
-    assert f"{VIT} takes multiples of 16 pixels: images are 64 x 64 for it instead of 70 x 70" in plan.resolutions
+    assert (
+        f"{VIT} takes multiples of 16 pixels: images of 64 x 64 for it instead of images of 70 x 70" in plan.resolutions
+    )
     params = {"backbone": VIT, "layers": [-1], **config.fixed}
     result = run_job(build_job(plan, params=params))
     # Pixels are counted at the study's size, whatever the network looks at.

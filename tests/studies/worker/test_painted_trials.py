@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from detectors.backbones.pyramid import build_backbone
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data.painted_types import PAINTED
 from detectors.data.samples import ImageSet
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.heads.padim.head import Padim
 from detectors.runtime.artifact import load_artifact, read_description

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.base import Detector, FitContext, Head
+from detectors.base import FitContext, Head
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.widgets import write_widgets
+from detectors.detector import Detector
 from detectors.features import Features
 from detectors.heads.padim.head import Padim
 from detectors.heads.patchcore.head import LEAST_BANK_OF_FEW, Patchcore

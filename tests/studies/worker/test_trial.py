@@ -18,10 +18,11 @@ from PIL import Image
 from detectors import catalog
 from detectors.backbones.bundled import SMALLEST
 from detectors.backbones.pyramid import weights_identity
-from detectors.base import Detector, FitContext
+from detectors.base import FitContext
 from detectors.data import samples
 from detectors.data.copies import content_groups
 from detectors.data.samples import ImageSet
+from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.heads.padim.head import Padim
