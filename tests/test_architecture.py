@@ -33,10 +33,10 @@ FLOORS: dict[str, list[list[str]]] = {
         ["errors", "own_version", "while_inside", "working_memory"],
         ["process_state"],
         ["precision", "files", "data", "entry_points"],
-        ["scoring", "backbones", "head_texts"],
+        ["scoring", "backbones", "head_texts", "tiles"],
         ["features"],
         ["embedding", "base"],
-        ["flows", "training", "head_files"],
+        ["detector", "flows", "training", "head_files"],
         ["graphs"],
         ["heads"],
         ["catalog"],
@@ -78,6 +78,7 @@ HEAVY: dict[str, dict[str, str]] = {
     "detectors/backbones/hub.py": {
         "huggingface_hub": "reads its environment when it is imported, which must be after `--offline` was",
     },
+    "detectors/backbones/architecture.py": {"timm": "takes seconds; those that come along need none of it"},
     "detectors/backbones/pyramid.py": {
         "timm": "takes seconds; `pixels` and whoever only looks at a study need none of it"
     },

@@ -53,6 +53,12 @@ SHARED = (
     Parameter(
         "image_size", "choice", "data.image_size", "size in pixels that a trial looks at: 256, or `[height, width]`"
     ),
+    Parameter(
+        "tiles",
+        "choice",
+        "none",
+        "`{side: 320, overlap: 32}` cuts images into squares that are looked at one by one, in pixels of the resized image",
+    ),
 )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from studies.executors.base import Executor
 from studies.executors.slots import available_cores
+from studies.file.encoding import Setting
+from studies.file.keys import DETECTOR_KEY
 from studies.search.opened import OpenStudy
 from studies.search.samplers import derive_seed
 from studies.worker.jobs import Job, Probe, Task
@@ -64,7 +66,7 @@ class JobFactory:
             number=number,
             attempt=attempt,
             config=config.to_json(),
-            params=dict(params),
+            params=self._complete(params),
             # A setting of advice or of a person may have layers beside those of the search.
             strides=tuple(sorted({*space.strides(params["backbone"]), *params["layers"]})),
             weights_sha256=plan.backbones[params["backbone"]].sha256,
@@ -81,3 +83,9 @@ class JobFactory:
             probe=probe,
             keep_above=keep_above,
         )
+
+    def _complete(self, params: Mapping[str, Any]) -> Setting:
+        """A setting with the defaults of what its detector could not be told when an earlier version drew it."""
+        config = self._opened.config
+        head = config.head_class(str(params.get(DETECTOR_KEY) or config.detectors[0]))
+        return {parameter.name: parameter.default for parameter in head.searchable} | dict(params)

@@ -216,8 +216,10 @@ def _find_backbones(
     dropped: list[str] = []
     for name in config.backbones:
         spec = BackboneSpec.parse(name)
-        found = find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline)
-        if name in options.left_out or found is None:
+        found = None
+        if name not in options.left_out:
+            found = find_weights(spec, weights_dir=options.weights_dir, allow_network=not options.offline)
+        if found is None:
             dropped.append(name)
             continue
         if found.origin == "hub" and progress is not None:

@@ -247,11 +247,7 @@ class Fitting:
         """The backbone of the trial. Raises `InputError` if its weights are not those of the study."""
         with self.stage("backbone"):
             backbone = _backbone(self.job.params["backbone"], tuple(self.job.params["layers"]), self.job.weights_dir)
-        if backbone.identity.sha256 != self.job.weights_sha256:
-            raise InputError(
-                f"backbone {self.job.params['backbone']}: the weights on this machine are not those the study was created "
-                f"with ({backbone.identity.sha256[:12]}, not {self.job.weights_sha256[:12]}); restore them, or --fresh"
-            )
+        _check_weights(backbone, self.job)
         return backbone
 
     @property
@@ -274,9 +270,7 @@ class Fitting:
         """The trial's detector, not fitted yet."""
         params = self.job.params
         head_type = self._head_type
-        # A trial of an earlier version has no value for what its head could not do then.
-        names = [parameter.name for parameter in head_type.searchable if parameter.name in params]
-        head = head_type(**{name: params[name] for name in names})
+        head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
         return Detector(
             self.backbone,
             head,
@@ -372,6 +366,15 @@ class Fitting:
             rate=self.config.threshold.rate,
         )
         return self.validation
+
+
+def _check_weights(backbone: Backbone, job: Job) -> None:
+    """Raise `InputError` where the weights of the backbone are not those that the study was created with."""
+    if backbone.identity.sha256 != job.weights_sha256:
+        raise InputError(
+            f"backbone {job.params['backbone']}: the weights on this machine are not those the study was created "
+            f"with ({backbone.identity.sha256[:12]}, not {job.weights_sha256[:12]}); restore them, or --fresh"
+        )
 
 
 def check_networks(job: Job) -> None:

@@ -35,7 +35,6 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -47,18 +46,15 @@ from detectors.base import NORMALIZE, TOP_SHARE, FitContext, Head, Parameter
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 from detectors.features import Features
-from detectors.heads.patchcore.coreset import CoresetOrder, greedy_k_center
-from detectors.heads.patchcore.embedding import PatchEmbedding, channel_count
+from detectors.heads.patchcore.embedding import PatchEmbedding
 from detectors.heads.patchcore.graph import PatchcoreGraph
 from detectors.heads.patchcore.index import EXTRA, SAMPLE, BankSearch, InvertedFile, fit_inverted_file
-from detectors.heads.patchcore.whitening import Whitening, mean_and_covariance
+from detectors.heads.patchcore.shared_work import mean_and_covariance_of, picks_of
+from detectors.heads.patchcore.whitening import Whitening
 from detectors.heads.patchcore.window import WindowSearch
 
 LEAST_BANK_OF_FEW = 1024
 """Patches in the bank, at least, where images are few: those of one image of 256 px at stride 8."""
-ORDER_VERSION = 2
-"""Of everything that decides the order of a coreset, and of what is stored; one of another version is not found. Version 1 did
-not say how long the work took."""
 
 
 class Patchcore(Head):
@@ -243,7 +239,7 @@ class Patchcore(Head):
             return maps, None
         # An image without a score has none here either.
         highest = torch.where(torch.isfinite(maps).flatten(1).all(dim=1), highest, math.nan)
-        return maps, highest * self._weights(patches, nearest)
+        return maps, highest * _weights(self.bank_, self._bank_search(), patches, nearest, count=self.reweighting)
 
     def export_tensors(self) -> dict[str, Tensor]:
         """The bank, the grid and, of an inverted file, the lists' centroids and how many are looked into."""
@@ -337,113 +333,44 @@ class Patchcore(Head):
         return self._search
 
     def _fit_whitening(self, features: Features, context: FitContext) -> None:
-        """Mean and whitening matrix of the training patches; their covariance is kept in the memo, for every amount of it."""
+        """Mean and whitening matrix of the training patches."""
         if not self.whitening:
             return
-        name = (
-            f"covariance v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood}{self._l2}"
-        )
-        began = time.perf_counter()
-        stored = context.memo.load(name) if context.memo else None
-        channels = channel_count(features)
-        if (
-            stored is None
-            or set(stored) != {"mean", "covariance", "seconds"}
-            or stored["covariance"].shape != (channels, channels)
-            or stored["seconds"].shape != ()
-        ):
-            blocks = PatchEmbedding(self.neighbourhood, normalize=self.normalize).blocks(features, context.device)
-            mean, covariance = mean_and_covariance((values for _, values in blocks), channels)
-            spent = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
-            stored = {"mean": mean, "covariance": covariance, "seconds": spent}
-            if context.memo:
-                context.memo.save(name, stored)
-        if context.memo:
-            context.count_stored(float(stored["seconds"]) - (time.perf_counter() - began))
-        whitening = Whitening.from_covariance(stored["mean"], stored["covariance"], share=self.whitening)
+        plain = PatchEmbedding(self.neighbourhood, normalize=self.normalize)
+        whitening = Whitening.from_covariance(*mean_and_covariance_of(features, plain, context), share=self.whitening)
         self.register_buffer("centre_", whitening.centre.to(context.device))
         self.register_buffer("whitener_", whitening.matrix.to(context.device))
 
     def _coreset(self, features: Features, context: FitContext, size: int) -> Tensor:
         """Indices of the bank's patches in the order of their picking, int64, on the CPU; no more than distinct patches."""
-        # Where it would not reduce anything, the features themselves serve.
-        projection = self.projection if self.projection < channel_count(features) else 0
-        seed = context.structural_seed
-        height, width = self.grid
-        start = int(np.random.default_rng([seed, 1]).integers(height * width * len(features)))
-
-        began = time.perf_counter()
-
-        def select(stored: CoresetOrder | None) -> CoresetOrder:
-            work_began = time.perf_counter()
-            points = self._embedding.projected(features, context.device, projection, seed=seed)
-            if stored is not None and not stored.belongs_to(points):
-                stored = None
-            order = greedy_k_center(
-                points, size, start=start, order=stored, began=work_began, should_stop=context.should_stop
-            )
-            self._figures["coreset_new_picks"] = float(len(order) - (len(stored) if stored else 0))
-            return order
-
-        self._figures["coreset_new_picks"] = 0.0
-        if context.memo is None:
-            order = select(None)
-        else:
-            name = (
-                f"coreset v{ORDER_VERSION} strides {_strides_of(features)} neighbourhood {self.neighbourhood} "
-                f"whitening {self.whitening!r} projection {projection} seed {seed}{self._l2}"
-            )
-            with context.memo.lock(name):
-                stored = _read_order(context.memo.load(name), points=height * width * len(features), start=start)
-                if stored is not None and (len(stored) >= size or stored.complete):
-                    order = stored
-                else:
-                    order = select(stored)
-                    context.memo.save(name, order.to_tensors())
-        chosen = min(size, len(order))
-        # What a bank of this size costs from nothing, in place of what was spent here: picks of a longer order do not count,
-        # nor does the wait for another process that was at work on it.
-        if context.memo is not None:
-            context.count_stored(float(order.seconds[chosen - 1]) - (time.perf_counter() - began))
-        if chosen > 1:
-            self._figures["coreset_radius"] = float(order.distances[chosen - 1])
-        return order.picks[:chosen].cpu()
-
-    @property
-    def _l2(self) -> str:
-        """Part of the names of what depends on it; none where nothing is normalised, as earlier versions named it."""
-        return " l2" if self.normalize else ""
-
-    def _weights(self, patches: Tensor, nearest: Tensor) -> Tensor:
-        """The factor of equation 7 for each image's patch p and its nearest m*; [B, D], [B] -> [B], each image by itself."""
-        count = min(self.reweighting, len(self.bank_) - 1)
-        if not count or not len(patches):
-            return torch.ones(len(patches), device=patches.device)
-        _, around = self._bank_search().neighbours(self.bank_[nearest].float(), count + 1)
-        # Its nearest is m* itself, unless another patch of the bank is the very same: that one then makes way.
-        others = around != nearest[:, None]
-        others[:, -1] &= ~others.all(dim=1)
-        around = around[others].unflatten(0, (-1, count))
-        to_nearest = torch.linalg.vector_norm(patches - self.bank_[nearest].float(), dim=1)
-        to_others = torch.linalg.vector_norm(patches[:, None] - self.bank_[around].float(), dim=2)
-        return torch.softmax(torch.cat([to_nearest[:, None], to_others], dim=1), dim=1)[:, 1:].sum(dim=1)
+        picks, figures = picks_of(
+            features, self._embedding, context, size, projection=self.projection, whitening=self.whitening
+        )
+        self._figures |= figures
+        return picks
 
 
-def _strides_of(features: Features) -> str:
-    return "+".join(str(stride) for stride in features.strides)
+def _weights(bank: Tensor, search: BankSearch, patches: Tensor, nearest: Tensor, *, count: int) -> Tensor:
+    """The factor of equation 7 for each image's patch p and its nearest m*; [B, D], [B] -> [B], each image by itself.
+
+    Args:
+        bank: [M, D], in which `search` finds who is nearest.
+        count: neighbours of m* that weigh; all others where the bank has fewer.
+    """
+    count = min(count, len(bank) - 1)
+    if not count or not len(patches):
+        return torch.ones(len(patches), device=patches.device)
+    closest = bank[nearest].float()
+    _, around = search.neighbours(closest, count + 1)
+    # Its nearest is m* itself, unless another patch of the bank is the very same: that one then makes way.
+    others = around != nearest[:, None]
+    others[:, -1] &= ~others.all(dim=1)
+    around = around[others].unflatten(0, (-1, count))
+    to_nearest = torch.linalg.vector_norm(patches - closest, dim=1)
+    to_others = torch.linalg.vector_norm(patches[:, None] - bank[around].float(), dim=2)
+    return torch.softmax(torch.cat([to_nearest[:, None], to_others], dim=1), dim=1)[:, 1:].sum(dim=1)
 
 
 def _bank_size(ratio: float, patches: int) -> int:
     """Patches in the bank, at least 1; rounded up, but not for a product's last digit."""
     return min(patches, max(1, math.ceil(round(ratio * patches, 6))))
-
-
-def _read_order(tensors: Mapping[str, Tensor] | None, *, points: int, start: int) -> CoresetOrder | None:
-    """A stored order; None where there is none, or one of other points."""
-    if tensors is None:
-        return None
-    try:
-        order = CoresetOrder.from_tensors(tensors)
-    except (KeyError, ValueError):
-        return None
-    return order if len(order.bounds) == points and int(order.picks[0]) == start else None

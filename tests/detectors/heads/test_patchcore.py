@@ -476,7 +476,8 @@ def test_a_bank_of_one_patch_or_of_twins_has_weights_too():
     assert float(scores[0]) == pytest.approx(3 * 2 / 3)
     # Whichever of the twins is the nearest, it is not its own neighbour twice.
     for nearest in range(9):
-        weight = twins._weights(torch.tensor([[5.0]]), torch.tensor([nearest]))
+        patch, search = torch.tensor([[5.0]]), twins._bank_search()
+        weight = patchcore._weights(twins.bank_, search, patch, torch.tensor([nearest]), count=2)
         assert weight.tolist() == pytest.approx([2 / 3])
 
 

@@ -385,7 +385,7 @@ def test_the_command_says_what_is_tried_first(folder: Path) -> None:
 def test_an_idea_that_the_backbone_does_not_offer_is_refused_before_anything_is_stored(folder: Path) -> None:
     write("tiny.yaml", fixed={"backbone": "visformer_tiny@random", "smoothing_sigma": 2.0})
     with pytest.raises(studies.InputError, match=r"--enqueue layers=4\+8: visformer_tiny@random offers the layers"):
-        run("tiny.yaml", enqueue=["layers=4+8"])
+        run("tiny.yaml", enqueue=["layers=4+8"], settings={"data.image_size": 224})
     with pytest.raises(studies.InputError, match="no study"):
         studies.open_study("tiny")
 

@@ -116,7 +116,10 @@ def test_weights_list_for_people() -> None:
     assert "bundled" in lines[SMALLEST]
     assert "4: 24, 8: 40, 16: 112, 32: 320" in lines[SMALLEST]
     assert "not here" in lines["resnet18"]
-    assert "study weights fetch resnet18 wide_resnet50_2" in ended.out
+    fetch = "study weights fetch resnet18 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 wide_resnet50_2"
+    assert fetch in ended.out
+    assert "14: 384, blocks -12 to -1" in lines["vit_small_patch14_dinov2"]
+    assert "apache-2.0" in lines["vit_small_patch14_dinov2"]
 
 
 def test_weights_fetch_leaves_alone_what_is_here() -> None:

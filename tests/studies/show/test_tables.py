@@ -62,7 +62,8 @@ def test_settings_that_only_one_detector_has_are_no_columns(bench: Bench) -> Non
     drawn = trial_table(bench.view())
     assert drawn.columns[-3:] == ("detector", "neighbourhood", "smoothing\nsigma")  # both pool neighbours
     assert {row[-3] for row in drawn.rows} == {"padim", "patchcore"}
-    assert f"all with backbone {BACKBONE}, layers 8; parameters of single detectors are in the report" in drawn.title
+    common = f"all with backbone {BACKBONE}, layers 8, normalize none, top_share 0"
+    assert f"{common}; parameters of single detectors are in the report" in drawn.title
 
 
 def test_the_choices_of_layers_are_shown_where_a_backbones_name_has_a_dot(

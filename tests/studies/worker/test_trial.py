@@ -26,7 +26,7 @@ from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features
 from detectors.heads.padim.head import Padim
-from detectors.heads.patchcore import head as patchcore_head
+from detectors.heads.patchcore import shared_work as patchcore_work
 from detectors.runtime.artifact import load_artifact
 from detectors.scoring.metrics import auroc
 from detectors.scoring.operating_point import Threshold
@@ -210,13 +210,13 @@ def test_the_seconds_of_a_fit_are_those_from_scratch_whoever_did_the_work(tiny_m
     plan = build_plan(make_config(tiny_mvtec, detector="patchcore", search=search, fixed=fixed), tmp_path / "home")
     settings = {name: parameter.default for name, parameter in catalog.parameters("patchcore").items()}
     job = build_job(plan, 1, params=settings | {"coreset_ratio": 0.1})
-    greedy = patchcore_head.greedy_k_center
+    greedy = patchcore_work.greedy_k_center
 
     def slow(*args: Any, **settings: Any) -> Any:
         time.sleep(1.0)
         return greedy(*args, **settings)
 
-    monkeypatch.setattr(patchcore_head, "greedy_k_center", slow)
+    monkeypatch.setattr(patchcore_work, "greedy_k_center", slow)
     first = run_job(job)
     second = run_job(replace(job, number=2, folder=f"{job.folder}-2"))
     assert second.metrics["head/coreset_new_picks"] == 0
