@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,9 +207,10 @@ class FitAgain:
         objective = next(iter(self.config.objectives))
         if validation is None or objective not in METRICS:
             return None
-        masks = validation.masks() if objective.startswith("pixel_") or objective == SEG_F1 else None
+        size, by_pixels = self.config.data.size, objective.startswith("pixel_") or objective == SEG_F1
+        masks = replace(validation, image_size=size).masks() if by_pixels else None
         features, rate = self._features(validation), self.config.threshold.rate
-        return Validation(objective, detector, features, validation, masks=masks, crossed=None, rate=rate)
+        return Validation(objective, detector, features, validation, masks=masks, crossed=None, rate=rate, size=size)
 
     def _check_networks(self) -> None:
         """Raise `InputError` if the weights of a network that the head starts from are missing, or not those of the study."""

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from detectors.base import Prediction
+from detectors.data.images import Size
 from detectors.data.samples import ImageSet
 from detectors.data.splits import stable_order
 from detectors.detector import Detector
@@ -37,6 +38,7 @@ from detectors.files import write_bytes
 from detectors.scoring.evaluation import OPERATING_METRICS, single_metric
 from detectors.scoring.metrics import UndefinedMetricError
 from detectors.scoring.operating_point import GoodScores, PixelSpread, Threshold, choose_threshold
+from studies.worker.out_of_fold import at_size
 
 FILE = "crossed.safetensors"
 Scores = tuple[Tensor, Tensor]
@@ -75,15 +77,18 @@ class Validation:
         masks: NDArray[np.bool_] | None,
         crossed: CrossedEpochs | None,
         rate: float = 0.01,
+        size: Size | None = None,
     ) -> None:
         """Args:
         features: of the images of the set [N].
         masks: those of the images of `ImageSet.with_pixels`, bool [n, H, W], for an objective on pixels.
+        size: of the masks, height and width, where it is not the detector's: maps are brought to it before they are measured.
         rate: false-alarm rate of the threshold, for an objective that depends on one.
         crossed: takes note of every epoch; None where no figure is made of them.
         """
         self.objective, self.detector, self.features = objective, detector, features
         self.image_set, self.masks, self.crossed, self.rate = image_set, masks, crossed, rate
+        self.size = size or detector.image_size
         self.seconds = 0.0
         """Spent so far."""
 
@@ -91,7 +96,7 @@ class Validation:
         """The value of the head as it is now."""
         start = time.perf_counter()
         prediction, patches = self.detector.score_patches(self.features)
-        prediction = Prediction(prediction.scores.cpu(), prediction.maps.cpu())
+        prediction = at_size(prediction, self.size)
         value = self._measure(prediction, list(range(len(self.image_set))))
         if self.crossed is not None:
             self.crossed.see(prediction.scores, patches.cpu(), lambda rows: self._measure_if_defined(prediction, rows))

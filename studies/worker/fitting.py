@@ -356,14 +356,17 @@ class Fitting:
         if job.task in ("trial", "probe"):
             identity = canonical({"study": job.study_uid, "trial": job.number, "seed": job.seed, **job.params})
             crossed = CrossedEpochs(halves(validation), job.path / CHECKPOINTS, identity=identity)
+        # Whatever size the trial looks at, pixels are counted at the study's.
+        size, by_pixels = self.config.data.size, objective.startswith("pixel_") or objective == SEG_F1
         self.validation = Validation(
             objective,
             detector,
             self.features(validation),
             validation,
-            masks=masks_of(validation) if objective.startswith("pixel_") or objective == SEG_F1 else None,
+            masks=masks_of(replace(validation, image_size=size)) if by_pixels else None,
             crossed=crossed,
             rate=self.config.threshold.rate,
+            size=size,
         )
         return self.validation
 

@@ -24,6 +24,7 @@ from detectors.runtime.artifact import Artifact, load_artifact, save_artifact
 from detectors.runtime.export import export_detector
 from detectors.runtime.exported import load_exported
 from detectors.runtime.verdicts import judge
+from detectors.tiles import Tiles
 from studies.serving.app import create_app
 from studies.serving.models import FolderSource, Keeper
 from studies.serving.settings import Settings
@@ -40,14 +41,25 @@ SETTINGS = {
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("name", built_in_names())
-def test_every_way_to_ask_gives_the_same_scores(real_data: Path, tmp_path: Path, name: str) -> None:
+TILES = Tiles(144, 16)
+"""Four of an image."""
+
+
+@pytest.mark.parametrize(
+    ("name", "tiles"),
+    [*((name, None) for name in built_in_names()), ("patchcore", TILES), ("padim", TILES)],
+    ids=lambda value: value if isinstance(value, str) else "tiles" if value else "whole",
+)
+def test_every_way_to_ask_gives_the_same_scores(
+    real_data: Path, tmp_path: Path, name: str, tiles: Tiles | None
+) -> None:
     screw = real_data / "MVTecAD" / "screw"
     fitted_on = sorted((screw / "train" / "good").glob("*.png"))[:16]
     asked = [sorted((screw / "test" / kind).glob("*.png"))[0] for kind in ("good", "scratch_neck", "thread_top")]
     images = torch.stack([torch.from_numpy(resize_image(read_image(path), SIZE).copy()) for path in fitted_on])
     backbone = build_backbone("tf_efficientnet_lite0", (8, 16))
-    detector = Detector(backbone, head_class(name)(**SETTINGS.get(name, {})), image_size=SIZE, smoothing_sigma=4.0)
+    head = head_class(name)(**SETTINGS.get(name, {}))
+    detector = Detector(backbone, head, image_size=SIZE, smoothing_sigma=4.0, tiles=tiles)
     detector.fit(images.permute(0, 3, 1, 2).contiguous(), FitContext())
     artifact = Artifact(detector)
     folder = save_artifact(artifact, tmp_path / "detector")
