@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from studies.worker.jobs import ARTIFACTS, DETECTOR
 from studies.worker.recalibration import calibration_for
 from studies.worker.scores import read_scores
 from studies.worker.trial import run_job
+from studies.worker.validation_scores import VALIDATION_SCORES_FILE
 from tests.helpers.builders import build_job, build_plan, make_config
 
 TILED = {"tiles": "64+16", "image_size": 112}
@@ -35,6 +37,17 @@ def test_a_trial_looks_at_tiles_and_is_judged_at_the_studys_size(plan):
     # A model for each of four tiles.
     whole = run_job(build_job(plan, 1, params={"image_size": 64}))
     assert result.metrics["model_size_mb"] > whole.metrics["model_size_mb"]
+
+
+def test_pixels_of_a_trial_of_another_size_are_counted_at_the_studys_for_an_objective_on_them_too(
+    tiny_mvtec: Path, tmp_path: Path
+):
+    plan = build_plan(make_config(tiny_mvtec, objectives={"seg_f1": "maximize"}), tmp_path / "home")
+    job = build_job(plan, params=TILED)
+    result = run_job(job)
+    stored = json.loads((job.path / ARTIFACTS / VALIDATION_SCORES_FILE).read_text())
+    hits, named, real = (sum(row[place] for row in stored["pixels"]) for place in range(3))
+    assert 2 * hits / (named + real) == pytest.approx(result.metrics["val/seg_f1"])
 
 
 def test_a_single_tile_is_the_trial_on_whole_images(plan):
