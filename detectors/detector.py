@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,22 @@ from detectors.precision import full_precision
 from detectors.scoring.anomaly_map import AnomalyMap, image_scores
 from detectors.scoring.operating_point import Threshold
 from detectors.tiles import TileGrid, Tiles
+
+
+class Look(NamedTuple):
+    """What a detector sees in B images."""
+
+    scores: Tensor
+    """Of each tile, float32 [B, T]; of whole images [B, 1]."""
+    maps: Tensor
+    """float32 [B, H, W]"""
+    patches: Tensor
+    """Patch scores [B, h, w], or of tiles [B, T, h, w]."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """An image's score is that of its highest tile."""
+        return Prediction(scores=self.scores.amax(dim=1), maps=self.maps)
 
 
 class Detector(nn.Module):
@@ -74,7 +91,7 @@ class Detector(nn.Module):
             self.head.fit(features.all_tiles(), context)
         else:
             for place, head in enumerate(self.twins):
-                head.fit(features.tile(place), _context_of_tile(context, place))
+                head.fit(features.tile(place), context_of_part(context, f"tile {place}"))
         self.finish_fit()
         return self
 
@@ -109,17 +126,22 @@ class Detector(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """uint8 [B, 3, H, W] -> Prediction. Raises `InputError` for images of another size or type."""
         check_images(images, self.image_size)
+        return self.look(images).prediction
+
+    def look(self, images: Tensor) -> Look:
+        """What is seen in images, uint8 [B, 3, H, W]. Raises as `score_patches`."""
         with full_precision(images.device):
             if self.tile_grid is None:
-                return self.score_features(Features.from_pyramid(self.backbone(images), self.image_size))
+                return self.look_at(Features.from_pyramid(self.backbone(images), self.image_size))
             # Image by image and a few tiles at a time: memory holds the features of these alone, however large an image is.
             found = [self._look_at_tiles(image, self.tile_grid) for image in images]
         if not found:
-            return Prediction(scores=images.new_zeros(0).float(), maps=images.new_zeros(0, *self.image_size).float())
-        return Prediction(scores=torch.cat([one.scores for one in found]), maps=torch.cat([one.maps for one in found]))
+            nothing = images.new_zeros(0, self._tiles, *self.head.grid).float()
+            return Look(nothing[:, :, 0, 0], images.new_zeros(0, *self.image_size).float(), nothing)
+        return Look(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def _look_at_tiles(self, image: Tensor, grid: TileGrid) -> Prediction:
-        """Prediction of one image, uint8 [3, H, W]."""
+    def _look_at_tiles(self, image: Tensor, grid: TileGrid) -> Look:
+        """What is seen in one image, uint8 [3, H, W]."""
         tiles, patches, scores = grid.cut(image[None]), list[Tensor](), list[Tensor | None]()
         for places in torch.arange(len(grid)).split(extraction_batch(image.device)):
             features = Features.from_pyramid(self.backbone(tiles[places[0] : places[-1] + 1]), self.image_size)
@@ -152,6 +174,11 @@ class Detector(nn.Module):
             InputError: the features lie on another grid than those of the fit, or are of other tiles.
             NumericalError: a score is not finite.
         """
+        seen = self.look_at(features)
+        return seen.prediction, seen.patches
+
+    def look_at(self, features: Features) -> Look:
+        """What is seen in features that are there already. Raises as `score_patches`."""
         if self.anomaly_map is None:
             raise RuntimeError("the detector is not fitted yet")
         self._check_grid(features)
@@ -162,16 +189,15 @@ class Detector(nn.Module):
                 found = [head.score(features.tile(place)) for place, head in enumerate(self.twins)]
                 patches = torch.stack([one for one, _ in found], dim=1)
                 own = [scores for _, scores in found if scores is not None]
-                return self._joined(patches, torch.stack(own, dim=1) if own else None), patches
+                return self._joined(patches, torch.stack(own, dim=1) if own else None)
             patches, scores = self.head.score(features.all_tiles())
             if self.tile_grid is None:
                 maps = self.anomaly_map(patches)
                 scores = image_scores(maps, top_share=self.head.top_share) if scores is None else scores
                 check_scores(scores)
-                return Prediction(scores=scores, maps=maps), patches
+                return Look(scores[:, None], maps, patches)
             shape = (len(features), self._tiles)
-            patches = patches.unflatten(0, shape)
-            return self._joined(patches, None if scores is None else scores.unflatten(0, shape)), patches
+            return self._joined(patches.unflatten(0, shape), None if scores is None else scores.unflatten(0, shape))
 
     def maps_of(self, patches: Tensor) -> Tensor:
         """The maps [B, H, W] of patch scores as `score_patches` gives them."""
@@ -182,18 +208,26 @@ class Detector(nn.Module):
             return maps
         return self._joined(patches, None).maps
 
-    def _joined(self, patches: Tensor, scores: Tensor | None) -> Prediction:
-        """Prediction from the tiles' patch scores [B, T, h, w] and, where the head has a rule for them, their scores [B, T]."""
+    def _joined(self, patches: Tensor, scores: Tensor | None) -> Look:
+        """What is seen by the tiles' patch scores [B, T, h, w] and, where the head has a rule for them, their scores [B, T]."""
         if self.anomaly_map is None or self.tile_grid is None:
             raise RuntimeError("the detector is not fitted yet")
-        maps, of_images = patches.new_empty(len(patches), *self.image_size), patches.new_empty(len(patches))
+        maps = patches.new_empty(len(patches), *self.image_size)
+        own = patches.new_empty(patches.shape[:2]) if scores is None else scores
         for index, tiles in enumerate(patches):
             of_tiles = self.anomaly_map(tiles)
             maps[index] = self.tile_grid.join(of_tiles)
-            own = image_scores(of_tiles, top_share=self.head.top_share) if scores is None else scores[index]
-            of_images[index] = own.amax()
-        check_scores(of_images)
-        return Prediction(scores=of_images, maps=maps)
+            if scores is None:
+                own[index] = image_scores(of_tiles, top_share=self.head.top_share)
+        check_scores(own.flatten(1).sum(dim=1))
+        return Look(own, maps, patches)
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What an artifact stores beside backbone and heads, by name."""
+        return {}
+
+    def import_extra(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `extra_tensors` gave. Raises `KeyError` or `ValueError` for tensors that are not ours."""
 
     def _check_grid(self, features: Features) -> None:
         grid = features.grids[features.strides[0]]
@@ -201,28 +235,30 @@ class Detector(nn.Module):
             raise InputError(f"features on a grid of {grid}, but the detector was fitted on one of {self.head.grid}")
 
 
-class _TileMemo:
-    """What fits to one tile of all images share, apart from those to other tiles."""
+class _MemoOfPart:
+    """What fits of one part of a detector share, apart from those of other parts."""
 
-    def __init__(self, memo: Memo, place: int) -> None:
-        self._memo, self._place = memo, f"tile {place} "
+    def __init__(self, memo: Memo, part: str) -> None:
+        self._memo, self._part = memo, f"{part} "
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        return self._memo.load(self._place + name)
+        return self._memo.load(self._part + name)
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self._memo.save(self._place + name, tensors)
+        self._memo.save(self._part + name, tensors)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
-        return self._memo.lock(self._place + name)
+        return self._memo.lock(self._part + name)
 
 
-def _context_of_tile(context: FitContext, place: int) -> FitContext:
-    """What the fit to one tile may know. Nothing is validated in between: an image's score takes all tiles."""
+def context_of_part(context: FitContext, part: str) -> FitContext:
+    """What the fit of a part of a detector may know, such as ``tile 3``. Nothing is validated in between: an image's score takes
+    all parts."""
+    folder = context.checkpoint_dir
     return replace(
         context,
-        memo=None if context.memo is None else _TileMemo(context.memo, place),
-        checkpoint_dir=None if context.checkpoint_dir is None else context.checkpoint_dir / f"tile-{place}",
+        memo=None if context.memo is None else _MemoOfPart(context.memo, part),
+        checkpoint_dir=None if folder is None else folder / part.replace(" ", "-"),
         validate=None,
     )
 

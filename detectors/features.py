@@ -18,6 +18,8 @@ from torch.nn.functional import interpolate
 from detectors.data.images import Size
 from detectors.errors import NumericalError
 
+MEMBER = 10_000
+"""Between the keys of two members' maps, where a detector has several backbones: stride 8 of the second one is 10,008."""
 ROUNDING = 1e-5
 """What varies by less than this share of the largest mean does so by rounding."""
 
@@ -60,12 +62,18 @@ class Features:
         return next(iter(self.maps.values())).device
 
     def select(self, strides: Sequence[int]) -> Features:
-        """The same images with some of the strides only. Raises `KeyError` for a stride that is not there."""
-        return Features(
-            maps={stride: self.maps[stride] for stride in strides},
-            grids={stride: self.grids[stride] for stride in strides},
-            image_size=self.image_size,
-            tiles=self.tiles,
+        """The same images with some of the strides only, of all members. Raises `KeyError` for a stride that is not there."""
+        members = sorted({_member_of(key) for key in self.maps})
+        keys = [member * MEMBER + stride for member in members for stride in strides]
+        return replace(self, maps={key: self.maps[key] for key in keys}, grids={key: self.grids[key] for key in keys})
+
+    def member(self, place: int) -> Features:
+        """The features of one of several backbones."""
+        keys = {key - place * MEMBER: key for key in self.maps if _member_of(key) == place}
+        return replace(
+            self,
+            maps={stride: self.maps[key] for stride, key in keys.items()},
+            grids={stride: self.grids[key] for stride, key in keys.items()},
         )
 
     def take(self, images: Sequence[int]) -> Features:
@@ -145,6 +153,21 @@ class Features:
                 raise NumericalError(
                     f"features of stride {stride} are not finite from image {first} on; check weights and data"
                 )
+
+
+def merged(members: Sequence[Features]) -> Features:
+    """The features of the same images from several backbones, as those of one detector."""
+    first = members[0]
+    return replace(
+        first,
+        maps={place * MEMBER + key: values for place, one in enumerate(members) for key, values in one.maps.items()},
+        grids={place * MEMBER + key: grid for place, one in enumerate(members) for key, grid in one.grids.items()},
+    )
+
+
+def _member_of(key: int) -> int:
+    """Whose map a key is; blocks of vision transformers are below 0."""
+    return (key + MEMBER // 2) // MEMBER
 
 
 def normalized(values: Tensor, *, dim: int) -> Tensor:

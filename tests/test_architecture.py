@@ -37,7 +37,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["features"],
         ["embedding", "base"],
         ["detector", "flows", "training", "head_files"],
-        ["graphs"],
+        ["graphs", "committee"],
         ["heads"],
         ["catalog"],
         ["runtime"],

@@ -6,6 +6,7 @@ A layer is named by its stride, or, of a vision transformer, by its block counte
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -160,7 +161,13 @@ def channels_by_layer(name: str) -> dict[int, int]:
     Raises:
         InputError: unknown backbone, or one that gives no maps of features.
     """
-    layers = architecture_of(BackboneSpec.parse(name).architecture).layers
+    spec = BackboneSpec.parse(name)
+    if spec.members:
+        # What all of several offer, and the fewest channels: a setting has to suit each.
+        each = [channels_by_layer(str(one)) for one in spec.members]
+        common = [layer for layer in each[0] if all(layer in one for one in each)]
+        return {layer: min(one[layer] for one in each) for layer in common}
+    layers = architecture_of(spec.architecture).layers
     return {layer: channels for layer, (_, channels) in layers.items()}
 
 
@@ -183,13 +190,25 @@ def check_layers(name: str, layers: Sequence[int]) -> None:
         raise InputError(f"layers {list(layers)}: give strides or blocks, not both")
 
 
+def patch_of(name: str) -> int:
+    """What the sides of a backbone's images have to be multiples of, in pixels; of several, what suits them all."""
+    spec = BackboneSpec.parse(name)
+    return math.lcm(*(architecture_of(one.architecture).patch for one in spec.members or (spec,)))
+
+
+def stride_of(name: str, layer: int) -> int:
+    """Pixels between the positions of a backbone's layer, or of the first of several."""
+    spec = BackboneSpec.parse(name)
+    return architecture_of((spec.members or (spec,))[0].architecture).stride(layer)
+
+
 def fitting_size(name: str, size: Size) -> Size:
     """The nearest size of images that a backbone takes: multiples of its patches, at least one each way.
 
     Raises:
         InputError: unknown backbone, or one that gives no maps of features.
     """
-    patch = architecture_of(BackboneSpec.parse(name).architecture).patch
+    patch = patch_of(name)
     height, width = (max(1, (2 * side + patch) // (2 * patch)) * patch for side in size)
     return height, width
 
@@ -200,6 +219,10 @@ def check_takes(name: str, size: Size) -> None:
     The network is gone through without weights or numbers, in a moment.
     """
     spec = BackboneSpec.parse(name)
+    if spec.members:
+        for one in spec.members:
+            check_takes(str(one), size)
+        return
     architecture = architecture_of(spec.architecture)
     if not architecture.attends:
         return

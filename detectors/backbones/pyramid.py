@@ -6,8 +6,9 @@ vision transformer's block may be named instead, counted from the end: -1 is the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,56 @@ class Backbone(nn.Module):
         return dict(zip(self.strides, maps, strict=True))
 
 
+class Backbones(nn.Module):
+    """Several backbones, with which one detector looks: see `detectors.committee`."""
+
+    def __init__(self, members: Sequence[Backbone], *, spec: BackboneSpec, identity: WeightsIdentity) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(members)
+        self.spec, self.identity = spec, identity
+        self.strides = members[0].strides
+
+    @property
+    def members(self) -> list[Backbone]:
+        """In the order of the name."""
+        return [member for member in self.networks if isinstance(member, Backbone)]
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the first one; where it lies, all lie."""
+        return self.members[0].mean
+
+
+AnyBackbone = Backbone | Backbones
+
+
+def build_any(
+    name: str, strides: Sequence[int], *, weights_dir: Path | None = None, allow_network: bool = False
+) -> AnyBackbone:
+    """A backbone, or several whose names have ``+`` between them, with their weights, on the CPU. Raises as `build_backbone`."""
+    spec = BackboneSpec.parse(name)
+    if not spec.members:
+        return build_backbone(name, strides, weights_dir=weights_dir, allow_network=allow_network)
+    check_layers(name, strides)
+    members = [
+        build_backbone(str(one), strides, weights_dir=weights_dir, allow_network=allow_network) for one in spec.members
+    ]
+    return Backbones(members, spec=spec, identity=_identity_of_several(name, [one.identity for one in members]))
+
+
+def _identity_of_several(name: str, members: Sequence[WeightsIdentity]) -> WeightsIdentity:
+    digest = hashlib.sha256("\n".join(one.sha256 for one in members).encode()).hexdigest()
+    origins = "+".join(dict.fromkeys(one.origin for one in members))
+    return WeightsIdentity(name, "+".join(one.tag for one in members), digest, origins)
+
+
 def build_backbone(
     name: str, strides: Sequence[int], *, weights_dir: Path | None = None, allow_network: bool = False
 ) -> Backbone:
     """Make a backbone with its weights, on the CPU.
 
     Args:
-        name: as `BackboneSpec.parse` reads it.
+        name: of one backbone, as `BackboneSpec.parse` reads it.
         strides: ascending, each one that the backbone offers; or blocks, below 0.
 
     Raises:
@@ -157,8 +201,22 @@ def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: Weig
     return Backbone(_create(spec, strides), spec=spec, strides=strides, identity=identity)
 
 
+def empty_any(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> AnyBackbone:
+    """As `empty_backbone`, of one or several; what is known of the weights of several is known of all together."""
+    if not spec.members:
+        return empty_backbone(spec, strides, identity=identity)
+    members = [empty_backbone(one, strides, identity=replace(identity, name=one.name)) for one in spec.members]
+    return Backbones(members, spec=spec, identity=identity)
+
+
 def tensor_shapes(spec: BackboneSpec, strides: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that `empty_backbone` has, by name; found without memory for them."""
+    """Shapes of the tensors that `empty_any` has, by name; found without memory for them."""
+    if spec.members:
+        return {
+            f"networks.{place}.{name}": shape
+            for place, one in enumerate(spec.members)
+            for name, shape in tensor_shapes(one, strides).items()
+        }
     with torch.device("meta"):
         shapes = {f"model.{name}": tuple(value.shape) for name, value in _create(spec, strides).state_dict().items()}
     return shapes | {"mean": (1, 3, 1, 1), "std": (1, 3, 1, 1)}
@@ -189,6 +247,11 @@ def normalisation(spec: BackboneSpec) -> tuple[Tensor, Tensor]:
 def weights_identity(name: str, *, weights_dir: Path | None = None, allow_network: bool = False) -> WeightsIdentity:
     """Identity of the weights that `build_backbone` would load. Raises `InputError` as it does."""
     spec = BackboneSpec.parse(name)
+    if spec.members:
+        each = [
+            weights_identity(str(one), weights_dir=weights_dir, allow_network=allow_network) for one in spec.members
+        ]
+        return _identity_of_several(name, each)
     source = require_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
     if spec.name == PIXELS:
         return _pixels_identity()

@@ -25,6 +25,9 @@ from detectors.errors import InputError
 PIXELS = "pixels"
 """The backbone that passes the image on as it is, for detectors that learn from images. It has no weights."""
 
+MOST_MEMBERS = 8
+"""Backbones that one detector looks with."""
+
 Origin = Literal["folder", "bundled", "cache", "hub", "random", "none"]
 
 
@@ -37,12 +40,25 @@ class BackboneSpec:
     """timm model name, with or without its weights tag."""
     random_seed: int | None = None
     """Seed of random weights; None asks for pretrained ones."""
+    members: tuple[BackboneSpec, ...] = ()
+    """Of several backbones that one detector looks with, written ``resnet18+resnet34``."""
 
     @classmethod
     def parse(cls, text: str) -> BackboneSpec:
-        """Read a backbone's name. Raises `InputError` for a name that timm does not know."""
+        """Read a backbone's name, or several with ``+`` between them.
+
+        Raises:
+            InputError: a name that timm does not know, the same name twice, or more than `MOST_MEMBERS`.
+        """
         if text == PIXELS or text in BUNDLED:
             return cls(text)
+        if "+" in text:
+            names = text.split("+")
+            if len(set(names)) < len(names) or len(names) > MOST_MEMBERS or PIXELS in names:
+                raise InputError(
+                    f"backbone {text!r}: several at once are different networks of timm, at most {MOST_MEMBERS}"
+                )
+            return cls(text, members=tuple(cls.parse(name) for name in names))
         import timm  # takes two seconds, with torchvision
 
         name, marker, option = text.partition("@")
@@ -65,7 +81,7 @@ class BackboneSpec:
         return self.name.partition(".")[0]
 
     def __str__(self) -> str:
-        if self.random_seed is None:
+        if self.random_seed is None:  # as well as of several, whose name is that of all
             return self.name
         return f"{self.name}@random" + (f":{self.random_seed}" if self.random_seed else "")
 
@@ -99,6 +115,12 @@ def find_weights(
         weights_dir: folder with ``<timm name>.safetensors`` or ``.pth``; default ``STUDY_WEIGHTS``.
         allow_network: whether the hub counts as a place. Nothing is downloaded here.
     """
+    if spec.members:
+        found = [find_weights(one, weights_dir=weights_dir, allow_network=allow_network) for one in spec.members]
+        there = [source for source in found if source is not None]
+        # The farthest one tells where to go.
+        farthest = max(there, key=lambda source: source.origin == "hub", default=None)
+        return WeightsSource(spec, farthest.origin) if farthest and len(there) == len(found) else None
     if spec.name == PIXELS:
         return WeightsSource(spec, "none")
     if spec.random_seed is not None:
@@ -161,11 +183,15 @@ def cached_file(spec: BackboneSpec) -> Path | None:
 
 def weights_tag(spec: BackboneSpec) -> str:
     """timm's tag of a backbone's weights; empty where it has none."""
+    if spec.members:
+        return "+".join(map(weights_tag, spec.members))
     return BUNDLED[spec.name].tag if spec.name in BUNDLED else str(pretrained_cfg(spec).get("tag") or "")
 
 
 def licence(spec: BackboneSpec) -> str:
     """Under which a backbone's weights are given, in timm's words; ``not known to timm`` where it does not say."""
+    if spec.members:
+        return ", ".join(dict.fromkeys(map(licence, spec.members)))
     if spec.name in BUNDLED:
         return "apache-2.0"
     return str(pretrained_cfg(spec).get("license") or "not known to timm")

@@ -18,11 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from detectors.backbones.architecture import architecture_of, check_layers
-from detectors.backbones.pyramid import WeightsIdentity, empty_backbone, tensor_shapes
+from detectors.backbones.architecture import check_layers, stride_of
+from detectors.backbones.pyramid import WeightsIdentity, empty_any, tensor_shapes
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Head, Prediction, with_prefix
 from detectors.catalog import head_class
+from detectors.committee import make_detector
 from detectors.data.images import RESIZE_RULE, Size, resize_image
 from detectors.data.samples import file_sha256
 from detectors.detector import Detector
@@ -45,7 +46,7 @@ from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.operating_point import Threshold
 
 DESCRIPTION, TENSORS = "detector.json", "detector.safetensors"
-BACKBONE_PREFIX, HEAD_PREFIX = "backbone.", "head."
+BACKBONE_PREFIX, HEAD_PREFIX, EXTRA_PREFIX = "backbone.", "head.", "extra."
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     check_layers(description.backbone, description.strides)
     _check_backbone(shapes, tensor_shapes(spec, description.strides), folder)
     tensors = read_tensors(folder / TENSORS)
-    backbone = empty_backbone(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
+    backbone = empty_any(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
     head = _make_head(description, folder)
-    detector = Detector(
+    detector = make_detector(
         backbone,
         head,
         image_size=description.image_size,
@@ -146,10 +147,11 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     )
     try:
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
-        stride = architecture_of(spec.architecture).stride(description.strides[0])
+        stride = stride_of(description.backbone, description.strides[0])
         for place, twin in enumerate(detector.twins):
             twin.import_tensors(with_prefix(tensors, head_prefix(place)))
             check_grid(twin.grid, detector.input_size, stride)
+        detector.import_extra(with_prefix(tensors, EXTRA_PREFIX))
         detector.finish_fit()
         # One black image: parts that contradict each other show here, not at the first image that matters.
         detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
@@ -168,6 +170,7 @@ def stored_tensors(detector: Detector) -> dict[str, Tensor]:
     named = {f"{BACKBONE_PREFIX}{name}": value for name, value in detector.backbone.state_dict().items()}
     for place, head in enumerate(detector.twins):
         named |= {f"{head_prefix(place)}{name}": value for name, value in head.export_tensors().items()}
+    named |= {f"{EXTRA_PREFIX}{name}": value for name, value in detector.extra_tensors().items()}
     return {name: value.detach().cpu().contiguous() for name, value in named.items()}
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.backbones.pyramid import EXTRACTION_BATCH
+from detectors.committee import Committee
 from detectors.data.images import Size
 from detectors.data.samples import file_sha256
 from detectors.detector import Detector, check_images
@@ -113,7 +114,7 @@ def export_detector(
     check_target(target, format, force=force)
     require(*PACKAGES[format])
     detector = artifact.detector
-    graph = DetectorGraph(detector)
+    graph = graph_of(detector)
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*graph.parameters(), *graph.buffers()))
     if format == "onnx" and size > MAX_ONNX_BYTES - BESIDE_WEIGHTS:
         raise InputError(
@@ -202,6 +203,33 @@ class DetectorGraph(nn.Module):
         return (image_scores(maps, top_share=self.top_share) if scores is None else scores), maps
 
 
+class CommitteeGraph(nn.Module):
+    """The mean of several members on one scale."""
+
+    def __init__(self, committee: Committee) -> None:
+        super().__init__()
+        parts = [DetectorGraph(member) for member in committee.members if isinstance(member, Detector)]
+        self.parts, self.scales = nn.ModuleList(parts), committee.scales.tolist()
+        self.together = parts[0].together
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `DetectorGraph`."""
+        found = [part(images) for part in self.parts]
+        count = len(found)
+        scores = [
+            (one - mean) / (deviation * count) for (one, _), (mean, deviation) in zip(found, self.scales, strict=True)
+        ]
+        maps = [
+            (one - mean) / (deviation * count) for (_, one), (mean, deviation) in zip(found, self.scales, strict=True)
+        ]
+        return torch.stack(scores).sum(dim=0), torch.stack(maps).sum(dim=0)
+
+
+def graph_of(detector: Detector) -> DetectorGraph | CommitteeGraph:
+    """A detector as plain tensor operations. Raises `InputError` for one whose head has no such form."""
+    return CommitteeGraph(detector) if isinstance(detector, Committee) else DetectorGraph(detector)
+
+
 class HeadOfEachTile(nn.Module):
     """The heads of the tiles of an image, each of which sees its own tile."""
 
@@ -253,7 +281,7 @@ def _checked(
     return comparison
 
 
-def _recorded(graph: DetectorGraph, input_size: Size) -> Any:
+def _recorded(graph: DetectorGraph | CommitteeGraph, input_size: Size) -> Any:
     """The graph as a `torch.onnx.ONNXProgram`, without notes on where it was made."""
     # Two images: a batch of one would be taken for fixed.
     example = torch.zeros(2 * graph.together, 3, *input_size, dtype=torch.uint8)

@@ -12,6 +12,7 @@ import torch
 from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.base import PATIENCE, FitContext
+from detectors.committee import make_detector
 from detectors.data.samples import ImageSet
 from detectors.data.turning import References
 from detectors.detector import Detector
@@ -171,7 +172,7 @@ class FitAgain:
 
     def _new_detector(self) -> Detector:
         """A detector of the champion's configuration, not fitted yet; the backbone has the weights that it was saved with."""
-        return Detector(
+        return make_detector(
             self.champion.backbone,
             type(self.champion.head)(**self.champion.head.settings),
             image_size=self.champion.image_size,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detectors.backbones.architecture import architecture_of, check_takes
+from detectors.backbones.architecture import check_takes, patch_of
 from detectors.backbones.weights import BackboneSpec
 from detectors.data.images import Size
+from detectors.errors import InputError
 from studies.file.config import StudyConfig
 from studies.file.keys import IMAGE_SIZE, LOOKS, TILES
 from studies.file.looks import NO_TILES, check_look, input_size, look_of, parse_tiles, written_tiles
@@ -33,13 +34,18 @@ def seen_sizes(
         for size, tiles in looks:
             check_look(size, parse_tiles(tiles))
         for name in sorted(there & set(part.backbones)):
+            if part.head.trained and BackboneSpec.parse(name).members:
+                raise InputError(
+                    f"backbone {name}: several at once are for detectors that do not train, and {part.detector} does; take one"
+                )
             for size, tiles in looks:
                 seen, cut = look_of({"backbone": name, IMAGE_SIZE: written_size(size), TILES: tiles}, size)
                 check_takes(name, input_size(seen, cut))
                 asked, given = _words(size, tiles), _words(seen, written_tiles(cut))
                 if asked != given:
-                    patch = architecture_of(BackboneSpec.parse(name).architecture).patch
-                    lines[f"{name} takes multiples of {patch} pixels: {given} for it instead of {asked}"] = None
+                    lines[f"{name} takes multiples of {patch_of(name)} pixels: {given} for it instead of {asked}"] = (
+                        None
+                    )
     return tuple(lines)
 
 

@@ -24,10 +24,10 @@ import xxhash
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from detectors.backbones.pyramid import Backbone, extraction_batch
+from detectors.backbones.pyramid import AnyBackbone, Backbone, Backbones, extraction_batch
 from detectors.data.images import RESIZE_RULE, Size
 from detectors.data.samples import ImageSet
-from detectors.features import Features
+from detectors.features import Features, merged
 from detectors.files import file_lock, os_errors_as_input_errors, write_json
 from detectors.precision import full_precision
 from detectors.tiles import TileGrid, Tiles
@@ -98,7 +98,7 @@ class FeatureStore:
     def features(
         self,
         image_set: ImageSet,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         *,
         device: torch.device,
         tiles: Tiles | None = None,
@@ -113,6 +113,12 @@ class FeatureStore:
         Raises:
             InputError: an image cannot be read, the store cannot be written or the disk is full.
         """
+        if isinstance(backbone, Backbones):
+            # Each by itself, so that a trial with one of them finds what is stored.
+            each = [
+                self.features(image_set, one, device=device, tiles=tiles, progress=progress) for one in backbone.members
+            ]
+            return merged(each)
         keys = {stride: self._key(image_set, backbone, stride, device, tiles) for stride in backbone.strides}
         entries = {stride: self._read(key) for stride, key in keys.items()}
         if not all(entries.values()):
@@ -151,7 +157,7 @@ class FeatureStore:
         return all((self.root / key.folder / "entry.json").is_file() for key in keys)
 
     def identity_of(
-        self, image_set: ImageSet, backbone: Backbone, device: torch.device, tiles: Tiles | None = None
+        self, image_set: ImageSet, backbone: AnyBackbone, device: torch.device, tiles: Tiles | None = None
     ) -> str:
         """All that the features of a set depend on except the stride, as one text."""
         identity = self._key(image_set, backbone, 0, device, tiles).identity
@@ -241,7 +247,7 @@ class FeatureStore:
         )
 
     def _key(
-        self, image_set: ImageSet, backbone: Backbone, stride: int, device: torch.device, tiles: Tiles | None
+        self, image_set: ImageSet, backbone: AnyBackbone, stride: int, device: torch.device, tiles: Tiles | None
     ) -> FeatureKey:
         return FeatureKey(image_set.digest, image_set.image_size, backbone.identity.sha256, stride, device.type, tiles)
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectors.backbones.pyramid import Backbone, build_backbone, weights_identity
+from detectors.backbones.pyramid import AnyBackbone, build_any, weights_identity
 from detectors.base import FitContext, Head, Prediction
+from detectors.committee import make_detector
 from detectors.data.copies import content_groups
 from detectors.data.samples import ImageSet, Sample
 from detectors.data.splits import Splits
@@ -243,7 +244,7 @@ class Fitting:
         folds = self.config.threshold.folds
         return self.collector.calibration(folds=folds, parts=self.parts, images=images, labelled=labelled)
 
-    def _build_backbone(self) -> Backbone:
+    def _build_backbone(self) -> AnyBackbone:
         """The backbone of the trial. Raises `InputError` if its weights are not those of the study."""
         with self.stage("backbone"):
             backbone = _backbone(self.job.params["backbone"], tuple(self.job.params["layers"]), self.job.weights_dir)
@@ -271,7 +272,7 @@ class Fitting:
         params = self.job.params
         head_type = self._head_type
         head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
-        return Detector(
+        return make_detector(
             self.backbone,
             head,
             image_size=self.splits.train.image_size,
@@ -303,7 +304,7 @@ class Fitting:
         samples, wanted = self._fitted_set.samples, self.config.threshold.folds
         if wanted == 0:
             return []
-        parts = divide(samples, self._contents(samples), wanted, trained=trained)
+        parts = divide(samples, _contents(samples, self.home), wanted, trained=trained)
         return [Part(tuple(self.references.rows(part.fitted)), part.held_out) for part in parts]
 
     @property
@@ -315,13 +316,8 @@ class Fitting:
     def _rows_of_probe(self) -> tuple[int, ...] | None:
         if self.job.probe is None or self.job.probe.train_share == 1:
             return None
-        groups = self._contents(self.splits.train.samples)
+        groups = _contents(self.splits.train.samples, self.home)
         return rows_of(self.job.probe, groups, seed=self.job.structural_seed)
-
-    def _contents(self, samples: Sequence[Sample]) -> list[int]:
-        """A number for the content of each sample."""
-        with known_pixels(self.home) as known:
-            return list(content_groups(samples, known))
 
     def _collect(self, detector: Detector, features: Features, parts: Sequence[Part]) -> None:
         """Collect scores of the images of train by detectors that did not see them."""
@@ -371,7 +367,13 @@ class Fitting:
         return self.validation
 
 
-def _check_weights(backbone: Backbone, job: Job) -> None:
+def _contents(samples: Sequence[Sample], home: Home) -> list[int]:
+    """A number for the content of each sample."""
+    with known_pixels(home) as known:
+        return list(content_groups(samples, known))
+
+
+def _check_weights(backbone: AnyBackbone, job: Job) -> None:
     """Raise `InputError` where the weights of the backbone are not those that the study was created with."""
     if backbone.identity.sha256 != job.weights_sha256:
         raise InputError(
@@ -396,8 +398,8 @@ def check_networks(job: Job) -> None:
 
 
 @lru_cache(maxsize=8)
-def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> Backbone:
-    return build_backbone(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
+def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> AnyBackbone:
+    return build_any(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
 
 
 @lru_cache(maxsize=4)

@@ -224,7 +224,8 @@ class _Worker:
         return _Judged(detector, as_fitted, prediction, self._evaluate(detector, prediction, scored), calibration)
 
     def _keep_validation_scores(self, judged: _Judged, validation: ImageSet, folder: Path) -> None:
-        masks = masks_of(self._at_study_size(validation)) if SEG_F1 in self.config.objectives else None
+        counted = replace(validation, image_size=self.config.data.size)
+        masks = masks_of(counted) if SEG_F1 in self.config.objectives else None
         threshold = judged.detector.threshold
         good = [image.score for image in self.fitting.collector.good if image.origin in ("fold", "left out")]
         write_validation_scores(
@@ -297,7 +298,8 @@ class _Worker:
     def _evaluate(self, detector: Detector, prediction: Prediction, image_set: ImageSet) -> Evaluation:
         """The metrics of a prediction; those of the operating point where the detector has a threshold."""
         with self.stage(f"score ({image_set.name})"):
-            image_set = self._at_study_size(image_set)
+            # Whatever size a trial looks at, pixels are counted at the study's, to which maps are brought.
+            image_set = replace(image_set, image_size=self.config.data.size)
             return evaluate(
                 scores=prediction.scores,
                 maps=prediction.maps,
@@ -309,11 +311,6 @@ class _Worker:
                 pixels=image_set.with_pixels,
                 seed=self.job.structural_seed,
             )
-
-    def _at_study_size(self, image_set: ImageSet) -> ImageSet:
-        """A set as its pixels are counted: whatever size a trial looks at, at the study's, to which maps are brought."""
-        size = self.config.data.size
-        return image_set if image_set.image_size == size else replace(image_set, image_size=size)
 
     def _calibrate(self, detector: Detector) -> Calibration:
         """Set the threshold of a refit, and keep what it rests on in the job's folder."""

