@@ -42,7 +42,7 @@ SHARED = (
         "backbone",
         "choice",
         "required",
-        "name of timm; `<name>@random` for seeded random weights; `pixels` for the image itself",
+        "name of timm, or several joined by `+`; `<name>@random` for seeded random weights; `pixels` for the image itself",
     ),
     Parameter(
         "layers",
