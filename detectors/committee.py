@@ -134,6 +134,11 @@ class Committee(Detector):
         """Features of uint8 [N, 3, H, W] images, of all members."""
         return merged([member.extract(images) for member in self._members])
 
+    def try_out(self) -> None:
+        """As `Detector.try_out`, of every member."""
+        for member in self._members:
+            member.try_out()
+
     def look(self, images: Tensor) -> Look:
         """What is seen in images, uint8 [B, 3, H, W]. Raises as `Detector.look`."""
         return self._mean([member.look(images) for member in self._members])

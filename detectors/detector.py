@@ -199,6 +199,24 @@ class Detector(nn.Module):
             shape = (len(features), self._tiles)
             return self._joined(patches.unflatten(0, shape), None if scores is None else scores.unflatten(0, shape))
 
+    @torch.inference_mode()
+    def try_out(self) -> None:
+        """Look at one black image, or one tile, with every head: parts that contradict each other show here.
+
+        Raises:
+            InputError: as `score_patches`.
+            RuntimeError: tensors of shapes that do not go together.
+        """
+        if self.anomaly_map is None:
+            raise RuntimeError("the detector is not fitted yet")
+        black = torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device=self.backbone.mean.device)
+        features = Features.from_pyramid(self.backbone(black), self.image_size)
+        self._check_grid(features)
+        for head in self.twins:
+            patches, scores = head.score(features)
+            maps = self.anomaly_map(patches)
+            check_scores(image_scores(maps) if scores is None else scores)
+
     def maps_of(self, patches: Tensor) -> Tensor:
         """The maps [B, H, W] of patch scores as `score_patches` gives them."""
         if self.anomaly_map is None:

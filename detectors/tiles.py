@@ -23,6 +23,8 @@ from detectors.errors import InputError
 
 LEAST_SIDE, MOST_SIDE = 32, 2048
 """Of a tile, in pixels."""
+MOST_TILES = 4096
+"""Of an image."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,23 @@ class Tiles:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The tiles of images of one size."""
+    """The tiles of images of one size.
+
+    Raises:
+        InputError: more than `MOST_TILES`.
+    """
 
     image_size: Size
     tiles: Tiles
+
+    def __post_init__(self) -> None:
+        counts = [len(_starts(length, min(self.tiles.side, length), self.tiles.overlap)) for length in self.image_size]
+        if counts[0] * counts[1] > MOST_TILES:
+            height, width = self.image_size
+            raise InputError(
+                f"tiles: {counts[0] * counts[1]} tiles of an image of {height} x {width} pixels are too many (at most "
+                f"{MOST_TILES}); give a larger side"
+            )
 
     @cached_property
     def size(self) -> Size:

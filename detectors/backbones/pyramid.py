@@ -6,9 +6,8 @@ vision transformer's block may be named instead, counted from the end: -1 is the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class WeightsIdentity:
     tag: str
     """timm's weights tag, e.g. ``a1_in1k``, or ``random:<seed>``."""
     sha256: str
-    """Of the weights file, or of the tensors where they are random."""
+    """Of the weights file, or of the tensors where they are random; of several backbones each one's, with ``+`` between."""
     origin: str
 
     def to_json(self) -> dict[str, str]:
@@ -64,8 +63,9 @@ class WeightsIdentity:
 
     @property
     def short(self) -> str:
-        """Name, tag and the first 12 digits of the hash, for tables and keys."""
-        return f"{self.name}.{self.tag}-{self.sha256[:12]}"
+        """Name, tag and the first 12 digits of the hash, or of each one's of several, for tables and keys."""
+        digits = "+".join(one[:12] for one in self.sha256.split("+"))
+        return f"{self.name}.{self.tag}-{digits}"
 
 
 def extraction_batch(device: torch.device) -> int:
@@ -166,7 +166,8 @@ def build_any(
 
 
 def _identity_of_several(name: str, members: Sequence[WeightsIdentity]) -> WeightsIdentity:
-    digest = hashlib.sha256("\n".join(one.sha256 for one in members).encode()).hexdigest()
+    # Each one's own, so that a saved detector's features are stored as those of its backbones, and never mixed up.
+    digest = "+".join(one.sha256 for one in members)
     origins = "+".join(dict.fromkeys(one.origin for one in members))
     return WeightsIdentity(name, "+".join(one.tag for one in members), digest, origins)
 
@@ -202,10 +203,14 @@ def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: Weig
 
 
 def empty_any(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> AnyBackbone:
-    """As `empty_backbone`, of one or several; what is known of the weights of several is known of all together."""
+    """As `empty_backbone`, of one or several. Raises `ValueError` where `identity` is not that of as many as `spec` names."""
     if not spec.members:
         return empty_backbone(spec, strides, identity=identity)
-    members = [empty_backbone(one, strides, identity=replace(identity, name=one.name)) for one in spec.members]
+    parts = zip(spec.members, identity.tag.split("+"), identity.sha256.split("+"), strict=True)
+    members = [
+        empty_backbone(one, strides, identity=WeightsIdentity(one.name, tag, sha256, identity.origin))
+        for one, tag, sha256 in parts
+    ]
     return Backbones(members, spec=spec, identity=identity)
 
 

@@ -136,7 +136,10 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     check_layers(description.backbone, description.strides)
     _check_backbone(shapes, tensor_shapes(spec, description.strides), folder)
     tensors = read_tensors(folder / TENSORS)
-    backbone = empty_any(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
+    try:
+        backbone = empty_any(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
+    except ValueError as error:
+        raise InputError(f"{folder}: the weights are not those of {description.backbone[:80]} ({error})") from error
     head = _make_head(description, folder)
     detector = make_detector(
         backbone,
@@ -153,8 +156,8 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
             check_grid(twin.grid, detector.input_size, stride)
         detector.import_extra(with_prefix(tensors, EXTRA_PREFIX))
         detector.finish_fit()
-        # One black image: parts that contradict each other show here, not at the first image that matters.
-        detector(torch.zeros(1, 3, *description.image_size, dtype=torch.uint8))
+        # Parts that contradict each other show here, not at the first image that matters.
+        detector.try_out()
     except (RuntimeError, LookupError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder}: tensors do not fit the description ({str(error).splitlines()[0]})") from error
     detector.threshold = Threshold.from_json(description.threshold) if description.threshold else None

@@ -24,7 +24,7 @@ from detectors.errors import InputError
 from detectors.head_texts import SHA256, HeadCode
 from detectors.runtime.plausibility import check_normal_scores, check_threshold
 from detectors.scoring.operating_point import Threshold
-from detectors.tiles import LEAST_SIDE, MOST_SIDE, Tiles
+from detectors.tiles import LEAST_SIDE, MOST_SIDE, TileGrid, Tiles
 
 FORMAT = 2
 """2 has a digest over the description; 1 has none."""
@@ -100,8 +100,11 @@ class Description(BaseModel):
             raise ValueError(f"image_size: {height} x {width} pixels are more than a detector takes ({MAX_PIXELS})")
         if 0 in self.strides or min(self.strides) < -MAX_BLOCKS or max(self.strides) > max(self.image_size):
             raise ValueError(f"strides: {self.strides} are no strides of an image of {height} x {width} pixels")
-        if self.tiles is not None and 2 * self.tiles.overlap > self.tiles.side:
-            raise ValueError(f"tiles: an overlap of {self.tiles.overlap} pixels is more than half of {self.tiles.side}")
+        if self.tiles is not None:
+            try:
+                TileGrid(self.image_size, Tiles(self.tiles.side, self.tiles.overlap))
+            except InputError as error:
+                raise ValueError(str(error)) from error
         check_normal_scores(self.normal_scores)
         if self.threshold is not None:
             try:

@@ -91,6 +91,8 @@ def check_look(size: Size, tiles: Tiles | None) -> None:
             f"image_size: {height} x {width} pixels are too many for one look (at most {MOST_SIDE} each way); "
             "cut images into tiles (`tiles: {side: 512, overlap: 64}`)"
         )
+    if tiles is not None:
+        TileGrid(size, tiles)  # raises where there are too many
     if height * width > MOST_PIXELS:
         raise InputError(f"image_size: {height} x {width} pixels are more than a detector takes ({MOST_PIXELS})")
 

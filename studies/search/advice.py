@@ -193,7 +193,9 @@ def _full_setting(detector: str, setting: Mapping[str, Any], selected: Setting) 
     parameters = catalog.parameters(detector)
     backbone, layers = str(setting["backbone"]), list(setting.get("layers", DEFAULT_LAYERS))
     channels = channels_by_layer(backbone)
-    layers = [stride for stride in layers if stride in channels] or [min(channels)]
+    # The finest stride; the last block of those that have no stride in common.
+    finest = min(channels, key=lambda layer: (layer < 0, abs(layer)))
+    layers = [stride for stride in layers if stride in channels] or [finest]
     bounds = catalog.head_class(detector).upper_bounds({stride: channels[stride] for stride in layers})
     values = {name: setting.get(name, parameter.default) for name, parameter in parameters.items()}
     values = {name: min(value, bounds[name]) if name in bounds else value for name, value in values.items()}

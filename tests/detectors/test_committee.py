@@ -170,6 +170,10 @@ def test_a_saved_committee_scores_as_before(name, tiles, tmp_path):
     assert isinstance(again.backbone, Backbones)
     assert again.tiles == tiles
     assert model_size_mb(again) == model_size_mb(made)
+    # Each member is known by its own weights: features are stored by these.
+    assert [one.identity.sha256 for one in again.backbone.members] == [
+        weights_identity(name).sha256 for name in (ONE, OTHER)
+    ]
     test = random_images(3, size, seed=2)
     assert torch.equal(again(test).scores, made(test).scores)
     assert torch.equal(again(test).maps, made(test).maps)

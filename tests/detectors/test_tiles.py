@@ -92,6 +92,12 @@ def test_tiles_out_of_range_are_refused(side, overlap):
         Tiles(side, overlap)
 
 
+def test_more_tiles_than_anybody_needs_are_refused():
+    assert len(TileGrid((2048, 2048), Tiles(32))) == 4096
+    with pytest.raises(InputError, match="5184 tiles of an image of 2080 x 2080 pixels are too many"):
+        TileGrid((2080, 2080), Tiles(32, 3))
+
+
 # --- detectors
 
 
@@ -213,7 +219,7 @@ def test_a_detector_of_whole_images_is_described_as_before(tmp_path):
     from detectors.runtime.description import DIGEST, Description, digest_of
 
     described[DIGEST] = digest_of(described)
-    with pytest.raises(InputError, match="an overlap of 40 pixels is more than half of 64"):
+    with pytest.raises(InputError, match="an overlap of 40 pixels is out of range"):
         parse_description(json.dumps(described), place=folder, kind=Description)
 
 
