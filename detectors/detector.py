@@ -23,6 +23,9 @@ from detectors.scoring.anomaly_map import AnomalyMap, image_scores
 from detectors.scoring.operating_point import Threshold
 from detectors.tiles import TileGrid, Tiles
 
+MOST_TWINS = 256
+"""Tiles that have a head each."""
+
 
 class Look(NamedTuple):
     """What a detector sees in B images."""
@@ -66,6 +69,11 @@ class Detector(nn.Module):
         # A single tile is the image itself.
         self.tiles, self.tile_grid = tiles, grid if grid is not None and len(grid) > 1 else None
         twins = len(self.tile_grid) - 1 if self.tile_grid is not None and head.positional else 0
+        if twins >= MOST_TWINS:
+            raise InputError(
+                f"tiles: {head.name} learns each tile by itself here, and {twins + 1} are too many (at most {MOST_TWINS}); give "
+                "a larger side"
+            )
         self.heads = nn.ModuleList([head, *(type(head)(**head.settings) for _ in range(twins))])
         self.threshold: Threshold | None = None
         self.anomaly_map: AnomalyMap | None = None
@@ -102,6 +110,11 @@ class Detector(nn.Module):
 
     def _make_map(self, grid: Size, device: torch.device) -> None:
         self.anomaly_map = AnomalyMap(grid, self.input_size, smoothing_sigma=self.smoothing_sigma).to(device)
+
+    @property
+    def each(self) -> list[Detector]:
+        """The detectors that this one is made of: itself, or the members of several backbones."""
+        return [self]
 
     @property
     def twins(self) -> list[Head]:

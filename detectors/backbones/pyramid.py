@@ -28,6 +28,7 @@ from detectors.backbones.weights import (
     PIXELS,
     BackboneSpec,
     WeightsSource,
+    digits,
     pretrained_cfg,
     read_weights,
     require_weights,
@@ -64,8 +65,7 @@ class WeightsIdentity:
     @property
     def short(self) -> str:
         """Name, tag and the first 12 digits of the hash, or of each one's of several, for tables and keys."""
-        digits = "+".join(one[:12] for one in self.sha256.split("+"))
-        return f"{self.name}.{self.tag}-{digits}"
+        return f"{self.name}.{self.tag}-{digits(self.sha256)}"
 
 
 def extraction_batch(device: torch.device) -> int:

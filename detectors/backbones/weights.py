@@ -56,7 +56,7 @@ class BackboneSpec:
             names = text.split("+")
             if len(set(names)) < len(names) or len(names) > MOST_MEMBERS or PIXELS in names:
                 raise InputError(
-                    f"backbone {text!r}: several at once are different networks of timm, at most {MOST_MEMBERS}"
+                    f"backbone {text[:80]!r}: several at once are different networks of timm, at most {MOST_MEMBERS}"
                 )
             return cls(text, members=tuple(cls.parse(name) for name in names))
         import timm  # takes two seconds, with torchvision
@@ -143,6 +143,10 @@ def require_weights(
     source = find_weights(spec, weights_dir=weights_dir, allow_network=allow_network)
     if source is not None:
         return source
+    if spec.members:
+        # The one that lacks them says how to get them.
+        for one in spec.members:
+            require_weights(one, weights_dir=weights_dir, allow_network=allow_network)
     folder = weights_folder(weights_dir)
     places = [
         str(folder) if folder else "no weights folder (--weights-dir or STUDY_WEIGHTS)",
@@ -292,6 +296,11 @@ def read_weights(source: WeightsSource) -> tuple[dict[str, Tensor], str]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: holds no state dict of tensors")
     return dict(state), file_sha256(path)
+
+
+def digits(sha256: str, count: int = 12) -> str:
+    """The first digits of a digest, or of each one's of several backbones."""
+    return "+".join(one[:count] for one in sha256.split("+"))
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

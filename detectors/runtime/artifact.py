@@ -150,10 +150,13 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     )
     try:
         backbone.load_state_dict(with_prefix(tensors, BACKBONE_PREFIX))
-        stride = stride_of(description.backbone, description.strides[0])
+        of_heads = _by_head(tensors)
         for place, twin in enumerate(detector.twins):
-            twin.import_tensors(with_prefix(tensors, head_prefix(place)))
-            check_grid(twin.grid, detector.input_size, stride)
+            twin.import_tensors(of_heads.get(head_prefix(place), {}))
+        for member in detector.each:
+            stride = stride_of(str(member.backbone.spec), description.strides[0])
+            for twin in member.twins:
+                check_grid(twin.grid, detector.input_size, stride)
         detector.import_extra(with_prefix(tensors, EXTRA_PREFIX))
         detector.finish_fit()
         # Parts that contradict each other show here, not at the first image that matters.
@@ -175,6 +178,15 @@ def stored_tensors(detector: Detector) -> dict[str, Tensor]:
         named |= {f"{head_prefix(place)}{name}": value for name, value in head.export_tensors().items()}
     named |= {f"{EXTRA_PREFIX}{name}": value for name, value in detector.extra_tensors().items()}
     return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+
+def _by_head(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{prefix of a head: {name: tensor}}, sorted out once however many heads there are."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, dot, rest = name.partition(".")
+        found.setdefault(prefix + dot, {})[rest] = tensor
+    return found
 
 
 def head_prefix(place: int) -> str:

@@ -75,7 +75,7 @@ class Description(BaseModel):
     format: int = Field(ge=1, le=FORMAT)
     detector: str
     settings: dict[str, bool | int | float | str]
-    backbone: str
+    backbone: str = Field(max_length=1024)
     strides: list[int] = Field(min_length=1, max_length=MAX_STRIDES)
     weights: Weights
     image_size: tuple[Side, Side] = Field(strict=False)

@@ -208,7 +208,7 @@ class CommitteeGraph(nn.Module):
 
     def __init__(self, committee: Committee) -> None:
         super().__init__()
-        parts = [DetectorGraph(member) for member in committee.members if isinstance(member, Detector)]
+        parts = [DetectorGraph(member) for member in committee.each]
         self.parts, self.scales = nn.ModuleList(parts), committee.scales.tolist()
         self.together = parts[0].together
 

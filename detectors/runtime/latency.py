@@ -25,7 +25,7 @@ from detectors.files import file_lock
 from detectors.runtime.artifact import model_size_mb
 
 MIN_RUNS, MIN_SECONDS, WARM_UP_RUNS = 30, 1.0, 5
-THROUGHPUT_BATCH = 32
+THROUGHPUT_BATCH, THROUGHPUT_PIXELS = 32, 2**23
 BUSY, UNEVEN = 0.1, 1.5
 """Share of the cores, and p95 over p50, from which on a measurement counts as disturbed."""
 LOOK_SECONDS, MOST_LOOKS = 2.0, 30
@@ -111,7 +111,9 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
     """
     with all_cores() as threads:
         single = images[:1]
-        batch = images.repeat(-(-THROUGHPUT_BATCH // len(images)), 1, 1, 1)[:THROUGHPUT_BATCH]
+        height, width = images.shape[2:]
+        length = min(THROUGHPUT_BATCH, max(1, THROUGHPUT_PIXELS // (height * width)))
+        batch = images.repeat(-(-length // len(images)), 1, 1, 1)[:length]
         size = model_size_mb(detector)
         with _peak_memory(device) as peak, others_load() as load:
             milliseconds = _timed(lambda: _predict(detector, single, device), WARM_UP_RUNS, MIN_RUNS, MIN_SECONDS)
@@ -121,7 +123,7 @@ def measure_latency(detector: Detector, images: Tensor, device: torch.device) ->
             latency_ms_p50=median,
             latency_ms_p95=float(np.percentile(milliseconds, 95)),
             fps=1000 / median,
-            throughput=1000 * THROUGHPUT_BATCH / float(np.median(batch_milliseconds)),
+            throughput=1000 * length / float(np.median(batch_milliseconds)),
             peak_memory_mb=peak[0] + (0 if device.type == "cuda" else size),
             model_size_mb=size,
             latency_threads=float(threads),

@@ -62,8 +62,11 @@ def gaussian_matrix(size: int, sigma: float, *, reach: int | None = None) -> Ten
 
 
 def resampled(maps: Tensor, size: Size) -> Tensor:
-    """[B, H, W] -> [B, *size], bilinearly; for maps of different sizes to be judged against the same masks."""
-    return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    """[B, H, W] -> [B, *size], bilinearly; for maps of different sizes to be judged against the same masks.
+
+    Where a map is reduced, each pixel is a mean over what it covers: a peak between two of them is not passed over.
+    """
+    return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
 
 
 def image_scores(maps: Tensor, *, top_share: float = 0.0) -> Tensor:

@@ -35,13 +35,18 @@ def list_weights(weights_dir: Path | None = None) -> list[dict[str, Any]]:
 
 def parse_names(names: Sequence[str]) -> list[BackboneSpec]:
     """Backbones whose weights can be fetched. Raises `InputError` for one that is unknown or needs none."""
-    specs = [BackboneSpec.parse(name) for name in names]
+    specs = [one for name in names for one in _each(BackboneSpec.parse(name))]
     for spec in specs:
         if spec.random_seed is not None:
             raise InputError(f"{spec}: random weights are drawn from a seed; there is nothing to fetch")
         if spec.name == PIXELS:
             raise InputError(f"{spec}: passes images on as they are; there is nothing to fetch")
     return specs
+
+
+def _each(spec: BackboneSpec) -> list[BackboneSpec]:
+    """The backbone, or of several those that have weights to fetch."""
+    return [one for one in spec.members if one.random_seed is None] if spec.members else [spec]
 
 
 def fetch_weights(spec: BackboneSpec) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class FitAgain:
             InputError: the weights of a network that the head starts from are missing, or not those of the study.
         """
         self._check_networks()
-        fitted_to = references(train, type(self.champion.head), self.config)
+        fitted_to = references(train, self.champion.head, self.config)
         features = self._features(fitted_to.image_set)
         parts = [Part(tuple(fitted_to.rows(part.fitted)), part.held_out) for part in parts]
         detector = self._new_detector()
@@ -153,7 +153,8 @@ class FitAgain:
                 for image in self.collector.good
             ]
         if validation is not None:
-            scores = detector.score_features(self._features(validation)).scores.tolist()
+            found = predictions(detector, self._features(validation), range(len(validation)))
+            scores = [score for block in found for score in block.scores.tolist()]
             known = labelled_images(validation.samples, scores)
             labelled += [image for image in known if image.label] if source is not None else known
         folds = self.config.threshold.folds

@@ -25,6 +25,7 @@ from detectors.precision import full_precision
 from detectors.runtime.artifact import Artifact, load_artifact, model_size_mb
 from detectors.runtime.latency import DeviceLock
 from detectors.runtime.verdicts import judge
+from detectors.scoring.anomaly_map import resampled
 from detectors.scoring.evaluation import evaluate
 from detectors.scoring.metrics import UndefinedMetricError, auroc
 from detectors.scoring.operating_point import count
@@ -172,7 +173,7 @@ class Gate:
             scores=scores,
             maps=maps,
             labels=self.test.labels,
-            masks=self._at(artifact)[0].masks(),
+            masks=self.test.masks(),
             defect_types=self.test.defect_types,
             threshold=artifact.threshold,
             painted=self.test.painted,
@@ -260,12 +261,20 @@ class Gate:
         return float(np.abs(expected - scores).max()) / spread
 
     def _scores(self, artifact: Artifact) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Image scores [N] and anomaly maps [N, h, w] of the test images: the one way in which any model is scored here."""
-        rgb = self._at(artifact)[1]
+        """Image scores [N] and anomaly maps [N, h, w] of the test images: the one way in which any model is scored here.
+
+        Whatever size a model looks at, its maps are brought to the study's, so that pixels of two models compare.
+        """
+        rgb, size = self._at(artifact)[1], self.test.image_size
+        scores: list[float] = []
+        maps: list[NDArray[np.float32]] = []
         with full_precision(self.device):
-            verdicts = [v for start in range(0, len(rgb), BATCH) for v in judge(artifact, rgb[start : start + BATCH])]
-        maps = np.stack([verdict.anomaly_map for verdict in verdicts])
-        return np.array([verdict.score for verdict in verdicts]), maps
+            for start in range(0, len(rgb), BATCH):
+                verdicts = judge(artifact, rgb[start : start + BATCH])
+                scores += [verdict.score for verdict in verdicts]
+                block = torch.from_numpy(np.stack([verdict.anomaly_map for verdict in verdicts]))
+                maps.append((block if block.shape[1:] == size else resampled(block, size)).numpy())
+        return np.array(scores), np.concatenate(maps)
 
     def _at(self, artifact: Artifact) -> tuple[ImageSet, list[NDArray[np.uint8]]]:
         """The test set at a detector's image size, and its images, each uint8 [H, W, 3]; resized once for each size."""

@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from detectors import catalog
-from detectors.backbones.architecture import channels_by_layer
+from detectors.backbones.architecture import channels_by_layer, check_takes
 from detectors.data.images import Size
+from detectors.errors import InputError
 from detectors.scoring.evaluation import METRICS
 from studies.file.config import metric_of
 from studies.file.encoding import Setting
 from studies.file.keys import DETECTOR_KEY, IMAGE_SIZE, LOOKS
+from studies.file.looks import check_look, input_size, look_of
+from studies.file.sizes import written_size
 from studies.search import portfolio
 from studies.search.answers import ADVICE, COMPARED_ON, SHARES, Advice, Answer, stored_advice
 from studies.search.durations import duration
@@ -108,7 +111,7 @@ class Advising:
         """The answer; None where the fit failed, which is told and ends nothing."""
         try:
             self._refit.probe(selected, question.params, question.probe)
-        except StudyFailedError as error:
+        except (StudyFailedError, InputError) as error:
             self._opened.notify(Remark(f"no advice on {question.name}: {error}"))
             return None
         objective = next(iter(self._config.objectives))
@@ -168,7 +171,7 @@ def questions(view: StudyView, selected: TrialView, *, available: Sequence[str])
         yield Question(f"images {share:g}", Probe(1, share, name=f"images-{share:g}"), selected.params)
     size = larger(config.data.size)
     # Where the size is searched or fixed for trials, what follows from another one is not a matter of `data.image_size`.
-    if size is not None and IMAGE_SIZE not in selected.params:
+    if size is not None and IMAGE_SIZE not in selected.params and _can_be_looked_at(selected.params, size):
         name = f"{size[0]}x{size[1]}"
         yield Question(f"size {name}", Probe(1, COMPARED_ON, name=f"size-{name}", image_size=size), selected.params)
     for detector in QUICK:
@@ -182,6 +185,17 @@ def questions(view: StudyView, selected: TrialView, *, available: Sequence[str])
             yield Question(f"detector {detector}", Probe(1, COMPARED_ON, name=f"detector-{detector}"), params)
 
 
+def _can_be_looked_at(setting: Setting, size: Size) -> bool:
+    """Whether a setting's backbone takes images of another size."""
+    try:
+        seen, tiles = look_of({**setting, IMAGE_SIZE: written_size(size)}, size)
+        check_look(seen, tiles)
+        check_takes(str(setting["backbone"]), input_size(seen, tiles))
+    except InputError:
+        return False
+    return True
+
+
 def larger(size: Size) -> Size | None:
     """The next image size; None where a side would exceed `LARGEST`."""
     grown = tuple(round(side * SCALE / MULTIPLE) * MULTIPLE for side in size)
@@ -193,9 +207,10 @@ def _full_setting(detector: str, setting: Mapping[str, Any], selected: Setting) 
     parameters = catalog.parameters(detector)
     backbone, layers = str(setting["backbone"]), list(setting.get("layers", DEFAULT_LAYERS))
     channels = channels_by_layer(backbone)
-    # The finest stride; the last block of those that have no stride in common.
+    # Of a network without these, those that the selected trial looks at, or its finest.
+    own = [layer for layer in selected.get("layers", []) if layer in channels]
     finest = min(channels, key=lambda layer: (layer < 0, abs(layer)))
-    layers = [stride for stride in layers if stride in channels] or [finest]
+    layers = [stride for stride in layers if stride in channels] or own or [finest]
     bounds = catalog.head_class(detector).upper_bounds({stride: channels[stride] for stride in layers})
     values = {name: setting.get(name, parameter.default) for name, parameter in parameters.items()}
     values = {name: min(value, bounds[name]) if name in bounds else value for name, value in values.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.executors.base import Executor
@@ -68,7 +68,7 @@ class JobFactory:
             config=config.to_json(),
             params=self._complete(params),
             # A setting of advice or of a person may have layers beside those of the search.
-            strides=tuple(sorted({*space.strides(params["backbone"]), *params["layers"]})),
+            strides=_strides_of(params["layers"], space.strides(params["backbone"])),
             weights_sha256=plan.backbones[params["backbone"]].sha256,
             splits_digest=plan.images.digest,
             seed=derive_seed(seed, purpose, number),
@@ -89,3 +89,9 @@ class JobFactory:
         config = self._opened.config
         head = config.head_class(str(params.get(DETECTOR_KEY) or config.detectors[0]))
         return {parameter.name: parameter.default for parameter in head.searchable} | dict(params)
+
+
+def _strides_of(layers: Sequence[int], searched: Sequence[int]) -> tuple[int, ...]:
+    """A trial's layers and those of the search that can be computed with them: strides or blocks, never both."""
+    alike = [layer for layer in searched if (layer < 0) == (layers[0] < 0)]
+    return tuple(sorted({*alike, *layers}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from detectors.backbones.weights import digits
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.config import StudyConfig, metric_of
@@ -100,7 +101,7 @@ def trial_record(view: StudyView, trial: TrialView) -> TrialRecord:
     params = {name: str(encode(value)) for name, value in trial.params.items()}
     weights = view.header.backbones.get(str(trial.params.get("backbone")))
     if weights:
-        params["weights"] = f"{weights['name']}.{weights['tag']} ({weights['origin']}) {weights['sha256'][:16]}"
+        params["weights"] = f"{weights['name']}.{weights['tag']} ({weights['origin']}) {digits(weights['sha256'], 16)}"
     metrics, artifacts = dict(outcome.metrics), {"": trial.folder / ARTIFACTS}
     final = trial.final if trial.state == "COMPLETE" else None
     if final is not None:

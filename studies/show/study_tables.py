@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from detectors.backbones.weights import digits
 from detectors.scoring.evaluation import FALSE_ALARMS, RECALL
 from detectors.scoring.ranked_by import RANKING_SCORE
 from studies.file.keys import ParameterKey
@@ -69,7 +70,7 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
         )
     yield table(
         ("backbone", "weights from", "tag", "sha256"),
-        [(name, weights.origin, weights.tag, weights.sha256[:12]) for name, weights in plan.backbones.items()],
+        [(name, weights.origin, weights.tag, digits(weights.sha256)) for name, weights in plan.backbones.items()],
         title="backbones",
     )
     kinds = list(dict.fromkeys(kind for types in plan.images.counts.values() for kind in types))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectors.backbones.pyramid import AnyBackbone, build_any, weights_identity
+from detectors.backbones.weights import digits
 from detectors.base import FitContext, Head, Prediction
 from detectors.committee import make_detector
 from detectors.data.copies import content_groups
@@ -104,7 +105,7 @@ class Fitting:
         self.store = FeatureStore(home.features, max_bytes=int(config.execution.feature_store_gb * 1e9))
         self.rows = self._rows_of_probe()
         """Indices of the images of train that are fitted; None for all."""
-        self.references = references(self._fitted_set, self._head_type, config, of=len(splits.train))
+        self.references = references(self._fitted_set, self._new_head(), config, of=len(splits.train))
         """What is fitted: the images of train, with turned copies of few."""
 
     def fit(self, *, with_folds: bool, validated: bool = True) -> Detector:
@@ -267,16 +268,18 @@ class Fitting:
         # Those of all of train are stored.
         return self.features(self.splits.train).take(self.rows)
 
+    def _new_head(self) -> Head:
+        """The trial's head, not fitted yet."""
+        head_type, params = self._head_type, self.job.params
+        return head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
+
     def _new_detector(self) -> Detector:
         """The trial's detector, not fitted yet."""
-        params = self.job.params
-        head_type = self._head_type
-        head = head_type(**{parameter.name: params[parameter.name] for parameter in head_type.searchable})
         return make_detector(
             self.backbone,
-            head,
+            self._new_head(),
             image_size=self.splits.train.image_size,
-            smoothing_sigma=params["smoothing_sigma"],
+            smoothing_sigma=self.job.params["smoothing_sigma"],
             tiles=self.tiles,
         )
 
@@ -378,7 +381,7 @@ def _check_weights(backbone: AnyBackbone, job: Job) -> None:
     if backbone.identity.sha256 != job.weights_sha256:
         raise InputError(
             f"backbone {job.params['backbone']}: the weights on this machine are not those the study was created "
-            f"with ({backbone.identity.sha256[:12]}, not {job.weights_sha256[:12]}); restore them, or --fresh"
+            f"with ({digits(backbone.identity.sha256)}, not {digits(job.weights_sha256)}); restore them, or --fresh"
         )
 
 

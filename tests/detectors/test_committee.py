@@ -10,7 +10,7 @@ from detectors.backbones.pyramid import Backbones, build_any, weights_identity
 from detectors.backbones.weights import BackboneSpec, licence, weights_tag
 from detectors.base import FitContext
 from detectors.catalog import head_class
-from detectors.committee import Committee, make_detector
+from detectors.committee import Committee, _parts, make_detector
 from detectors.detector import Detector
 from detectors.errors import InputError
 from detectors.features import Features, merged
@@ -143,12 +143,57 @@ def test_copies_of_an_image_are_in_one_half():
     assert float(made.scales[:, 0].min()) > 0.1
 
 
-def test_few_normals_have_no_scale():
-    images = random_images(3, SIZE)
-    with pytest.raises(InputError, match="3 different good images are too few for several backbones at once"):
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_few_normals_each_is_left_out_in_turn(count):
+    train = random_images(count, SIZE, seed=1)
+    made = both(HEADS["patchcore"]()).fit(train)
+    assert isinstance(made, Committee)
+    for place, name in enumerate((ONE, OTHER)):
+        unseen = []
+        for index in range(count):
+            others = [other for other in range(count) if other != index]
+            unseen.append(float(alone(name, HEADS["patchcore"]()).fit(train[others])(train[[index]]).scores[0]))
+        assert made.scales[place, 0].item() == pytest.approx(sum(unseen) / count, rel=1e-4)
+
+
+def test_one_normal_has_no_scale():
+    images = random_images(1, SIZE)
+    with pytest.raises(InputError, match="one good image is too little for several backbones at once"):
         both(HEADS["patchcore"]()).fit(torch.cat([images, images]))
     with pytest.raises(InputError, match="no normal images"):
         both(HEADS["patchcore"]()).fit_features(both(HEADS["patchcore"]()).extract(images).take([]), FitContext())
+
+
+def test_turned_copies_are_in_the_part_of_their_image_and_are_not_scored():
+    images = random_images(4, SIZE, seed=1)
+    copies = torch.cat([image[None].flip(axis) for image in images for axis in (2, 3)])
+    features = both(HEADS["patchcore"]()).extract(torch.cat([images, copies]))
+    assert _parts(features, copies=2) == [([1, 3, 6, 7, 10, 11], [0, 2]), ([0, 2, 4, 5, 8, 9], [1, 3])]
+    with pytest.raises(InputError, match="one good image"):
+        _parts(features.take([0, 4, 5]), copies=2)
+
+
+def test_normals_that_score_alike_up_to_rounding_keep_the_unit():
+    image = random_images(1, SIZE, seed=1)
+    nearly = torch.cat([image] * 4)
+    nearly[:, 0, 0, 0] = torch.tensor([10, 11, 12, 13], dtype=torch.uint8)
+    made = both(Padim(n_features=4, regularization=1e3)).fit(nearly)
+    assert isinstance(made, Committee)
+    deviations = made.scales[:, 1]
+    assert bool(((deviations == 1.0) | (deviations > 1e-5 * made.scales[:, 0].abs())).all())
+
+
+def test_members_may_have_patches_of_different_sizes(tmp_path):
+    name = "test_vit@random+vit_tiny_patch16_224@random"
+    made = make_detector(build_any(name, [-1]), Patchcore(coreset_ratio=0.5), image_size=(96, 96))
+    made.fit(random_images(5, (96, 96), seed=1))
+    again = load_artifact(save_artifact(Artifact(made), tmp_path / "one")).detector
+    assert torch.equal(again(random_images(2, (96, 96))).scores, made(random_images(2, (96, 96))).scores)
+    different = "test_vit@random+vit_small_patch14_dinov2@random"
+    other = make_detector(build_any(different, [-1]), Patchcore(coreset_ratio=0.5), image_size=(448, 448))
+    other.fit(random_images(3, (448, 448), seed=1))
+    again = load_artifact(save_artifact(Artifact(other), tmp_path / "other")).detector
+    assert torch.equal(again(random_images(1, (448, 448))).scores, other(random_images(1, (448, 448))).scores)
 
 
 def test_a_head_that_trains_is_refused():

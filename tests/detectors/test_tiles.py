@@ -224,7 +224,7 @@ def test_a_detector_of_whole_images_is_described_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-@pytest.mark.parametrize("name", ["patchcore", "padim"])
+@pytest.mark.parametrize("name", ["patchcore", "padim", "windows"])
 def test_an_export_of_tiles_scores_as_the_detector(name, format, tmp_path):
     pytest.importorskip(format if format == "openvino" else "onnxruntime", reason="the extra `export` is not installed")
     from detectors.runtime.export import export_detector
@@ -236,10 +236,16 @@ def test_an_export_of_tiles_scores_as_the_detector(name, format, tmp_path):
     found = export_detector(Artifact(one), target, format, images=random_images(3, size, seed=2))
     assert found.relative < 1e-4
     again = load_exported(target)
-    assert again.description.tiles_together == (name == "padim")
+    assert again.description.tiles_together == (name != "patchcore")
     prediction = again.predict(random_images(2, size, seed=3))
     assert prediction.maps.shape == (2, *size)
     torch.testing.assert_close(prediction.scores, one(random_images(2, size, seed=3)).scores, rtol=1e-4, atol=1e-4)
+
+
+def test_more_heads_than_tiles_may_have_are_refused():
+    with pytest.raises(InputError, match="padim learns each tile by itself here, and 1024 are too many"):
+        detector(HEADS["padim"](), (1024, 1024), Tiles(32))
+    assert len(detector(HEADS["patchcore"](), (1024, 1024), Tiles(32)).heads) == 1
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ class PatchcoreGraph(nn.Module):
         candidates = products.topk(count, dim=2, largest=False).indices
         there = bank.index_select(0, candidates.flatten()).reshape(-1, *candidates.shape[1:], bank.shape[1])
         apart = (there - queries[:, :, None]).square().sum(dim=3).sqrt()
-        beyond = outside.expand(len(queries), -1, -1).gather(2, candidates)
+        beyond = outside.expand(queries.shape[0], -1, -1).gather(2, candidates)
         nearest = (apart + beyond).topk(self.n_neighbors, dim=2, largest=False)
         return nearest.values, taken.index_select(0, candidates.gather(2, nearest.indices).flatten()).reshape(
             nearest.indices.shape

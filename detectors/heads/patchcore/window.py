@@ -38,16 +38,18 @@ def reaches(where: Tensor, grid: Size, *, reach: int, count: int) -> Tensor:
     # Sums over rectangles from a table of sums from the corner: four look-ups a position, whatever the reach.
     sums = torch.zeros(height + 1, width + 1, dtype=torch.int64, device=where.device)
     sums[1:, 1:] = held.cumsum(0).cumsum(1)
-    rows, columns = torch.arange(height, device=where.device), torch.arange(width, device=where.device)
-    found = torch.full((height, width), -1, dtype=torch.int64, device=where.device)
-    for size in range(reach, max(reach + 1, height, width)):
+    rows = torch.arange(height, device=where.device)[:, None]
+    columns = torch.arange(width, device=where.device)[None]
+    # The count only grows with the window: the least one that suffices lies between these.
+    least = torch.full((height, width), reach, dtype=torch.int64, device=where.device)
+    most = torch.full_like(least, max(reach, height, width))
+    while bool((least < most).any()):
+        size = (least + most) // 2
         top, bottom = (rows - size).clamp_min(0), (rows + size + 1).clamp_max(height)
         left, right = (columns - size).clamp_min(0), (columns + size + 1).clamp_max(width)
-        inside = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
-        found = torch.where((found < 0) & (inside >= count), size, found)
-        if not bool((found < 0).any()):
-            break
-    return found.flatten()
+        enough = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] >= count
+        least, most = torch.where(enough, least, size + 1), torch.where(enough, size, most)
+    return least.flatten()
 
 
 def allowed(where: Tensor, positions: Tensor, reach: Tensor, width: int) -> Tensor:

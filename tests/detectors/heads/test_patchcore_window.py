@@ -238,3 +238,19 @@ def test_normalised_and_plain_features_share_no_memo(tmp_path):
     plain, l2 = set(names[: len(names) // 2]), set(names[len(names) // 2 :])
     assert len(plain) == len(l2) == 2
     assert not plain & l2
+
+
+def test_a_window_is_exported_for_any_number_of_images(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from detectors.backbones.pyramid import build_backbone
+    from detectors.detector import Detector
+    from detectors.runtime.artifact import Artifact
+    from detectors.runtime.export import export_detector
+    from detectors.testing.contract import random_images
+
+    head = Patchcore(coreset_ratio=0.2, window=1, normalize="l2", n_neighbors=2)
+    made = Detector(build_backbone("resnet18@random", [8, 16]), head, image_size=(64, 96)).fit(
+        random_images(5, (64, 96))
+    )
+    found = export_detector(Artifact(made), tmp_path / "window.onnx", "onnx", images=random_images(3, (64, 96), seed=2))
+    assert found.relative < 1e-4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional
 
-from detectors.scoring.anomaly_map import AnomalyMap, bilinear_matrix, gaussian_matrix, image_scores
+from detectors.scoring.anomaly_map import AnomalyMap, bilinear_matrix, gaussian_matrix, image_scores, resampled
 
 
 def patch_scores(batch: int, grid: tuple[int, int], *, seed: int = 0) -> torch.Tensor:
@@ -99,3 +99,14 @@ def test_an_image_score_is_the_mean_of_the_highest_pixels(share, count):
     torch.testing.assert_close(image_scores(maps, top_share=share), expected)
     for image in range(4):
         assert image_scores(maps[image : image + 1], top_share=share)[0] == image_scores(maps, top_share=share)[image]
+
+
+def test_a_peak_between_two_pixels_of_a_reduced_map_is_not_passed_over():
+    maps = torch.zeros(1, 64, 64)
+    maps[0, 31, 33] = 16.0
+    small = resampled(maps, (4, 4))
+    assert float(small.sum()) == pytest.approx(16 / 256, rel=1e-3)
+    # Enlarged, a map is what torch's interpolation gives.
+    large = resampled(maps, (100, 80))
+    expected = functional.interpolate(maps[:, None], size=(100, 80), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(large, expected, rtol=1e-4, atol=1e-4)
