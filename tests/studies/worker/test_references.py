@@ -155,15 +155,17 @@ def test_which_studies_have_turned_copies(tmp_path: Path) -> None:
     def copies(head: Any, **changes: Any) -> int:
         return references(images, head, config_of(folder, "patchcore", **changes)).copies
 
-    assert copies(Patchcore) == copies(Spade) == 7
-    assert copies(Padim) == 0
-    assert copies(Patchcore, turned_copies=False) == 0
-    assert copies(Patchcore, recipes=None, objectives={"image_auroc": "maximize"}) == 0  # stored before there were any
-    assert copies(Patchcore, recipes=None, objectives={"image_auroc": "maximize"}, turned_copies=True) == 7
+    assert copies(Patchcore()) == copies(Spade()) == 7
+    assert copies(Padim()) == 0
+    # In a window around a position, a turned copy shows another place of the part.
+    assert copies(Patchcore(window=1)) == 0
+    assert copies(Patchcore(), turned_copies=False) == 0
+    assert copies(Patchcore(), recipes=None, objectives={"image_auroc": "maximize"}) == 0  # stored before there were any
+    assert copies(Patchcore(), recipes=None, objectives={"image_auroc": "maximize"}, turned_copies=True) == 7
     config = config_of(folder, "patchcore")
     # A part of more images is fitted as these are.
-    assert references(images, Patchcore, config, of=17).copies == 0
-    assert references(train_set(17), Patchcore, config).copies == 0
+    assert references(images, Patchcore(), config, of=17).copies == 0
+    assert references(train_set(17), Patchcore(), config).copies == 0
 
 
 def test_a_probe_of_more_than_few_images_has_no_copies_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
