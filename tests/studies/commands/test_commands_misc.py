@@ -129,6 +129,13 @@ def test_weights_fetch_leaves_alone_what_is_here() -> None:
     assert (row["fetched"], row["origin"]) == (False, "bundled")
 
 
+def test_weights_fetch_takes_several_one_by_one_and_tells_their_licences() -> None:
+    ended = study("weights", "fetch", f"{SMALLEST}+tf_efficientnet_lite1", "--json")
+    assert ended.code == 0
+    assert [row["backbone"] for row in json.loads(ended.out)] == [SMALLEST, "tf_efficientnet_lite1"]
+    assert f"{SMALLEST}: licence of the weights: apache-2.0" in ended.err
+
+
 @pytest.mark.parametrize(("name", "told"), [("resnet18@random", "nothing to fetch"), ("resnet81", "unknown backbone")])
 def test_weights_fetch_refuses(name: str, told: str) -> None:
     ended = study("weights", "fetch", SMALLEST, name)

@@ -11,7 +11,7 @@ import pytest
 from detectors.scoring.evaluation import RECALL
 from studies.executors.inline import InlineExecutor
 from studies.search import advice_words
-from studies.search.advice import LEAST_TRIALS, larger
+from studies.search.advice import LEAST_TRIALS, _can_be_looked_at, _full_setting, larger
 from studies.search.answers import stored_advice
 from studies.search.notices import Remark
 from studies.search.origin import Origin
@@ -150,6 +150,22 @@ def test_a_size_that_is_large_already_is_not_asked_for() -> None:
     assert larger((256, 256)) == (384, 384)
     assert larger((256, 512)) == (384, 768)
     assert larger((800, 800)) is None
+
+
+def test_a_size_that_a_backbone_does_not_take_is_not_asked_for() -> None:
+    assert _can_be_looked_at({"backbone": "resnet18@random"}, (384, 384))
+    assert _can_be_looked_at({"backbone": "test_vit@random", "tiles": "100+10"}, (390, 390))
+    assert not _can_be_looked_at({"backbone": "beit_base_patch16_224@random"}, (384, 384))
+
+
+def test_another_detector_looks_at_layers_that_the_backbone_has() -> None:
+    own = {"layers": [-4, -1], "smoothing_sigma": 2.0}
+    tokens = _full_setting("padim", {"backbone": "test_vit@random", "layers": [4, 8, 16], "n_features": 500}, own)
+    assert tokens["layers"] == [16]
+    assert tokens["n_features"] == 64
+    tokens = _full_setting("padim", {"backbone": "test_vit@random", "layers": [4, 8]}, own)
+    assert tokens["layers"] == [-4, -1]
+    assert _full_setting("spade", {"backbone": "test_vit@random", "layers": [4, 8]}, {"layers": [8]})["layers"] == [16]
 
 
 def test_real_fits_answer(bench: Bench) -> None:

@@ -160,7 +160,9 @@ def test_which_studies_have_turned_copies(tmp_path: Path) -> None:
     # In a window around a position, a turned copy shows another place of the part.
     assert copies(Patchcore(window=1)) == 0
     assert copies(Patchcore(), turned_copies=False) == 0
-    assert copies(Patchcore(), recipes=None, objectives={"image_auroc": "maximize"}) == 0  # stored before there were any
+    assert (
+        copies(Patchcore(), recipes=None, objectives={"image_auroc": "maximize"}) == 0
+    )  # stored before there were any
     assert copies(Patchcore(), recipes=None, objectives={"image_auroc": "maximize"}, turned_copies=True) == 7
     config = config_of(folder, "patchcore")
     # A part of more images is fitted as these are.
