@@ -75,6 +75,8 @@ def keep(file: Path) -> Path:
         for key in ("folder", "detector"):
             trial[key] = _from_home(trial[key])
         trial["detectors"] = {name: _from_home(path) for name, path in (trial["detectors"] or {}).items()}
+    if study.get("usable"):
+        study["usable"]["detectors"] = {name: _from_home(path) for name, path in study["usable"]["detectors"].items()}
     if root := study["config"]["data"].get("root"):
         study["config"]["data"]["root"] = Path(root).name
     path = RESULTS / f"{study['name'].partition('#')[0]}.json"
