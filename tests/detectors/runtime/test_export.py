@@ -312,7 +312,9 @@ def quick(monkeypatch, make_export) -> Callable[..., export.Comparison]:
     """`export_detector` to ONNX, with the graph recorded once for all tests."""
     artifact, path, _ = make_export("padim", "onnx")
     monkeypatch.setattr(export, "_recorded", lambda graph, size: None)
-    monkeypatch.setattr(export, "_write_onnx", lambda program, artifact, target: target.write_bytes(path.read_bytes()))
+    monkeypatch.setattr(
+        export, "_write_onnx", lambda program, artifact, target, together: target.write_bytes(path.read_bytes())
+    )
 
     def run(target: Path, **options: Any) -> export.Comparison:
         return export_detector(artifact, target, "onnx", **{"images": random_images(2), **options})
