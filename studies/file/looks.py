@@ -130,10 +130,17 @@ def _choices(name: Any, dimension: Any) -> Any:
 
 
 def _written(name: Any, value: Any) -> Any:
-    try:
-        return WRITTEN[kind](value) if (kind := _kind(name)) else value
-    except InputError:
+    kind = _kind(name)
+    if kind is None:
         return value
+    try:
+        return WRITTEN[kind](value)
+    except InputError:
+        # As a text, which the checks refuse with the reason; a mapping would be none of the values that a choice may be.
+        if not isinstance(value, Mapping):
+            return value
+        is_known = value.keys() <= {"side", "overlap"} and isinstance(value.get("side"), int)
+        return f"{value['side']}+{value.get('overlap', 0)}" if is_known else str(dict(value))
 
 
 def _kind(name: Any) -> str | None:

@@ -90,6 +90,23 @@ def test_tiles_are_written_alike_wherever_a_trial_may_have_them(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"side": 16}, "a side of 16 pixels is out of range; give 32 to 2048"),
+        ({"side": 64, "overlap": 40}, "an overlap of 40 pixels is out of range; give 0 to half of the side, 32"),
+        ({"side": 64, "scale": 2}, "'scale': 2}\" is neither none nor tiles"),
+        ({"overlap": 2}, "is neither none nor tiles"),
+        ([64], "is neither none nor tiles"),
+    ],
+)
+def test_wrong_tiles_are_refused_in_a_study_file_with_the_reason(tmp_path: Path, value: Any, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_config(tmp_path, search={"tiles": {"choices": ["none", value]}, "n_features": {"int": [4, 40]}})
+    assert words in str(caught.value)
+    assert "search.tiles" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("size", "tiles", "words"),
     [
         ((2048, 2048), None, ""),
