@@ -120,13 +120,7 @@ class Committee(Detector):
         """Mean and deviation of a member's scores of normals, each by a twin that was fitted without it."""
         found = []
         for place, (fitted, held_out) in enumerate(parts):
-            twin = Detector(
-                member.backbone,
-                type(member.head)(**member.head.settings),
-                image_size=self.image_size,
-                smoothing_sigma=self.smoothing_sigma,
-                tiles=self.tiles,
-            )
+            twin = member.unfitted()
             twin.fit_features(features.take(fitted), context_of_part(context, f"part {place} of {len(parts)}"))
             found.append(twin.to(context.device).score_features(features.take(held_out)).scores.double().cpu())
         scores = torch.cat(found)

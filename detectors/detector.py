@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,16 @@ class Detector(nn.Module):
 
     def _make_map(self, grid: Size, device: torch.device) -> None:
         self.anomaly_map = AnomalyMap(grid, self.input_size, smoothing_sigma=self.smoothing_sigma).to(device)
+
+    def unfitted(self) -> Self:
+        """A detector of the same setting, on the same backbone, that is not fitted yet."""
+        return type(self)(
+            self.backbone,
+            type(self.head)(**self.head.settings),
+            image_size=self.image_size,
+            smoothing_sigma=self.smoothing_sigma,
+            tiles=self.tiles,
+        )
 
     @property
     def each(self) -> list[Detector]:

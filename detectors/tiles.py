@@ -11,7 +11,6 @@ score is that of its highest tile. A single tile is the image itself.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,9 +143,3 @@ def _tapered(starts: list[int], side: int, length: int) -> Tensor:
     for start, weight in zip(starts, weights, strict=True):
         weight /= total[start : start + side]
     return weights
-
-
-def batches(count: int, size: int) -> Iterator[range]:
-    """Indices of so many tiles, some at a time."""
-    for first in range(0, count, size):
-        yield range(first, min(first + size, count))

@@ -151,7 +151,7 @@ class Backbones(nn.Module):
 AnyBackbone = Backbone | Backbones
 
 
-def build_any(
+def build_backbones(
     name: str, strides: Sequence[int], *, weights_dir: Path | None = None, allow_network: bool = False
 ) -> AnyBackbone:
     """A backbone, or several whose names have ``+`` between them, with their weights, on the CPU. Raises as `build_backbone`."""
@@ -202,7 +202,7 @@ def empty_backbone(spec: BackboneSpec, strides: Sequence[int], *, identity: Weig
     return Backbone(_create(spec, strides), spec=spec, strides=strides, identity=identity)
 
 
-def empty_any(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> AnyBackbone:
+def empty_backbones(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsIdentity) -> AnyBackbone:
     """As `empty_backbone`, of one or several. Raises `ValueError` where `identity` is not that of as many as `spec` names."""
     if not spec.members:
         return empty_backbone(spec, strides, identity=identity)
@@ -215,7 +215,7 @@ def empty_any(spec: BackboneSpec, strides: Sequence[int], *, identity: WeightsId
 
 
 def tensor_shapes(spec: BackboneSpec, strides: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that `empty_any` has, by name; found without memory for them."""
+    """Shapes of the tensors that `empty_backbones` has, by name; found without memory for them."""
     if spec.members:
         return {
             f"networks.{place}.{name}": shape

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from detectors.backbones.architecture import check_layers, stride_of
-from detectors.backbones.pyramid import WeightsIdentity, empty_any, tensor_shapes
+from detectors.backbones.pyramid import WeightsIdentity, empty_backbones, tensor_shapes
 from detectors.backbones.weights import BackboneSpec
 from detectors.base import Head, Prediction, with_prefix
 from detectors.catalog import head_class
@@ -137,7 +137,9 @@ def load_artifact(folder: Path, *, device: torch.device | str = "cpu") -> Artifa
     _check_backbone(shapes, tensor_shapes(spec, description.strides), folder)
     tensors = read_tensors(folder / TENSORS)
     try:
-        backbone = empty_any(spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump()))
+        backbone = empty_backbones(
+            spec, description.strides, identity=WeightsIdentity(**description.weights.model_dump())
+        )
     except ValueError as error:
         raise InputError(f"{folder}: the weights are not those of {description.backbone[:80]} ({error})") from error
     head = _make_head(description, folder)

@@ -12,7 +12,6 @@ import torch
 from detectors import catalog
 from detectors.backbones.pyramid import weights_identity
 from detectors.base import PATIENCE, FitContext
-from detectors.committee import make_detector
 from detectors.data.samples import ImageSet
 from detectors.data.turning import References
 from detectors.detector import Detector
@@ -106,7 +105,7 @@ class FitAgain:
         fitted_to = references(train, self.champion.head, self.config)
         features = self._features(fitted_to.image_set)
         parts = [Part(tuple(fitted_to.rows(part.fitted)), part.held_out) for part in parts]
-        detector = self._new_detector()
+        detector = self.champion.unfitted()
         validate = self._validation(detector, validation)
         if validate is None and PATIENCE.name in self.champion.head.settings:
             self.tell("no labelled images to validate on: the training goes on to its last epoch, which is used")
@@ -124,7 +123,7 @@ class FitAgain:
 
         def fit(fitted: Features, number: int) -> Detector:
             self.tell(f"threshold: fold {number + 1} of {len(parts)}")
-            twin = self._new_detector()
+            twin = self.champion.unfitted()
             twin.fit_features(fitted, self._context(fitted_to, f"without fold {number + 1} of {len(parts)}", None))
             return twin.to(self.device)
 
@@ -170,16 +169,6 @@ class FitAgain:
                 [image_set.samples[index] for index in block], at_size(prediction, self.config.data.size), origin
             )
             done += len(prediction)
-
-    def _new_detector(self) -> Detector:
-        """A detector of the champion's configuration, not fitted yet; the backbone has the weights that it was saved with."""
-        return make_detector(
-            self.champion.backbone,
-            type(self.champion.head)(**self.champion.head.settings),
-            image_size=self.champion.image_size,
-            smoothing_sigma=self.champion.smoothing_sigma,
-            tiles=self.champion.tiles,
-        )
 
     def _context(self, train: References, images: str, validate: Validation | None) -> FitContext:
         """What a fit may know. Args: `images` says which of train it is fitted to; empty for all."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectors.backbones.pyramid import AnyBackbone, build_any, weights_identity
+from detectors.backbones.pyramid import AnyBackbone, build_backbones, weights_identity
 from detectors.backbones.weights import digits
 from detectors.base import FitContext, Head, Prediction
 from detectors.committee import make_detector
@@ -402,7 +402,7 @@ def check_networks(job: Job) -> None:
 
 @lru_cache(maxsize=8)
 def _backbone(name: str, strides: tuple[int, ...], weights_dir: str | None) -> AnyBackbone:
-    return build_any(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
+    return build_backbones(name, strides, weights_dir=Path(weights_dir) if weights_dir else None)
 
 
 @lru_cache(maxsize=4)

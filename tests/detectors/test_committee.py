@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detectors.backbones.architecture import channels_by_layer, check_takes, fitting_size
-from detectors.backbones.pyramid import Backbones, build_any, weights_identity
+from detectors.backbones.pyramid import Backbones, build_backbones, weights_identity
 from detectors.backbones.weights import BackboneSpec, licence, weights_tag
 from detectors.base import FitContext
 from detectors.catalog import head_class
@@ -34,13 +34,13 @@ HEADS = {
 
 
 def both(head, *, tiles: Tiles | None = None, size=SIZE) -> Committee:
-    made = make_detector(build_any(BOTH, [8, 16]), head, image_size=size, smoothing_sigma=2.0, tiles=tiles)
+    made = make_detector(build_backbones(BOTH, [8, 16]), head, image_size=size, smoothing_sigma=2.0, tiles=tiles)
     assert isinstance(made, Committee)
     return made
 
 
 def alone(name: str, head, *, tiles: Tiles | None = None, size=SIZE) -> Detector:
-    return make_detector(build_any(name, [8, 16]), head, image_size=size, smoothing_sigma=2.0, tiles=tiles)
+    return make_detector(build_backbones(name, [8, 16]), head, image_size=size, smoothing_sigma=2.0, tiles=tiles)
 
 
 # --- names
@@ -54,7 +54,7 @@ def test_several_names_are_one_backbone():
     assert channels_by_layer("resnet18@random+wide_resnet50_2@random") == channels_by_layer("resnet18")
     assert channels_by_layer("resnet18@random+test_vit@random") == {16: 64}
     identity = weights_identity(BOTH)
-    assert identity == build_any(BOTH, [8]).identity
+    assert identity == build_backbones(BOTH, [8]).identity
     assert identity.name == BOTH
     assert identity.tag == weights_tag(spec) or identity.tag == "random:1+random:2"
     assert identity.sha256 != weights_identity(f"{OTHER}+{ONE}").sha256
@@ -185,12 +185,12 @@ def test_normals_that_score_alike_up_to_rounding_keep_the_unit():
 
 def test_members_may_have_patches_of_different_sizes(tmp_path):
     name = "test_vit@random+vit_tiny_patch16_224@random"
-    made = make_detector(build_any(name, [-1]), Patchcore(coreset_ratio=0.5), image_size=(96, 96))
+    made = make_detector(build_backbones(name, [-1]), Patchcore(coreset_ratio=0.5), image_size=(96, 96))
     made.fit(random_images(5, (96, 96), seed=1))
     again = load_artifact(save_artifact(Artifact(made), tmp_path / "one")).detector
     assert torch.equal(again(random_images(2, (96, 96))).scores, made(random_images(2, (96, 96))).scores)
     different = "test_vit@random+vit_small_patch14_dinov2@random"
-    other = make_detector(build_any(different, [-1]), Patchcore(coreset_ratio=0.5), image_size=(448, 448))
+    other = make_detector(build_backbones(different, [-1]), Patchcore(coreset_ratio=0.5), image_size=(448, 448))
     other.fit(random_images(3, (448, 448), seed=1))
     again = load_artifact(save_artifact(Artifact(other), tmp_path / "other")).detector
     assert torch.equal(again(random_images(1, (448, 448))).scores, other(random_images(1, (448, 448))).scores)
